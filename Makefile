@@ -1,0 +1,46 @@
+# shala: the front door. `make help` lists what there is.
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+ROLES := baseline docker gstudio agent central
+
+.PHONY: help demo demo-down check test bench venv engine images wheelhouse requirements lint unit roles fleet
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+demo:  ## Boot the lab fleet, do one full round, show the archive (root; about 15 minutes the first time)
+	@lab/demo.sh up
+
+demo-down:  ## Take the lab fleet down, and the Docker engine if the lab started it
+	@lab/demo.sh down
+
+check: venv  ## Lint, types and unit tests: no Docker, under three minutes
+	@lab/check.sh
+
+test:  ## Everything: check, the packages over ssh and docker, molecule for every role, the fleet (under 40 minutes)
+	@lab/test.sh
+
+bench: venv  ## Run a benchmark: make bench NAME=archive
+	@test -n "$(NAME)" || { echo "shala: say which: make bench NAME=<one of: $$(cd bench; ls *.py 2>/dev/null | sed 's/\.py$$//' | tr '\n' ' ')>" >&2; exit 2; }
+	test -f "bench/$(NAME).py" || { echo "shala: there is no bench/$(NAME).py (have: $$(cd bench; ls *.py 2>/dev/null | sed 's/\.py$$//' | tr '\n' ' '))" >&2; exit 2; }
+	python "bench/$(NAME).py"
+
+venv:  ## Make or refresh the virtual environment .venv
+	@lab/bootstrap.sh venv
+
+images: venv  ## Build the lab's images (what has not changed is not built again)
+	@lab/bootstrap.sh engine
+	lab/images.sh
+
+wheelhouse: venv  ## Pack the agent and the centre for machines without internet: build/*-wheelhouse.tar
+	@lab/wheelhouse.sh
+
+requirements:  ## Compile requirements/*.txt anew from the pyproject files
+	@lab/requirements.sh
+
+role-%: wheelhouse images  ## Run the molecule scenario of one role: make role-gstudio
+	@cd roles/$* && molecule test

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# One full round of the main job on the lab fleet: boot, provision, collect, pull, show. `demo.sh down` takes it away.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH=$PWD/.venv/bin:$PATH ANSIBLE_CONFIG=$PWD/ansible.cfg ANSIBLE_INVENTORY=$PWD/inventories/lab
+started=$SECONDS
+step() { printf '\n==> [%d:%02d] %s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60)) "$1"; }
+
+down() {
+  if docker info >/dev/null 2>&1; then molecule destroy -s fleet; fi
+  lab/bootstrap.sh stop-engine
+}
+
+up() {
+  step "Setting up this machine"
+  lab/bootstrap.sh all
+  step "Images and wheelhouses"
+  lab/images.sh
+  lab/wheelhouse.sh
+  step "Booting a centre and three school servers"
+  molecule create -s fleet
+  step "Provisioning (playbooks/site.yml)"
+  ansible-playbook playbooks/site.yml
+  step "Collecting and deriving on each server (playbooks/collect.yml)"
+  ansible-playbook playbooks/collect.yml
+  step "Pulling into the archive (playbooks/pull.yml)"
+  ansible-playbook playbooks/pull.yml
+  step "The archive at the centre, LEVEL 0 to LEVEL 4"
+  docker exec -u shala shala-lab-centre shala archive tree
+  cat <<'TEXT'
+
+One round is done. To look further:
+  docker exec -u shala -it shala-lab-centre bash           a shell at the centre; then: shala archive show 2031017-mz17
+  docker exec -it shala-lab-2031017-mz17 bash               a shell on a school server; then: shala-agent status
+  ANSIBLE_INVENTORY=inventories/lab .venv/bin/ansible-playbook playbooks/status.yml    how the fleet is
+  make demo                                                 the round again (nothing unchanged moves twice)
+  make demo-down                                            take it all away
+TEXT
+}
+
+case ${1:-} in
+  up) up ;;
+  down) down ;;
+  *) echo "shala: lab/demo.sh up | down" >&2; exit 2 ;;
+esac
