@@ -1,0 +1,417 @@
+"""The archive: `<year>/<state>/<server name>/<platform>/<item>` in plain read-only files, and the records behind it.
+
+Below the root stand the years that researchers read, and `.shala`: staging (unfinished), collections (one record per
+committed collection), quarantine (what was refused, with reasons) and locks. A tree becomes visible by one exchange of
+names; a crash before it changes nothing, a crash after it is finished by the next run of that server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from shala_agent.collection import Collection
+
+from shala_central.bag import MANIFEST, PLATFORMS, Bag, BagRefused, read_manifest
+from shala_central.config import Limits
+from shala_central.failure import CentralError, UsageError
+from shala_central.publish import (
+    make_folders,
+    make_read_only,
+    publish,
+    remove_tree,
+    require_exchange,
+    sync_folder,
+    write_file,
+)
+from shala_central.staging import digest_of
+
+RECORD_FILES = ("collection.json", MANIFEST, "bag-info.txt")
+YEAR = re.compile(r"[0-9]{4}")
+
+
+class PullRecord(msgspec.Struct, frozen=True):
+    """How and when a collection came: pull.json of its record."""
+
+    pulled: str
+    year: int
+    state: str
+    sequence: int
+    manifest_sha256: str
+    bytes: int
+    files: int
+    bytes_received: int
+    files_received: int
+    seconds: float
+    address: str = ""
+    format: int = 1
+
+
+class _Current(msgspec.Struct, frozen=True):
+    record: str
+    format: int = 1
+
+
+class _Intent(msgspec.Struct, frozen=True):
+    """Written before the exchange: enough to tell afterwards whether it took place, and to finish."""
+
+    year: int
+    state: str
+    sequence: int
+    inode: int
+    format: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The collection of a server that readers see now."""
+
+    name: str
+    record: Path
+    pull: PullRecord
+    tree: Path
+
+    def manifest(self) -> dict[str, str]:
+        """Return {payload path: sha256} of what is published."""
+        return read_manifest((self.record / MANIFEST).read_bytes(), Limits(case_collisions="allow"))
+
+    def collection(self) -> Collection:
+        """Return what the school said about it."""
+        return msgspec.json.decode((self.record / "collection.json").read_bytes(), type=Collection)
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One file of the published tree that is not what was committed."""
+
+    path: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the tree: `level` 0 is a year, 4 an item; sizes and counts are of everything below."""
+
+    path: str
+    level: int
+    name: str
+    bytes: int
+    files: int
+
+
+class Archive:
+    """The archive below one root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.hidden = root / ".shala"
+
+    def open(self) -> None:
+        """Make the folders of the archive. Raises CentralError if they cannot be made or folders cannot be exchanged."""
+        try:
+            for folder in ("staging", "collections", "quarantine", "locks"):
+                make_folders(self.hidden / folder)
+            require_exchange(self.hidden / "staging")
+        except OSError as error:
+            raise CentralError(f"the archive {self.root} cannot be written: {error.strerror}") from None
+
+    def require(self) -> None:
+        """Raise UsageError unless there is an archive to look at."""
+        if not self.hidden.is_dir():
+            raise UsageError(
+                f"{self.root} is not an archive yet (shala pull makes it; --config names another one)"
+            )
+
+    # -- one server ------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[int | None]:
+        """Hold the lock of a server and yield its descriptor; yield None if another run holds it."""
+        descriptor = os.open(self.hidden / "locks" / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield None
+                return
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def staging(self, name: str) -> Path:
+        """Return the staging folder of a server; `data` in it is the tree to be."""
+        folder = self.hidden / "staging" / name
+        folder.mkdir(mode=0o750, exist_ok=True)
+        return folder
+
+    def tree_of(self, year: int, state: str, name: str) -> Path:
+        """Return the LEVEL 2 folder of a server in a year."""
+        return self.root / f"{year:04d}" / state / name
+
+    def committed(self, name: str) -> Committed | None:
+        """Return what is published of a server, or None if nothing is."""
+        folder = self.hidden / "collections" / name
+        try:
+            current = msgspec.json.decode((folder / "current.json").read_bytes(), type=_Current)
+            record = folder / current.record
+            pull = msgspec.json.decode((record / "pull.json").read_bytes(), type=PullRecord)
+        except FileNotFoundError:
+            return None
+        except msgspec.MsgspecError as error:
+            raise CentralError(f"the record of {name} in {folder} is damaged: {error}") from None
+        return Committed(name, record, pull, self.tree_of(pull.year, pull.state, name))
+
+    def servers(self) -> list[str]:
+        """Return the names of all servers with a committed collection."""
+        folder = self.hidden / "collections"
+        return sorted((path.parent.name for path in folder.glob("*/current.json")), key=_by_number)
+
+    def history(self, name: str) -> list[PullRecord]:
+        """Return the records of a server, oldest first."""
+        records = []
+        for path in sorted((self.hidden / "collections" / name).glob("*/pull.json")):
+            with contextlib.suppress(msgspec.MsgspecError, OSError):
+                records.append(msgspec.json.decode(path.read_bytes(), type=PullRecord))
+        return sorted(records, key=lambda record: record.pulled)
+
+    def quarantined(self, name: str) -> list[dict[str, object]]:
+        """Return what is in quarantine of a server, each with its folder and reasons, oldest first."""
+        found: list[dict[str, object]] = []
+        for path in sorted((self.hidden / "quarantine").glob(f"{name}-*/reason.json")):
+            with contextlib.suppress(msgspec.MsgspecError, OSError):
+                reason = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
+                if reason.get("server_name") == name:
+                    found.append({"folder": str(path.parent), **reason})
+        return found
+
+    # -- commit ----------------------------------------------------------------------------------------------------
+
+    def recover(self, name: str) -> None:
+        """Finish or forget what an earlier run of this server left behind. Call with the lock held."""
+        staging = self.staging(name)
+        intent_file = staging / "commit.json"
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                intent = msgspec.json.decode(intent_file.read_bytes(), type=_Intent)
+            except msgspec.MsgspecError:
+                intent = None
+            if intent is not None and _inode(self.tree_of(intent.year, intent.state, name)) == intent.inode:
+                self._finish(name, intent)
+            else:
+                remove_tree(staging / "record")
+                intent_file.unlink()
+        for left in staging.iterdir():
+            if left.name not in ("data", "commit.json"):
+                remove_tree(left)
+
+    def commit(self, name: str, bag: Bag, tag_files: Mapping[str, bytes], pull: PullRecord) -> None:
+        """Publish the checked staging tree of a server and write its record. Call with the lock held."""
+        staging = self.staging(name)
+        data, record = staging / "data", staging / "record"
+        make_read_only(data)
+        remove_tree(record)
+        record.mkdir(mode=0o750)
+        for file in RECORD_FILES:
+            write_file(record / file, tag_files[file])
+        write_file(record / "pull.json", msgspec.json.encode(pull) + b"\n")
+        intent = _Intent(bag.head.year, pull.state, bag.head.sequence, data.stat().st_ino)
+        write_file(staging / "commit.json", msgspec.json.encode(intent))
+        publish(data, self.tree_of(bag.head.year, pull.state, name))
+        self._finish(name, intent)
+
+    def _finish(self, name: str, intent: _Intent) -> None:
+        """Do what follows the exchange; every step may be repeated."""
+        staging = self.staging(name)
+        history = self.hidden / "collections" / name
+        make_folders(history)
+        record = f"{intent.year:04d}-{intent.sequence:08d}"
+        if (staging / "record").is_dir():
+            if (history / record).exists():
+                # Only after `--accept-reset`: the school counts anew and has come to a number it had used.
+                (history / record).rename(history / f"{record}.before-{_stamp()}")
+            (staging / "record").rename(history / record)
+            sync_folder(history)
+        write_file(history / "current.json", msgspec.json.encode(_Current(record)) + b"\n")
+        if (staging / "data").exists():
+            (staging / "data").rename(staging / f"old-{_stamp()}")
+        (staging / "commit.json").unlink()
+        for left in staging.iterdir():
+            remove_tree(left)
+
+    def quarantine(
+        self, name: str, sequence: int | None, refused: BagRefused, tag_files: Mapping[str, bytes]
+    ) -> Path:
+        """Keep what was refused, with its reasons; damaged payload files are moved there out of staging.
+
+        A collection that was refused before for the same reasons is not kept twice.
+        """
+        digest = hash_of(tag_files)
+        times = 1
+        for earlier in self.quarantined(name):
+            if earlier.get("digest") == digest and earlier.get("reasons") == refused.reasons:
+                times += int(str(earlier.get("times", 1)))
+                remove_tree(Path(str(earlier["folder"])))
+        folder = self.hidden / "quarantine" / f"{name}-{sequence or 0:08d}-{_stamp()}"
+        folder.mkdir(mode=0o750)
+        for file, content in tag_files.items():
+            write_file(folder / file, content)
+        data = self.staging(name) / "data"
+        for number, path in enumerate(refused.paths):
+            source = data / path
+            # Paths of a refused manifest are a stranger's words: only what is a plain file inside staging is moved.
+            if ".." in path.split("/") or path.startswith("/") or not _is_file_below(data, source):
+                continue
+            source.rename(folder / f"file-{number:04d}")
+        reason = {
+            "format": 1,
+            "server_name": name,
+            "sequence": sequence,
+            "at": _now(),
+            "times": times,
+            "digest": digest,
+            "reasons": refused.reasons,
+            "paths": refused.paths,
+        }
+        write_file(folder / "reason.json", msgspec.json.format(msgspec.json.encode(reason), indent=1) + b"\n")
+        return folder
+
+    # -- looking ---------------------------------------------------------------------------------------------------
+
+    def verify(self, name: str) -> list[Damage]:
+        """Read every published file of a server and return what differs from its committed manifest."""
+        committed = self.committed(name)
+        if committed is None:
+            raise UsageError(f"nothing of '{name}' is in the archive (shala archive tree shows what is)")
+        try:
+            manifest = committed.manifest()
+        except (OSError, BagRefused) as error:
+            return [Damage(MANIFEST, f"of the record is damaged: {error}")]
+        damage = []
+        if digest_of(committed.record / MANIFEST) != committed.pull.manifest_sha256:
+            damage.append(Damage(MANIFEST, "of the record is not the one that was committed"))
+        found: set[str] = set()
+        for folder, folders, files in os.walk(committed.tree):
+            links = [name for name in folders if os.path.islink(os.path.join(folder, name))]  # noqa: PTH114, PTH118
+            for file in (*files, *links):
+                path = os.path.relpath(os.path.join(folder, file), committed.tree)  # noqa: PTH118
+                found.add(path)
+                if path not in manifest:
+                    damage.append(Damage(path, "does not belong to the collection"))
+                    continue
+                full = committed.tree / path
+                try:
+                    if not stat.S_ISREG(full.lstat().st_mode):
+                        damage.append(Damage(path, "is not a plain file"))
+                    elif digest_of(full) != manifest[path]:
+                        damage.append(Damage(path, "has changed (sha256 differs)"))
+                except OSError as error:
+                    damage.append(Damage(path, f"cannot be read: {error.strerror}"))
+        damage.extend(Damage(path, "is missing") for path in manifest if path not in found)
+        return sorted(damage, key=lambda item: item.path)
+
+    def tree(self, below: str = "", depth: int = 4) -> list[Entry]:
+        """Return the tree below a path, each folder before what is in it, down to LEVEL `depth`, with sizes.
+
+        Raises UsageError if the path is not in the archive.
+        """
+        parts = [part for part in below.split("/") if part not in ("", ".")]
+        if ".." in parts or any(part.startswith(".") for part in parts):
+            raise UsageError(f"'{below}' is not a path of the archive (e.g. 2026/mz/2031017-mz17)")
+        start = self.root.joinpath(*parts)
+        if not os.path.lexists(start):
+            raise UsageError(f"'{below}' is not in the archive (shala archive tree --depth 2 shows what is)")
+        entries: list[Entry] = []
+        level = len(parts) - 1
+        if level >= 0:
+            self._entry(start, "/".join(parts), level, depth, entries)
+        else:
+            years = (path for path in self.root.iterdir() if YEAR.fullmatch(path.name) and path.is_dir())
+            for year in sorted(years):
+                self._entry(year, year.name, 0, depth, entries)
+        return entries
+
+    def _entry(self, path: Path, shown: str, level: int, depth: int, entries: list[Entry]) -> tuple[int, int]:
+        """Append the entry of a path and of those below it; return its bytes and files."""
+        place = len(entries)
+        if path.is_symlink() or not path.is_dir():
+            size, files = path.lstat().st_size, 1
+        elif level >= depth:
+            size, files = _weigh(path)
+        else:
+            entries.append(Entry(shown, level, path.name, 0, 0))
+            size = files = 0
+            for child in sorted(path.iterdir(), key=_order):
+                child_size, child_files = self._entry(
+                    child, f"{shown}/{child.name}", level + 1, depth, entries
+                )
+                size, files = size + child_size, files + child_files
+            entries.pop(place)
+        if level <= depth:
+            entries.insert(place, Entry(shown, level, path.name, size, files))
+        return size, files
+
+
+def hash_of(tag_files: Mapping[str, bytes]) -> str:
+    """Return one digest over tag files, to tell whether the same thing came again."""
+    digest = hashlib.sha256()
+    for name in sorted(tag_files):
+        digest.update(name.encode() + b"\0" + hashlib.sha256(tag_files[name]).digest())
+    return digest.hexdigest()
+
+
+def _weigh(folder: Path) -> tuple[int, int]:
+    """Return bytes and number of the files below a folder."""
+    size = files = 0
+    folders = [str(folder)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    size += entry.stat(follow_symlinks=False).st_size
+                    files += 1
+    return size, files
+
+
+def _order(path: Path) -> tuple[int, str, int, str]:
+    """Sort platforms in their order, servers by the number of their id, everything else by name."""
+    platform = PLATFORMS.index(path.name) if path.name in PLATFORMS else len(PLATFORMS)
+    return platform, *_by_number(path.name)
+
+
+def _by_number(name: str) -> tuple[str, int, str]:
+    match = re.fullmatch(r"[0-9]{7,8}-([a-z]+)([0-9]{1,9})", name)
+    return (match[1], int(match[2]), name) if match else (name, 0, name)
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return -1
+
+
+def _is_file_below(folder: Path, path: Path) -> bool:
+    try:
+        inside = path.parent.resolve().is_relative_to(folder.resolve())
+        return inside and stat.S_ISREG(path.lstat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _stamp() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

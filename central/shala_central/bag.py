@@ -1,0 +1,339 @@
+"""A sealed collection as it comes from a school: read its tag files and decide whether to believe them.
+
+The sender is taken to be hostile. Everything here works on bytes that were fetched with a size limit, never follows a
+path, and turns every doubt into a `BagRefused` with its reasons. Payload files are compared in `shala_central.staging`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+from shala_agent.collection import Collection
+
+from shala_central.config import Limits
+from shala_central.fleet import Server
+
+PLATFORMS = ("gstudio", "unplatform")
+TAG_MANIFEST = "tagmanifest-sha256.txt"
+MANIFEST = "manifest-sha256.txt"
+TAG_FILES = ("bagit.txt", "bag-info.txt", "collection.json", MANIFEST, TAG_MANIFEST)
+# Where rsync keeps the first part of a file whose transfer was cut; no payload file may bear this name.
+PARTIAL_DIR = ".shala-partial"
+
+MAX_HEAD = 64 * 1024  # bytes; a real one has 150
+MAX_TAG_FILE = 512 * 1024 * 1024  # bytes; the manifest of a million files has about 150 MB
+FIRST_YEAR = 2016  # the first CLIx servers
+MAX_REASONS = 50  # named in full; the rest is counted
+
+# The LEVEL 4 items of facts/hierarchy.md, and the derived ones: what a whole gstudio collection has.
+GSTUDIO_ITEMS = (
+    "db",
+    "media",
+    "rcs-repo",
+    "postgres-dump",
+    "system-heartbeat",
+    "gstudio-exported-users-analytics-csvs",
+    "gstudio_tools_logs",
+    "gstudio-logs",
+    "local_settings.py",
+    "server_settings.py",
+    "git-commit.log",
+    "assessment-media",
+    "nginx-logs",
+    "activity-timestamp-csvs",
+    "qbank",
+)
+
+_LINE = re.compile(r"([0-9a-fA-F]{64})[ \t]+(.+)")
+_PLAIN_PATH = re.compile(r"[!-~ ]+")
+_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class BagRefused(Exception):
+    """A collection cannot be believed. `reasons` are for a person; `paths` are the files concerned, if any."""
+
+    def __init__(self, reasons: list[str], paths: list[str] | None = None) -> None:
+        if len(reasons) > MAX_REASONS:
+            reasons = [*reasons[:MAX_REASONS], f"and {len(reasons) - MAX_REASONS} more"]
+        super().__init__("; ".join(reasons))
+        self.reasons = reasons
+        self.paths = paths or []
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What a school says its newest collection is: the file HEAD of its spool."""
+
+    format: Annotated[int, msgspec.Meta(ge=1)]
+    server_name: Annotated[str, msgspec.Meta(max_length=64)]
+    sequence: Annotated[int, msgspec.Meta(ge=1, le=99_999_999)]
+    year: int
+    manifest_sha256: Sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Bag:
+    """The tag files of one collection, believed: `manifest` maps payload path (below data/) to sha256."""
+
+    head: Head
+    manifest: Mapping[str, str]
+    collection: Collection
+    payload_bytes: int
+
+
+def read_head(raw: bytes, server: Server) -> Head:
+    """Given the bytes of HEAD and the server that was asked, return it. Raises BagRefused."""
+    try:
+        head = msgspec.json.decode(raw, type=Head)
+    except msgspec.MsgspecError as error:
+        raise BagRefused([f"HEAD is not readable: {_shown(str(error))}"]) from None
+    if head.format != 1:
+        raise BagRefused([f"HEAD is of format {head.format}, this shala reads 1 (update the centre)"])
+    reasons = []
+    if head.server_name != server.name:
+        reasons.append(f"{server.name} was asked, but it says that it is '{_shown(head.server_name)}'")
+    newest = datetime.datetime.now(datetime.UTC).year + 1
+    if not FIRST_YEAR <= head.year <= newest:
+        reasons.append(
+            f"the year {head.year} is not between {FIRST_YEAR} and {newest} (is the server's clock right?)"
+        )
+    if reasons:
+        raise BagRefused(reasons)
+    return head
+
+
+def read_bag(tag_files: Mapping[str, bytes], head: Head, server: Server, limits: Limits) -> Bag:
+    """Given the tag files by name, return the bag. Raises BagRefused with every reason that can be told at once."""
+    missing = [name for name in TAG_FILES if name not in tag_files]
+    if missing:
+        raise BagRefused([f"{name} is missing" for name in missing], missing)
+    manifest_raw = tag_files[MANIFEST]
+    if hashlib.sha256(manifest_raw).hexdigest() != head.manifest_sha256:
+        raise BagRefused([f"{MANIFEST} is not the one that HEAD names"], [MANIFEST])
+    _check_tag_manifest(tag_files)
+    _check_declaration(tag_files["bagit.txt"])
+    manifest = read_manifest(manifest_raw, limits)
+    payload_bytes = _check_oxum(tag_files["bag-info.txt"], manifest, limits)
+    collection = _read_collection(tag_files["collection.json"])
+    reasons = list(_identity_reasons(collection, head, server))
+    if reasons:
+        raise BagRefused(reasons)
+    return Bag(head, manifest, collection, payload_bytes)
+
+
+def read_manifest(raw: bytes, limits: Limits) -> dict[str, str]:
+    """Given manifest-sha256.txt, return {payload path without `data/`: sha256}. Raises BagRefused.
+
+    A path that could leave the server's own folder, or that two file systems would read differently, is refused.
+    """
+    reasons: list[str] = []
+    paths: list[str] = []
+    manifest: dict[str, str] = {}
+    for number, path, digest, reason in _manifest_lines(raw, MANIFEST):
+        if not reason:
+            reason = _payload_path_problem(path, limits)
+        inner = path.removeprefix("data/")
+        if not reason and inner in manifest:
+            reason = "is listed twice"
+        if reason:
+            reasons.append(f"{MANIFEST} line {number}: '{_shown(path)}' {reason}")
+            paths.append(path)
+            continue
+        manifest[inner] = digest
+        if len(manifest) > limits.max_files:
+            raise BagRefused([f"it lists more than {limits.max_files} files (limits.max_files allows more)"])
+    for path, reason in _collisions(manifest, limits):
+        reasons.append(f"'{_shown(path)}' {reason}")
+        paths.append(path)
+    if reasons:
+        raise BagRefused(reasons, paths)
+    if not manifest:
+        raise BagRefused([f"{MANIFEST} lists no file"])
+    return manifest
+
+
+def path_problem(path: str, limits: Limits) -> str:
+    """Return why a relative path must not be written here, or "" if it may. Knows nothing of what is on the disk."""
+    if path.startswith("/"):
+        return "is an absolute path"
+    parts = path.split("/")
+    if ".." in parts:
+        return "climbs out of its folder"
+    if "" in parts or "." in parts:
+        return "has an empty part"
+    if len(parts) > limits.max_depth:
+        return f"is more than {limits.max_depth} folders deep (limits.max_depth)"
+    if not _PLAIN_PATH.fullmatch(path):
+        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _BIDI for c in path):
+            return "holds control characters"
+        encoded = path.encode("utf-8")
+    else:
+        encoded = path.encode("ascii")
+    if len(encoded) > limits.max_path_bytes:
+        return f"is longer than {limits.max_path_bytes} bytes (limits.max_path_bytes)"
+    if len(encoded) > 255 and any(len(part.encode("utf-8")) > 255 for part in parts):
+        return "has a name of more than 255 bytes"
+    if PARTIAL_DIR in parts:
+        return f"uses the name {PARTIAL_DIR}, which is kept for unfinished transfers"
+    return ""
+
+
+def count_items(collection: Collection) -> dict[str, int]:
+    """Return how many items are ok, suspect, failed and missing; a skipped or absent LEVEL 4 item is missing."""
+    counts = {"ok": 0, "suspect": 0, "failed": 0, "missing": 0}
+    seen: set[str] = set()
+    for item in collection.items:
+        if item.platform == "gstudio":
+            seen.add(item.name.partition("/")[0])
+        outcome = str(item.outcome)
+        counts[outcome if outcome in counts else "missing"] += 1
+    counts["missing"] += len(set(GSTUDIO_ITEMS) - seen)
+    return counts
+
+
+def decode_path(written: str) -> str:
+    """Return a path as it is on disk: BagIt writes CR, LF and % as %0D, %0A and %25 (RFC 8493 2.1.3)."""
+    if "%" not in written:
+        return written
+    return re.sub(r"%(0[Aa]|0[Dd]|25)", lambda found: chr(int(found[1], 16)), written)
+
+
+def _manifest_lines(raw: bytes, name: str) -> Iterator[tuple[int, str, str, str]]:
+    """Yield (line number, path, sha256, reason why the line is refused or "")."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BagRefused([f"{name} is not UTF-8 (byte {error.start})"], [name]) from None
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.removesuffix("\r")
+        if not line:
+            continue
+        match = _LINE.fullmatch(line)
+        if match is None:
+            yield number, line, "", "is not a line of a manifest"
+        else:
+            yield number, decode_path(match[2]), match[1].lower(), ""
+
+
+def _payload_path_problem(path: str, limits: Limits) -> str:
+    if reason := path_problem(path, limits):
+        return reason
+    parts = path.split("/", 3)
+    if parts[0] != "data":
+        return "is not below data/"
+    if len(parts) < 3 or parts[1] not in PLATFORMS:
+        return f"is not below a platform ({' or '.join(PLATFORMS)}) and an item"
+    return ""
+
+
+def _collisions(manifest: Mapping[str, str], limits: Limits) -> Iterator[tuple[str, str]]:
+    """Yield paths that cannot stand beside another one: a file that is also a folder, names that differ only in case."""
+    folders: set[str] = set()
+    for path in manifest:
+        folder = path.rpartition("/")[0]
+        while folder and folder not in folders:
+            folders.add(folder)
+            folder = folder.rpartition("/")[0]
+    for path in folders & manifest.keys():
+        yield path, "is both a file and a folder"
+    if limits.case_collisions == "allow":
+        return
+    folded: dict[str, str] = {}
+    for path in (*folders, *manifest):
+        same = path.lower() if path.isascii() else unicodedata.normalize("NFC", path).casefold()
+        first = folded.setdefault(same, path)
+        if first != path:
+            yield path, f"differs from '{_shown(first)}' only in case or spelling (limits.case_collisions)"
+
+
+def _check_tag_manifest(tag_files: Mapping[str, bytes]) -> None:
+    reasons: list[str] = []
+    listed: dict[str, str] = {}
+    for number, path, digest, reason in _manifest_lines(tag_files[TAG_MANIFEST], TAG_MANIFEST):
+        if reason or path in listed:
+            reasons.append(f"{TAG_MANIFEST} line {number}: '{_shown(path)}' {reason or 'is listed twice'}")
+        listed[path] = digest
+    for name in TAG_FILES:
+        if name == TAG_MANIFEST:
+            continue
+        if name not in listed:
+            reasons.append(f"{TAG_MANIFEST} does not list {name}")
+        elif hashlib.sha256(tag_files[name]).hexdigest() != listed[name]:
+            reasons.append(f"{name} is not what {TAG_MANIFEST} says")
+    if reasons:
+        raise BagRefused(reasons, [TAG_MANIFEST])
+
+
+def _check_declaration(raw: bytes) -> None:
+    tags = _tags(raw, "bagit.txt")
+    if tags.get("BagIt-Version") not in ("1.0", "0.97") or tags.get("Tag-File-Character-Encoding") != "UTF-8":
+        raise BagRefused(["bagit.txt does not declare BagIt 1.0 in UTF-8"], ["bagit.txt"])
+
+
+def _check_oxum(raw: bytes, manifest: Mapping[str, str], limits: Limits) -> int:
+    """Return the bytes of the payload, as bag-info says them; staging checks them against the files."""
+    oxum = re.fullmatch(r"([0-9]{1,18})\.([0-9]{1,12})", _tags(raw, "bag-info.txt").get("Payload-Oxum", ""))
+    if oxum is None:
+        raise BagRefused(["bag-info.txt names no Payload-Oxum"], ["bag-info.txt"])
+    size, files = int(oxum[1]), int(oxum[2])
+    if files != len(manifest):
+        raise BagRefused(
+            [f"bag-info.txt counts {files} files, {MANIFEST} lists {len(manifest)}"], ["bag-info.txt"]
+        )
+    if size > limits.max_bytes:
+        raise BagRefused([f"it holds {size} bytes, more than limits.max_bytes allows ({limits.max_bytes})"])
+    return size
+
+
+def _tags(raw: bytes, name: str) -> dict[str, str]:
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise BagRefused([f"{name} is not UTF-8"], [name]) from None
+    tags: dict[str, str] = {}
+    for line in text.splitlines():
+        key, colon, value = line.partition(":")
+        if colon and not line[0].isspace():
+            tags.setdefault(key.strip(), value.strip())
+    return tags
+
+
+def _read_collection(raw: bytes) -> Collection:
+    try:
+        collection = msgspec.json.decode(raw, type=Collection)
+    except msgspec.MsgspecError as error:
+        raise BagRefused(
+            [f"collection.json is not readable: {_shown(str(error))}"], ["collection.json"]
+        ) from None
+    if collection.format != 1:
+        raise BagRefused(
+            [f"collection.json is of format {collection.format}, this shala reads 1 (update the centre)"]
+        )
+    return collection
+
+
+def _identity_reasons(collection: Collection, head: Head, server: Server) -> Iterator[str]:
+    pairs = (
+        ("server_name", collection.server_name, server.name),
+        ("state", collection.state, server.state),
+        ("school_code", collection.school_code, server.school_code),
+        ("server_id", collection.server_id, server.server_id),
+        ("sequence", collection.sequence, head.sequence),
+        ("year", collection.year, head.year),
+    )
+    for name, said, expected in pairs:
+        if said != expected:
+            yield f"collection.json says {name} '{_shown(str(said))}', expected was '{expected}'"
+
+
+def _shown(text: str) -> str:
+    """Return text of a sender as it may be printed: no control characters, not endless."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:160])

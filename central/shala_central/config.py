@@ -1,0 +1,87 @@
+"""The centre's configuration: /etc/shala/central.toml, checked as a whole before anything is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from shala_central.failure import UsageError
+
+CONFIG_PATH = Path("/etc/shala/central.toml")
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class ArchiveSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Where the archive lives."""
+
+    root: str = "/srv/shala/archive"
+
+
+class PullSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How collections are fetched."""
+
+    user: Annotated[str, msgspec.Meta(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = "shala-pull"
+    identity_file: str = "/var/lib/shala/ssh/id_ed25519"
+    known_hosts: str = "/var/lib/shala/ssh/known_hosts"
+    parallel: Annotated[int, msgspec.Meta(ge=1, le=256)] = 4
+    connect_timeout_seconds: Annotated[int, msgspec.Meta(ge=1, le=300)] = 5
+    # A server that sends nothing for so long is gone.
+    stall_seconds: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 60
+    # Kilobits per second and server; 0 = as fast as it goes.
+    bandwidth_kbps: Count = 0
+    # For one server, from its first to its last byte; 0 = none. What has arrived by then is kept.
+    deadline_minutes: Count = 240
+    rsync: str = "rsync"
+
+
+class Limits(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What a collection may hold at most. A sender is not trusted: beyond these it is quarantined.
+
+    The largest school seen holds 20 GB in 30,000 files (facts/gstudio.md 5): the defaults leave room for twenty times that.
+    """
+
+    max_files: Positive = 1_000_000
+    max_bytes: Positive = 400_000_000_000
+    max_path_bytes: Positive = 1024
+    max_depth: Positive = 64
+    # refuse | allow: two names that differ only in case or accents' spelling cannot both live on a USB disk.
+    case_collisions: Annotated[str, msgspec.Meta(pattern="^(refuse|allow)$")] = "refuse"
+
+
+class CentralConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """central.toml as a whole."""
+
+    format: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
+    archive: ArchiveSettings = msgspec.field(default_factory=ArchiveSettings)
+    pull: PullSettings = msgspec.field(default_factory=PullSettings)
+    limits: Limits = msgspec.field(default_factory=Limits)
+    fleet: str = "/etc/shala/fleet.json"
+
+
+def read_config(path: Path) -> CentralConfig:
+    """Given a path, return the configuration in it. Raises UsageError with one line that says what to correct."""
+    try:
+        config = msgspec.toml.decode(path.read_bytes(), type=CentralConfig)
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path} does not exist (playbooks/central.yml makes it; --config names another one)"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise UsageError(f"{path}: {error} (docs/centre.md lists every setting)") from None
+    for name, value in (
+        ("archive.root", config.archive.root),
+        ("pull.identity_file", config.pull.identity_file),
+        ("pull.known_hosts", config.pull.known_hosts),
+        ("fleet", config.fleet),
+    ):
+        if not value.startswith("/") or not value.isprintable() or '"' in value:
+            raise UsageError(
+                f"{path}: {name} = '{value}' is not an absolute path (write it in full, without quote marks)"
+            )
+    return config

@@ -1,0 +1,262 @@
+"""The transport: rsync over one ssh connection to one school server, with a sender that is not trusted.
+
+Only what is asked for by name is received (rsync checks the sender's list against it), into a folder that was made for
+it; no shell is involved, nothing the sender says reaches an argument. Files that were cut keep what has arrived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from shala_central.bag import PARTIAL_DIR
+from shala_central.config import PullSettings
+from shala_central.failure import CentralError
+from shala_central.fleet import Server
+
+OLDEST_RSYNC = (3, 5, 0)  # fixes 33 security issues, some reachable by a hostile sender (facts/collect.md 1)
+MEMORY_LIMIT = 4 << 30  # bytes of address space for one rsync: about ten times what a million names take
+SLACK = 1 << 20  # bytes that a transfer may exceed what was announced: rsync rounds
+
+# Exit codes of rsync(1): 23 and 24 are "some files could not be sent"; verification says which.
+PARTIAL_TRANSFER = (23, 24)
+
+Progress = Callable[[int, int], None]
+
+
+class TransferFailed(Exception):
+    """The connection or rsync failed; what has arrived is kept. The text is for a person."""
+
+
+@dataclass(slots=True)
+class Transfer:
+    """What one fetch moved."""
+
+    bytes_received: int = 0
+    files_received: int = 0
+
+
+def require_rsync(program: str) -> None:
+    """Raise CentralError unless the rsync of this machine is new enough to face a hostile sender."""
+    try:
+        said = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, timeout=10, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        raise CentralError(f"'{program}' cannot be run (install rsync 3.5.0 or newer)") from None
+    found = re.search(r"version v?([0-9]+)\.([0-9]+)\.([0-9]+)", said)
+    if found is None or tuple(int(part) for part in found.groups()) < OLDEST_RSYNC:
+        version = ".".join(found.groups()) if found else "of unknown version"
+        raise CentralError(
+            f"rsync {version} is too old to receive from servers that are not trusted:"
+            " 3.5.0 or newer is needed (on Debian 12: apt-get update && apt-get install rsync)"
+        )
+
+
+class Transport:
+    """One ssh connection to one server. `workdir` is private to it and short enough for a control socket."""
+
+    def __init__(self, server: Server, settings: PullSettings, workdir: Path, lock_fd: int) -> None:
+        self.server = server
+        self.settings = settings
+        self.workdir = workdir
+        self.lock_fd = lock_fd
+        self.ssh_config = workdir / "ssh_config"
+        self.ssh_config.write_text(_ssh_config(server, settings, workdir))
+
+    async def fetch(
+        self,
+        folder: str,
+        names: Iterable[str],
+        destination: Path,
+        *,
+        max_file: int,
+        max_total: int,
+        basis: Path | None = None,
+        progress: Progress | None = None,
+    ) -> Transfer:
+        """Given a folder of the spool and names below it, receive those files into `destination`.
+
+        `basis` is a folder with older versions under the same names, of which only the differences travel.
+        Raises TransferFailed. Files that the sender does not have are simply not there afterwards.
+        """
+        list_file = self.workdir / "names"
+        list_file.write_bytes(b"".join(os.fsencode(name) + b"\0" for name in names))
+        command = self._command(folder, list_file, destination, max_file, basis)
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "HOME": str(self.workdir)},
+            # An rsync that outlives us keeps the lock, so that no second one writes beside it.
+            pass_fds=(self.lock_fd,),
+            start_new_session=True,
+        )
+        transfer = Transfer()
+        try:
+            errors, excess = await asyncio.gather(
+                _tail(process.stderr), _follow(process.stdout, transfer, max_total, progress, process)
+            )
+            code = await process.wait()
+        finally:
+            await _end(process)
+        if excess:
+            raise TransferFailed(f"sent more than the {max_total} bytes it had announced")
+        if code != 0 and code not in PARTIAL_TRANSFER:
+            raise TransferFailed(_reason(code, errors))
+        return transfer
+
+    async def close(self) -> None:
+        """End the ssh connection that the fetches shared."""
+        if not (self.workdir / "control").exists():
+            return
+        with contextlib.suppress(OSError, TimeoutError):
+            process = await asyncio.create_subprocess_exec(
+                "ssh",
+                *("-F", str(self.ssh_config), "-O", "exit", "--", self.server.name),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            async with asyncio.timeout(5):
+                await process.wait()
+
+    def _command(
+        self, folder: str, list_file: Path, destination: Path, max_file: int, basis: Path | None
+    ) -> list[str]:
+        settings = self.settings
+        command = [
+            # Bounds that hold whatever the sender does: size of a file, memory.
+            *("prlimit", f"--fsize={max_file + SLACK}", f"--as={MEMORY_LIMIT}", "--"),
+            # When this process dies, rsync is told, and keeps what has arrived.
+            *("setpriv", "--pdeathsig", "TERM", "--"),
+            settings.rsync,
+            *("--times", "--perms", "--chmod=D0750,F0640"),
+            *("--no-links", "--no-devices", "--no-specials", "--no-owner", "--no-group"),
+            *("--from0", f"--files-from={list_file}", "--no-implied-dirs"),
+            # What is asked for is known to be new: size and time must not make rsync believe otherwise.
+            "--ignore-times",
+            *("--partial", f"--partial-dir={PARTIAL_DIR}"),
+            *("--compress", "--compress-choice=zstd"),
+            f"--timeout={settings.stall_seconds}",
+            *("--info=progress2,stats2", "--no-human-readable", "--outbuf=L"),
+            f"--max-size={max_file + SLACK}",
+            f"--rsh=ssh -F {self.ssh_config}",
+        ]
+        if settings.bandwidth_kbps:
+            command.append(f"--bwlimit={max(1, settings.bandwidth_kbps * 1000 // 8 // 1024)}k")
+        if basis is not None:
+            command.append(f"--link-dest={basis}")
+        return [*command, "--", f"{self.server.name}:{folder}/", f"{destination}/"]
+
+
+def _ssh_config(server: Server, settings: PullSettings, workdir: Path) -> str:
+    """Return an ssh configuration for exactly one host. Name and address were checked when the fleet was read."""
+    return "\n".join(
+        [
+            f"Host {server.name}",
+            f"  HostName {server.address}",
+            f"  Port {server.port}",
+            f"  User {settings.user}",
+            f'  IdentityFile "{settings.identity_file}"',
+            "  IdentitiesOnly yes",
+            "  IdentityAgent none",
+            f'  UserKnownHostsFile "{settings.known_hosts}"',
+            "  StrictHostKeyChecking yes",
+            "  UpdateHostKeys no",
+            "  BatchMode yes",
+            "  PreferredAuthentications publickey",
+            f"  ConnectTimeout {settings.connect_timeout_seconds}",
+            "  ServerAliveInterval 15",
+            "  ServerAliveCountMax 4",
+            "  ForwardAgent no",
+            "  ForwardX11 no",
+            "  RequestTTY no",
+            "  PermitLocalCommand no",
+            "  LogLevel ERROR",
+            "  ControlMaster auto",
+            f'  ControlPath "{workdir}/control"',
+            # Long enough to check a manifest between two fetches; nobody is left behind if we are killed.
+            "  ControlPersist 60s",
+            "",
+        ]
+    )
+
+
+async def _follow(
+    stream: asyncio.StreamReader | None,
+    transfer: Transfer,
+    max_total: int,
+    progress: Progress | None,
+    process: asyncio.subprocess.Process,
+) -> bool:
+    """Read rsync's running count and closing figures; stop it and return True when it receives more than announced."""
+    assert stream is not None  # noqa: S101 - it was asked for as a pipe
+    rest = ""
+    while chunk := await stream.read(4096):
+        *lines, rest = re.split(r"[\r\n]", rest + chunk.decode("ascii", "replace"))
+        rest = rest[-4096:]
+        for line in lines:
+            if count := re.match(r"\s*([0-9]+)\s+[0-9]+%", line):
+                moved = int(count[1])
+                if progress is not None:
+                    progress(moved, max_total)
+                if moved > max_total + SLACK:
+                    await _end(process)
+                    return True
+            elif figure := re.match(r"Total bytes received: ([0-9]+)", line):
+                transfer.bytes_received = int(figure[1])
+            elif figure := re.match(r"Number of regular files transferred: ([0-9]+)", line):
+                transfer.files_received = int(figure[1])
+    return False
+
+
+async def _tail(stream: asyncio.StreamReader | None) -> str:
+    """Return the last lines of a stream; what a sender writes there must not fill our memory."""
+    assert stream is not None  # noqa: S101 - it was asked for as a pipe
+    kept = b""
+    while chunk := await stream.read(4096):
+        kept = (kept + chunk)[-4096:]
+    return kept.decode("utf-8", "replace")
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End rsync and its ssh: politely, so that partial files are kept, then for certain."""
+    if process.returncode is not None:
+        return
+    for number, seconds in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await process.wait()
+                return
+
+
+def _reason(code: int, errors: str) -> str:
+    """Return one line about a failed rsync: the first line of ssh's or rsync's own words that says something."""
+    lines = [_printable(line) for line in errors.splitlines() if line.strip()]
+    for line in lines:
+        if not line.startswith("rsync error:") and "connection unexpectedly closed" not in line:
+            return f"{line[:300]} (rsync exit code {code})"
+    if lines:
+        return f"{lines[-1][:300]} (rsync exit code {code})"
+    return f"rsync ended with exit code {code}"
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text.strip())
+
+
+def missing_programs() -> list[str]:
+    """Return the programs that a pull needs and this machine lacks."""
+    return [name for name in ("ssh", "prlimit", "setpriv") if shutil.which(name) is None]

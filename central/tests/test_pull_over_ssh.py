@@ -1,0 +1,300 @@
+"""Pulls over a real sshd, rrsync and rsync on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import stat
+import subprocess
+import time
+
+import pytest
+
+pytestmark = pytest.mark.ssh
+
+DAY_1 = {
+    "gstudio/db/gstudio-mongodb/Nodes.bson": b"nodes" * 1000,
+    "gstudio/media/a/b/c/picture of a cat.jpg": bytes(range(256)) * 100,
+    "gstudio/media/a/b/c/नमस्ते.txt": b"hello",
+    "gstudio/nginx-logs/access.log": b"GET / 200\n" * 500,
+    "gstudio/local_settings.py": b"GSTUDIO = 1\n",
+}
+
+
+def test_a_first_pull_publishes_what_the_school_sealed(centre, school, online):
+    online(school).seal(DAY_1)
+    code, results = centre.pull()
+    result = results[school.name]
+    assert (code, result["result"], result["reason"]) == (0, "committed", "")
+    assert result["files_received"] == len(DAY_1)
+    assert result["bytes"] == sum(map(len, DAY_1.values()))
+    assert result["items"] == {"ok": 2, "suspect": 1, "failed": 0, "missing": 12}
+    assert centre.published(school) == DAY_1
+
+
+def test_what_is_published_is_read_only_and_nothing_else_stands_there(centre, school, online):
+    online(school).seal(DAY_1)
+    centre.pull()
+    tree = centre.root / "2026" / "mz" / school.name
+    assert [path.name for path in tree.iterdir()] == ["gstudio"]
+    for path in tree.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o222 == 0, path
+    assert not list(centre.archive.staging(school.name).iterdir())
+
+
+def test_an_unchanged_school_costs_one_small_answer(centre, school, online):
+    online(school).seal(DAY_1)
+    centre.pull()
+    code, results = centre.pull()
+    result = results[school.name]
+    assert (code, result["result"], result["files_received"]) == (0, "unchanged", 0)
+    assert result["bytes_received"] < 1000
+    assert result["items"]["ok"] == 2
+
+
+def test_the_second_day_moves_only_what_has_changed(centre, school, online):
+    big = random.Random(1).randbytes(2_000_000)
+    online(school).seal({**DAY_1, "gstudio/db/big.bson": big})
+    centre.pull()
+    picture = centre.root / "2026/mz" / school.name / "gstudio/media/a/b/c/picture of a cat.jpg"
+    inode = picture.stat().st_ino
+    day_2 = {
+        **DAY_1,
+        "gstudio/db/big.bson": big[:1_000_000] + b"one page" + big[1_000_008:],
+        "gstudio/media/new": b"new",
+    }
+    del day_2["gstudio/local_settings.py"]
+    school.seal(day_2)
+    code, results = centre.pull()
+    result = results[school.name]
+    assert (code, result["result"]) == (0, "committed")
+    assert result["files_received"] == 2
+    assert result["bytes_received"] < 100_000, "only the difference of the big file travels"
+    assert centre.published(school) == day_2
+    assert picture.stat().st_ino == inode, "an unchanged file is the same file"
+
+
+def test_a_changed_file_with_the_old_size_and_time_is_fetched(centre, school, online):
+    online(school).seal({**DAY_1, "gstudio/db/x": b"old"})
+    centre.pull()
+    bag = school.seal({**DAY_1, "gstudio/db/x": b"new"})
+    old = school.spool / "collections/00000001/data/gstudio/db/x"
+    os.utime(bag / "data/gstudio/db/x", ns=(old.stat().st_mtime_ns, old.stat().st_mtime_ns))
+    centre.pull()
+    assert centre.published(school)["gstudio/db/x"] == b"new"
+
+
+def test_a_new_year_stands_beside_the_old_one(centre, school, online):
+    online(school).seal(DAY_1)
+    centre.pull()
+    school.year = 2027
+    school.seal({**DAY_1, "gstudio/media/new": b"new"})
+    _, results = centre.pull()
+    assert results[school.name]["files_received"] == 1
+    assert centre.published(school, 2026) == DAY_1
+    assert centre.published(school, 2027)["gstudio/media/new"] == b"new"
+
+
+def test_a_killed_pull_goes_on_where_it_was(centre, school, online):
+    rng = random.Random(2)
+    files = {f"gstudio/media/{n}": rng.randbytes(400_000) for n in range(8)}
+    online(school).seal(files)
+    centre.settings = "bandwidth_kbps = 8000\n"  # 1 MB/s: 3.2 s for all
+    process = subprocess.Popen(
+        centre.command("pull"), env=centre.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    staged = centre.root / ".shala/staging" / school.name / "data"
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and len(list(staged.rglob("*")) if staged.exists() else []) < 6:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (centre.root / "2026").exists(), "nothing half is visible"
+    centre.settings = ""
+    for _ in range(50):  # the orphaned rsync is told to end, and keeps the lock until it has
+        code, results = centre.pull()
+        if "another pull" not in str(results[school.name]["reason"]):
+            break
+        time.sleep(0.1)
+    result = results[school.name]
+    assert (code, result["result"]) == (0, "committed"), result
+    assert 0 < result["files_received"] < len(files), "whole files are not fetched again"
+    assert centre.published(school) == files
+
+
+def test_the_first_part_of_a_big_file_is_not_fetched_again(centre, school, online):
+    files = {"gstudio/db/big.bson": random.Random(3).randbytes(6_000_000)}
+    online(school).seal(files)
+    centre.settings = "bandwidth_kbps = 16000\n"
+    process = subprocess.Popen(
+        centre.command("pull"), env=centre.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    staged = centre.root / ".shala/staging" / school.name / "data"
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not any(
+        path.is_file() and path.stat().st_size > 2_000_000 for path in staged.rglob("*")
+    ):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert b"goes on from there" in errors
+    assert process.returncode == 1
+    centre.settings = ""
+    code, results = centre.pull()
+    assert code == 0, results
+    assert results[school.name]["bytes_received"] < 4_500_000
+    assert centre.published(school) == files
+
+
+def test_a_corrupted_file_is_quarantined_and_the_next_run_mends_it(centre, school, online):
+    online(school).seal(DAY_1)
+    centre.pull()
+    day_2 = {**DAY_1, "gstudio/db/new": b"right", "gstudio/db/other": b"other"}
+    bag = school.seal(day_2)
+    (bag / "data/gstudio/db/new").write_bytes(b"wrong")
+    code, results = centre.pull()
+    result = results[school.name]
+    assert (code, result["result"]) == (1, "quarantined")
+    assert "'gstudio/db/new' is not what the manifest says" in result["reason"]
+    assert centre.published(school) == DAY_1, "the good one stays"
+    kept = centre.archive.quarantined(school.name)
+    assert len(kept) == 1
+    assert kept[0]["paths"] == ["gstudio/db/new"]
+
+    centre.pull()
+    kept = centre.archive.quarantined(school.name)
+    assert (len(kept), kept[0]["times"]) == (1, 2), "the same refusal is not kept twice"
+
+    (bag / "data/gstudio/db/new").write_bytes(b"right")
+    code, results = centre.pull()
+    assert (code, results[school.name]["files_received"]) == (0, 1)
+    assert centre.published(school) == day_2
+
+
+def test_a_missing_file_is_named(centre, school, online):
+    bag = online(school).seal(DAY_1)
+    (bag / "data/gstudio/local_settings.py").unlink()
+    _, results = centre.pull()
+    assert results[school.name]["result"] == "quarantined"
+    assert "'gstudio/local_settings.py' is listed but was not sent" in results[school.name]["reason"]
+
+
+def test_a_link_in_place_of_a_file_brings_nothing(centre, school, online):
+    bag = online(school).seal(DAY_1)
+    (bag / "data/gstudio/local_settings.py").unlink()
+    (bag / "data/gstudio/local_settings.py").symlink_to("/etc/passwd")
+    _, results = centre.pull()
+    assert results[school.name]["result"] == "quarantined"
+    assert not (centre.root / "2026").exists()
+
+
+def test_a_server_with_anothers_identity_is_quarantined(centre, school, online):
+    online(school).seal(DAY_1, server_name="2031008-mz8", school_code="2031008", server_id="mz8")
+    code, results = centre.pull()
+    result = results[school.name]
+    assert (code, result["result"]) == (1, "quarantined")
+    assert "collection.json says server_name '2031008-mz8', expected was '2031017-mz17'" in result["reason"]
+    assert not (centre.root / "2026").exists()
+
+
+def test_a_head_with_anothers_name_is_quarantined(centre, school, online):
+    online(school).seal(DAY_1)
+    school.write_head(server_name="2031008-mz8", manifest_sha256="0" * 64)
+    _, results = centre.pull()
+    assert "it says that it is '2031008-mz8'" in results[school.name]["reason"]
+    assert results[school.name]["result"] == "quarantined"
+
+
+def test_a_number_that_goes_back_waits_for_the_operators_word(centre, school, online):
+    online(school).seal(DAY_1)
+    school.seal({**DAY_1, "gstudio/media/x": b"x"})
+    centre.pull()
+    school.sequence = 0
+    for old in (school.spool / "collections").iterdir():
+        subprocess.run(["rm", "-r", str(old)], check=True)
+    school.seal({"gstudio/db/fresh": b"fresh"})
+    _, results = centre.pull()
+    assert results[school.name]["result"] == "quarantined"
+    assert f"shala pull --accept-reset {school.name}" in results[school.name]["reason"]
+    code, _ = centre.pull("--accept-reset", school.name)
+    assert code == 0
+    assert centre.published(school) == {"gstudio/db/fresh": b"fresh"}
+
+
+def test_an_offline_server_is_named_and_holds_nobody(centre, school, online, another_school):
+    online(school).seal(DAY_1)
+    silent = another_school("3080101-rj1", zone="rj-jaipur")
+    centre.schools.append(silent)
+    code, results = centre.pull()
+    assert code == 3
+    assert results[school.name]["result"] == "committed"
+    assert (results[silent.name]["result"], results[silent.name]["reason"]) == ("offline", "connection refused")
+    done = centre.shala("pull")
+    assert done.returncode == 3
+    assert done.stdout.splitlines()[-1].startswith("0 committed, 1 unchanged; left: 1 offline. Again: shala pull 3080101-rj1")
+    code, results = centre.pull("--limit", "state_rj")
+    assert (code, list(results)) == (1, [silent.name])
+
+
+def test_a_server_with_another_host_key_is_not_believed(centre, school, online, keys):
+    online(school).seal(DAY_1)
+    other = (keys / "centre.pub").read_text().split(" ", 2)
+    (centre.folder / "known_hosts").write_text(f"[127.0.0.1]:{school.port} {other[0]} {other[1]}\n")
+    code, results = centre.pull()
+    assert (code, results[school.name]["result"]) == (1, "failed")
+    assert "host key" in results[school.name]["reason"].lower()
+
+
+def test_a_server_that_has_sealed_nothing_says_so(centre, school, online):
+    online(school)
+    _, results = centre.pull()
+    assert results[school.name]["result"] == "failed"
+    assert "has not sealed a collection yet" in results[school.name]["reason"]
+
+
+def test_many_schools_come_in_one_run(centre, online, another_school):
+    for number in range(1, 6):
+        school = another_school(f"20310{number:02d}-mz{number}")
+        online(school).seal({**DAY_1, "gstudio/db/own": bytes([number])})
+    code, results = centre.pull()
+    assert code == 0, results
+    for number, one in enumerate(centre.schools, 1):
+        assert centre.published(one)["gstudio/db/own"] == bytes([number])
+    tree = centre.shala("archive", "tree")
+    assert "2031005-mz5" in tree.stdout
+    assert centre.shala("archive", "verify").returncode == 0
+
+
+def test_an_old_rsync_is_refused_in_one_line(centre, school, online, tmp_path):
+    old = tmp_path / "rsync"
+    old.write_text("#!/bin/sh\necho 'rsync  version 3.2.7  protocol version 31'\n")
+    old.chmod(0o755)
+    centre.settings = f'rsync = "{old}"\n'
+    online(school).seal(DAY_1)
+    done = centre.shala("pull")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("shala: rsync 3.2.7 is too old")
+
+
+def test_no_ssh_connection_is_left_behind(centre, school, online):
+    online(school).seal(DAY_1)
+    centre.pull()
+    found = subprocess.run(["pgrep", "-f", "/tmp/shala-.*ssh_config"], capture_output=True, text=True, check=False)
+    assert found.stdout == ""
+
+
+def test_show_tells_items_history_and_quarantine(centre, school, online):
+    online(school).seal(DAY_1)
+    centre.pull()
+    bag = school.seal({**DAY_1, "gstudio/db/x": b"x"})
+    (bag / "data/gstudio/db/x").write_bytes(b"y")
+    centre.pull()
+    shown = centre.shala("archive", "show", school.name).stdout
+    assert "St. Peter's H/S" in shown
+    assert "nginx-logs" in shown
+    assert "sha256 differs" in shown
+    machine = json.loads(centre.shala("archive", "show", school.name, "--json").stdout)
+    assert machine["collection"]["sequence"] == 1
+    assert len(machine["quarantine"]) == 1
