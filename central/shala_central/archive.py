@@ -1,8 +1,10 @@
-"""The archive: `<year>/<state>/<server name>/<platform>/<item>` in plain read-only files, and the records behind it.
+"""The archive: `<year>/<state>/<server name>/<platform>/<item>` in plain read-only files, and the records
+behind it.
 
-Below the root stand the years that researchers read, and `.shala`: staging (unfinished), collections (one record per
-committed collection), quarantine (what was refused, with reasons) and locks. A tree becomes visible by one exchange of
-names; a crash before it changes nothing, a crash after it is finished by the next run of that server.
+Below the root stand the years that researchers read, and `.shala`: staging (unfinished), collections (one
+record per committed collection), quarantine (what was refused, with reasons) and locks. A tree becomes
+visible by one exchange of names; a crash before it changes nothing, a crash after it is finished by the next
+run of that server.
 """
 
 from __future__ import annotations
@@ -116,7 +118,10 @@ class Archive:
         self.hidden = root / ".shala"
 
     def open(self) -> None:
-        """Make the folders of the archive. Raises CentralError if they cannot be made or folders cannot be exchanged."""
+        """Make the folders of the archive.
+
+        Raises CentralError if they cannot be made or folders cannot be exchanged.
+        """
         try:
             for folder in ("staging", "collections", "quarantine", "locks"):
                 make_folders(self.hidden / folder)
@@ -131,7 +136,7 @@ class Archive:
                 f"{self.root} is not an archive yet (shala pull makes it; --config names another one)"
             )
 
-    # -- one server ------------------------------------------------------------------------------------------------
+    # -- one server ------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[int | None]:
@@ -193,7 +198,7 @@ class Archive:
                     found.append({"folder": str(path.parent), **reason})
         return found
 
-    # -- commit ----------------------------------------------------------------------------------------------------
+    # -- commit ----------------------------------------------------------------------------------------------
 
     def recover(self, name: str) -> None:
         """Finish or forget what an earlier run of this server left behind. Call with the lock held."""
@@ -267,7 +272,8 @@ class Archive:
         data = self.staging(name) / "data"
         for number, path in enumerate(refused.paths):
             source = data / path
-            # Paths of a refused manifest are a stranger's words: only what is a plain file inside staging is moved.
+            # Paths of a refused manifest are a stranger's words: only what is a plain file inside staging is
+            # moved.
             if ".." in path.split("/") or path.startswith("/") or not _is_file_below(data, source):
                 continue
             source.rename(folder / f"file-{number:04d}")
@@ -284,7 +290,7 @@ class Archive:
         write_file(folder / "reason.json", msgspec.json.format(msgspec.json.encode(reason), indent=1) + b"\n")
         return folder
 
-    # -- looking ---------------------------------------------------------------------------------------------------
+    # -- looking ---------------------------------------------------------------------------------------------
 
     def verify(self, name: str) -> list[Damage]:
         """Read every published file of a server and return what differs from its committed manifest."""

@@ -1,7 +1,8 @@
 """A sealed collection as it comes from a school: read its tag files and decide whether to believe them.
 
-The sender is taken to be hostile. Everything here works on bytes that were fetched with a size limit, never follows a
-path, and turns every doubt into a `BagRefused` with its reasons. Payload files are compared in `shala_central.staging`.
+The sender is taken to be hostile. Everything here works on bytes that were fetched with a size limit, never
+follows a path, and turns every doubt into a `BagRefused` with its reasons. Payload files are compared in
+`shala_central.staging`.
 """
 
 from __future__ import annotations
@@ -58,8 +59,11 @@ _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
-class BagRefused(Exception):
-    """A collection cannot be believed. `reasons` are for a person; `paths` are the files concerned, if any."""
+class BagRefused(Exception):  # noqa: N818 - says what happened
+    """A collection cannot be believed.
+
+    `reasons` are for a person; `paths` are the files concerned, if any.
+    """
 
     def __init__(self, reasons: list[str], paths: list[str] | None = None) -> None:
         if len(reasons) > MAX_REASONS:
@@ -111,7 +115,10 @@ def read_head(raw: bytes, server: Server) -> Head:
 
 
 def read_bag(tag_files: Mapping[str, bytes], head: Head, server: Server, limits: Limits) -> Bag:
-    """Given the tag files by name, return the bag. Raises BagRefused with every reason that can be told at once."""
+    """Given the tag files by name, return the bag.
+
+    Raises BagRefused with every reason that can be told at once.
+    """
     missing = [name for name in TAG_FILES if name not in tag_files]
     if missing:
         raise BagRefused([f"{name} is missing" for name in missing], missing)
@@ -132,18 +139,16 @@ def read_bag(tag_files: Mapping[str, bytes], head: Head, server: Server, limits:
 def read_manifest(raw: bytes, limits: Limits) -> dict[str, str]:
     """Given manifest-sha256.txt, return {payload path without `data/`: sha256}. Raises BagRefused.
 
-    A path that could leave the server's own folder, or that two file systems would read differently, is refused.
+    A path that could leave the server's own folder, or that two file systems would read differently, is
+    refused.
     """
     reasons: list[str] = []
     paths: list[str] = []
     manifest: dict[str, str] = {}
-    for number, path, digest, reason in _manifest_lines(raw, MANIFEST):
-        if not reason:
-            reason = _payload_path_problem(path, limits)
+    for number, path, digest, unreadable in _manifest_lines(raw, MANIFEST):
         inner = path.removeprefix("data/")
-        if not reason and inner in manifest:
-            reason = "is listed twice"
-        if reason:
+        twice = "is listed twice" if inner in manifest else ""
+        if reason := unreadable or _payload_path_problem(path, limits) or twice:
             reasons.append(f"{MANIFEST} line {number}: '{_shown(path)}' {reason}")
             paths.append(path)
             continue
@@ -160,8 +165,11 @@ def read_manifest(raw: bytes, limits: Limits) -> dict[str, str]:
     return manifest
 
 
-def path_problem(path: str, limits: Limits) -> str:
-    """Return why a relative path must not be written here, or "" if it may. Knows nothing of what is on the disk."""
+def path_problem(path: str, limits: Limits) -> str:  # noqa: PLR0911 - one reason after the other
+    """Return why a relative path must not be written here, or "" if it may.
+
+    Knows nothing of what is on the disk.
+    """
     if path.startswith("/"):
         return "is an absolute path"
     parts = path.split("/")
@@ -187,7 +195,9 @@ def path_problem(path: str, limits: Limits) -> str:
 
 
 def count_items(collection: Collection) -> dict[str, int]:
-    """Return how many items are ok, suspect, failed and missing; a skipped or absent LEVEL 4 item is missing."""
+    """Return how many items are ok, suspect, failed and missing;
+    a skipped or absent LEVEL 4 item is missing.
+    """
     counts = {"ok": 0, "suspect": 0, "failed": 0, "missing": 0}
     seen: set[str] = set()
     for item in collection.items:
@@ -212,8 +222,8 @@ def _manifest_lines(raw: bytes, name: str) -> Iterator[tuple[int, str, str, str]
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BagRefused([f"{name} is not UTF-8 (byte {error.start})"], [name]) from None
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.removesuffix("\r")
+    for number, ended in enumerate(text.split("\n"), 1):
+        line = ended.removesuffix("\r")
         if not line:
             continue
         match = _LINE.fullmatch(line)
@@ -235,7 +245,9 @@ def _payload_path_problem(path: str, limits: Limits) -> str:
 
 
 def _collisions(manifest: Mapping[str, str], limits: Limits) -> Iterator[tuple[str, str]]:
-    """Yield paths that cannot stand beside another one: a file that is also a folder, names that differ only in case."""
+    """Yield paths that cannot stand beside another one:
+    a file that is also a folder, names that differ only in case.
+    """
     folders: set[str] = set()
     for path in manifest:
         folder = path.rpartition("/")[0]

@@ -1,4 +1,4 @@
-"""The command line of the centre: `shala`. Reads arguments, prints results; everything else is in the other modules."""
+"""The command line of the centre, `shala`: reads arguments, prints results; all else is in other modules."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, click.Abort, asyncio.CancelledError):
         code = _complain("interrupted; what has arrived is kept, the same command goes on from there", FAILED)
     except BrokenPipeError:
-        # The reader has seen enough (`shala archive tree | head`); nothing more can be written, not even at exit.
+        # The reader has seen enough (`shala archive tree | head`); nothing more can be written, not even at
+        # exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
@@ -112,7 +113,7 @@ def shala() -> None:
     """
 
 
-# -- pull ----------------------------------------------------------------------------------------------------------
+# -- pull ----------------------------------------------------------------------------------------------------
 
 
 @shala.command("pull")
@@ -133,8 +134,9 @@ def pull_command(
 ) -> int:
     """Fetch the newest sealed collections into the archive.
 
-    Without NAME and --limit: from every server of the fleet. Servers that do not answer are named and left for the
-    next time. Files that have not changed are not moved again; an interrupted pull goes on where it was.
+    Without NAME and --limit: from every server of the fleet. Servers that do not answer are named and left
+    for the next time. Files that have not changed are not moved again; an interrupted pull goes on where it
+    was.
 
     \b
     Examples:
@@ -150,7 +152,9 @@ def pull_command(
     if not as_json:
         zones = len({server.zone for server in servers if server.zone})
         within = f" in {_counted(zones, 'zone')}" if zones else ""
-        click.echo(f"Pulling from {_counted(len(servers), 'server')}{within} into {config.archive.root}", err=True)
+        click.echo(
+            f"Pulling from {_counted(len(servers), 'server')}{within} into {config.archive.root}", err=True
+        )
     if accept_reset and not names:
         raise UsageError("--accept-reset needs the names of the servers that were re-installed")
     with contextlib.ExitStack() as stack:
@@ -170,7 +174,9 @@ def pull_command(
 async def _interruptible(
     servers: Sequence[Server], config: CentralConfig, watcher: Watcher, accept_reset: bool
 ) -> list[ServerResult]:
-    """Pull, and treat SIGTERM (systemd stopping the unit) like Ctrl-C: end the transfers, keep what has arrived."""
+    """Pull, and treat SIGTERM (systemd stopping the unit) like Ctrl-C:
+    end the transfers, keep what has arrived.
+    """
     task = asyncio.current_task()
     if task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -216,7 +222,7 @@ def _print_results(results: Sequence[ServerResult]) -> None:
     )
 
 
-# -- archive -------------------------------------------------------------------------------------------------------
+# -- archive -------------------------------------------------------------------------------------------------
 
 
 @shala.group("archive", cls=Group)
@@ -318,7 +324,8 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
     click.echo(f"\nHistory: {_counted(len(history), 'collection')}")
     for record in history[-MAX_SHOWN:]:
         click.echo(
-            f"  {record.pulled[:19]}  number {record.sequence}  {size(record.bytes)} in {_counted(record.files, 'file')},"
+            f"  {record.pulled[:19]}  number {record.sequence}"
+            f"  {size(record.bytes)} in {_counted(record.files, 'file')},"
             f" {size(record.bytes_received)} received"
         )
     for entry in quarantined[-MAX_SHOWN:]:
@@ -335,7 +342,8 @@ def _print_committed(committed: Committed) -> None:
     click.echo(f"{committed.name}  {collection.school_name}".rstrip())
     click.echo(f"  {committed.tree}")
     click.echo(
-        f"  collection {collection.sequence}, sealed {collection.sealed}, by shala-agent {collection.agent_version};"
+        f"  collection {collection.sequence}, sealed {collection.sealed},"
+        f" by shala-agent {collection.agent_version};"
         f" items ok/suspect/failed/missing {_items(count_items(collection))}\n"
     )
     rows = [
@@ -400,7 +408,7 @@ def archive_verify(names: tuple[str, ...], config: CentralConfig, as_json: bool)
     return FAILED if len(damaged) == len(answers) else PARTLY
 
 
-# -- probe and schools ---------------------------------------------------------------------------------------------
+# -- probe and schools ---------------------------------------------------------------------------------------
 
 
 class _ProbeTarget(msgspec.Struct, forbid_unknown_fields=False):
@@ -426,8 +434,8 @@ class _ProbeTarget(msgspec.Struct, forbid_unknown_fields=False):
 def probe_command(file: IO[bytes] | None, timeout: float, config_path: Path, as_json: bool) -> int:
     """Find out which servers answer now, a thousand at once, without logging in anywhere.
 
-    FILE (or a pipe, or `-`) holds a JSON list of {"name", "address", "port"}; at a terminal without FILE it is the
-    fleet of the centre. The exit code is 0 whoever answers: who does is the answer.
+    FILE (or a pipe, or `-`) holds a JSON list of {"name", "address", "port"}; at a terminal without FILE it
+    is the fleet of the centre. The exit code is 0 whoever answers: who does is the answer.
 
     \b
     Examples:
@@ -493,13 +501,13 @@ def schools_group() -> None:
 )
 @click.option("--invalid", type=click.Choice(["error", "skip"]), default="error", show_default=True)
 @_json_option
-def schools_check(
+def schools_check(  # noqa: PLR0917 - Click calls it by name
     file: Path, states: str, aliases: tuple[str, ...], duplicate_ids: str, invalid: str, as_json: bool
 ) -> int:
     """Check a list of schools before it becomes an inventory.
 
-    FILE is a CSV with the columns `School Name;Full CLIx School Code;Server id`, and zone, address, port, ring if you
-    have them. Names line, field and value of whatever is wrong. Exit code 1 if there is an error.
+    FILE is a CSV with the columns `School Name;Full CLIx School Code;Server id`, and zone, address, port,
+    ring if you have them. Names line, field and value of whatever is wrong. Exit code 1 if there is an error.
 
     \b
     Examples:
@@ -556,7 +564,7 @@ def version_command(as_json: bool) -> int:
     return 0
 
 
-# -- small things --------------------------------------------------------------------------------------------------
+# -- small things --------------------------------------------------------------------------------------------
 
 
 def _archive(config: CentralConfig) -> Archive:

@@ -41,7 +41,7 @@ class PullSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Limits(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What a collection may hold at most. A sender is not trusted: beyond these it is quarantined.
 
-    The largest school seen holds 20 GB in 30,000 files (facts/gstudio.md 5): the defaults leave room for twenty times that.
+    The largest school seen holds 20 GB in 30,000 files (facts/gstudio.md 5); these are twenty times it.
     """
 
     max_files: Positive = 1_000_000
@@ -63,7 +63,10 @@ class CentralConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 def read_config(path: Path) -> CentralConfig:
-    """Given a path, return the configuration in it. Raises UsageError with one line that says what to correct."""
+    """Given a path, return the configuration in it.
+
+    Raises UsageError with one line that says what to correct.
+    """
     try:
         config = msgspec.toml.decode(path.read_bytes(), type=CentralConfig)
     except FileNotFoundError:

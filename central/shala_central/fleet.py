@@ -1,4 +1,6 @@
-"""The fleet: which servers the centre pulls from and where they answer (/etc/shala/fleet.json, made from the inventory)."""
+"""The fleet: which servers the centre pulls from and where they answer (/etc/shala/fleet.json, made from the
+inventory).
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,7 @@ def read_fleet(path: Path) -> list[Server]:
 
 
 def select(servers: Sequence[Server], names: Sequence[str], limit: str) -> list[Server]:
-    """Given the fleet, names and a limit such as `state_mz,zone_mz_aizawl`, return the servers that are meant.
+    """Given the fleet, names and a limit such as `state_mz,zone_mz_aizawl`, return the servers meant.
 
     No names and no limit mean all; both mean those in both. Raises UsageError for what is not in the fleet.
     """

@@ -1,4 +1,5 @@
-"""The probe: which servers answer now. Asks for the SSH banner of all at once, logs in nowhere, waits for nobody.
+"""The probe: which servers answer now. Asks for the SSH banner of all at once, logs in nowhere, waits for
+nobody.
 
 A thousand servers of which seven hundred are silent take about the time-out of one (facts/ansible.md 4.4).
 """
@@ -28,7 +29,9 @@ class Target:
 async def probe(
     targets: Iterable[Target], timeout: float = TIMEOUT_SECONDS, at_once: int = AT_ONCE
 ) -> dict[str, str]:
-    """Given targets, return for each name "" if it answers as an SSH server, otherwise the reason in a few words."""
+    """Given targets, return for each name "" if it answers as an SSH server, otherwise the reason in a few
+    words.
+    """
     targets = list(targets)
     room = asyncio.Semaphore(max(1, min(at_once, _open_files(at_once))))
 
@@ -49,7 +52,7 @@ def run_probe(targets: Sequence[Target], timeout: float = TIMEOUT_SECONDS) -> di
     return asyncio.run(probe(targets, timeout))
 
 
-async def _banner(target: Target) -> str:
+async def _banner(target: Target) -> str:  # noqa: PLR0911 - one reason after the other
     try:
         reader, writer = await asyncio.open_connection(target.address, target.port, limit=MAX_GREETING)
     except ConnectionRefusedError:
@@ -75,7 +78,9 @@ async def _banner(target: Target) -> str:
 
 
 def _reason(error: OSError) -> str:
-    """Return the system's words for an error; asyncio joins those of several addresses into one text without number."""
+    """Return the system's words for an error;
+    asyncio joins those of several addresses into one text without number.
+    """
     text = (error.strerror or str(error) or type(error).__name__).strip()
     if "refused" in text.lower() or "Errno 111" in text:
         return "connection refused"

@@ -1,4 +1,4 @@
-"""How a pull goes, shown at a terminal: one bar per server at work. Only imported when there is a terminal."""
+"""How a pull goes, at a terminal: one bar per server at work. Only imported when there is a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Publishing: put a finished folder in the place of the old one so that a reader sees either the old or the new, whole.
+"""Publishing: put a finished folder in the place of the old one so that a reader sees either the old or the
+new, whole.
 
 Knows nothing of collections; only of folders on one Linux file system.
 """
@@ -20,7 +21,8 @@ RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 FILE_MODE = 0o440
 FOLDER_MODE = 0o550
-# The folder that is exchanged itself: a folder can only be moved to another parent by those who may write into it.
+# The folder that is exchanged itself: a folder can only be moved to another parent by those who may write
+# into it.
 TOP_MODE = 0o750
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -29,8 +31,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def publish(finished: Path, place: Path) -> None:
     """Given a finished folder and a place, make the folder appear there in one step.
 
-    What stood there before stands where `finished` was. Everything is on the disk before the step is taken, the step
-    itself when this returns.
+    What stood there before stands where `finished` was. Everything is on the disk before the step is taken,
+    the step itself when this returns.
     """
     make_folders(place.parent)
     sync_file_system(finished)
@@ -59,7 +61,9 @@ def exchange(one: Path, other: Path) -> None:
 
 
 def require_exchange(folder: Path) -> None:
-    """Raise CentralError unless folders below this one can be exchanged: to be told before anything is fetched."""
+    """Raise CentralError unless folders below this one can be exchanged:
+    to be told before anything is fetched.
+    """
     with tempfile.TemporaryDirectory(prefix="exchange-", dir=folder) as name:
         one, other = Path(name, "one"), Path(name, "other")
         one.mkdir()
@@ -68,7 +72,9 @@ def require_exchange(folder: Path) -> None:
 
 
 def make_read_only(tree: Path) -> None:
-    """Take the right to write away from every file and folder below a tree; the tree's own folder stays movable."""
+    """Take the right to write away from every file and folder below a tree;
+    the tree's own folder stays movable.
+    """
     for folder, _folders, files in os.walk(tree, topdown=False):
         for name in files:
             path = os.path.join(folder, name)  # noqa: PTH118 - a Path for each of a million files is felt
@@ -101,7 +107,9 @@ def remove_tree(tree: Path) -> None:
 
 
 def sync_file_system(path: Path) -> None:
-    """Wait until everything written to the file system of `path` is on the disk: one call instead of one per file."""
+    """Wait until everything written to the file system of `path` is on the disk:
+    one call instead of one per file.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         if _libc.syncfs(descriptor) != 0:

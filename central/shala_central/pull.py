@@ -1,7 +1,8 @@
-"""Pull: fetch the newest sealed collection of many school servers, check it, commit it. One server never holds another.
+"""Pull: fetch the newest sealed collection of many school servers, check it, commit it. One server never
+holds another.
 
-For each server: probe, HEAD, tag files, the files that the centre lacks, comparison with the manifest both ways, commit.
-Cut anywhere, it leaves the archive as it was and goes on from there the next time.
+For each server: probe, HEAD, tag files, the files that the centre lacks, comparison with the manifest both
+ways, commit. Cut anywhere, it leaves the archive as it was and goes on from there the next time.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ from shala_central.transport import Transfer, TransferFailed, Transport, missing
 Result = Literal["committed", "unchanged", "offline", "quarantined", "failed"]
 GOOD: tuple[Result, ...] = ("committed", "unchanged")
 
-# The school may seal a new collection, and drop the one being fetched, while we fetch: so often we start over.
+# The school may seal a new collection, and drop the one being fetched, while we fetch: so often we start
+# over.
 ATTEMPTS = 2
 RESERVE = 64 << 20  # bytes left free on the archive's disk
 
@@ -90,7 +92,7 @@ class NoWatcher:
         """Ignore."""
 
 
-class _SourceChanged(Exception):
+class _SourceChanged(Exception):  # noqa: N818 - says what happened
     """The school sealed anew while we fetched."""
 
 
@@ -152,7 +154,7 @@ def exit_code(results: Sequence[ServerResult]) -> int:
 class _ServerPull:
     """The pull of one server: fills in its result, raises nothing but cancellation."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - all of them, once
         self,
         server: Server,
         config: CentralConfig,
@@ -303,19 +305,19 @@ class _ServerPull:
         """A school's numbers only go up. Where they do not, a disk was restored, re-installed or copied."""
         if committed is None or self.accept_reset or head.sequence > committed.pull.sequence:
             return
-        raise BagRefused(
-            [
-                f"its collection is number {head.sequence}, but number {committed.pull.sequence} is committed already:"
-                " was the server re-installed, restored or copied? If it is the right one:"
-                f" shala pull --accept-reset {self.server.name}"
-            ]
+        reason = (
+            f"its collection is number {head.sequence}, but {committed.pull.sequence} is committed already:"
+            " was the server re-installed, restored or copied? If it is the right one:"
+            f" shala pull --accept-reset {self.server.name}"
         )
+        raise BagRefused([reason])
 
     def _require_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.archive.root).free
         if needed + RESERVE > free:
             raise CentralError(
-                f"the archive's disk has {free >> 20} MiB free, up to {(needed + RESERVE) >> 20} MiB are needed"
+                f"the archive's disk has {free >> 20} MiB free,"
+                f" up to {(needed + RESERVE) >> 20} MiB are needed"
             )
 
     def _commit(self, bag: Bag) -> None:

@@ -31,7 +31,9 @@ def duration(seconds: float) -> str:
 def table(
     rows: Sequence[Mapping[str, object]], columns: Sequence[str], right: Sequence[str] = ()
 ) -> list[str]:
-    """Given rows and column names, return aligned lines with a header; columns named in `right` are right-aligned."""
+    """Given rows and column names, return aligned lines with a header;
+    columns named in `right` are right-aligned.
+    """
     texts = [[_clean(row.get(column, "")) for column in columns] for row in rows]
     widths = [max([_width(column), *(_width(text[i]) for text in texts)]) for i, column in enumerate(columns)]
     lines = []

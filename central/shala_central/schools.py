@@ -1,8 +1,9 @@
 """The schools list: which servers there should be, read from the list that people keep in a spreadsheet.
 
-Reads `Sr. No.;School Name;Full CLIx School Code;Server id` and the further columns zone, address, port and ring, in any
-order. Whatever is wrong in it becomes a `Finding` that names file, line, field, value and a way out; nothing is guessed
-and nothing is dropped in silence. Never touches the network. The traps it meets are those of facts/gstudio.md 1.3.
+Reads `Sr. No.;School Name;Full CLIx School Code;Server id` and the further columns zone, address, port and
+ring, in any order. Whatever is wrong in it becomes a `Finding` that names file, line, field, value and a way
+out; nothing is guessed and nothing is dropped in silence. Never touches the network. The traps it meets are
+those of facts/gstudio.md 1.3.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ ALIASES: Mapping[str, str] = {"cg": "ct", "ts": "tg"}
 # Per cent of the servers in each ring: a bad release meets 1 server in 20 first.
 RINGS: Mapping[int, int] = {1: 5, 2: 25, 3: 70}
 
-# Column -> the header names it may have; the first is the one of the real list. Compared without case and punctuation.
+# Column -> the header names it may have; the first is the one of the real list. Compared without case and
+# punctuation.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "school_name": ("School Name", "name"),
     "school_code": ("Full CLIx School Code", "School Code", "code"),
@@ -45,7 +47,9 @@ HOST_NAME = re.compile(r"^(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9_-]{0,62})(\.[A-Za-
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the operator decided about the list: known states, spellings, and what to do with what is wrong."""
+    """What the operator decided about the list:
+    known states, spellings, and what to do with what is wrong.
+    """
 
     states: Sequence[str] = STATES
     aliases: Mapping[str, str] = field(default_factory=lambda: dict(ALIASES))
@@ -63,7 +67,8 @@ class Rules:
                 yield f"states: '{state}' is not a state code (two to eight lower-case letters)"
         for alias, state in self.aliases.items():
             if state not in self.states:
-                yield f"aliases: '{alias}' stands for '{state}', which is not one of the states {', '.join(self.states)}"
+                known = ", ".join(self.states)
+                yield f"aliases: '{alias}' stands for '{state}', which is not one of the states {known}"
         if self.duplicate_ids not in ("error", "first", "skip"):
             yield f"duplicate_ids: '{self.duplicate_ids}' is not one of error, first, skip"
         if self.invalid not in ("error", "skip"):
@@ -144,7 +149,9 @@ def zone_group(zone: str) -> str:
 
 
 def ring_of(server_name: str, rings: Mapping[int, int]) -> int:
-    """Return the ring of a server by the hash of its name: the same one every time, whatever else is in the list."""
+    """Return the ring of a server by the hash of its name:
+    the same one every time, whatever else is in the list.
+    """
     place = int.from_bytes(hashlib.sha256(server_name.encode()).digest()[:8], "big") % 100
     for ring in sorted(rings):
         place -= rings[ring]
@@ -171,7 +178,7 @@ def quoted(value: str) -> str:
     return f"'{shown}{'…' if len(value) > 80 else ''}'"
 
 
-class _RowRefused(Exception):
+class _RowRefused(Exception):  # noqa: N818 - says what happened
     """A row cannot be used: `finding` says why. Stays inside this module."""
 
     def __init__(self, name: str, value: str, problem: str, way_out: str) -> None:

@@ -1,7 +1,7 @@
 """Staging: the folder in which one server's next tree is put together, and the comparison with its manifest.
 
-Survives being cut at any moment: the next run keeps every file that is whole and every part of one that is not.
-Nothing here is visible to a reader of the archive.
+Survives being cut at any moment: the next run keeps every file that is whole and every part of one that is
+not. Nothing here is visible to a reader of the archive.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Plan:
 def prepare(
     tree: Path, manifest: Mapping[str, str], published: Path | None, committed: Mapping[str, str]
 ) -> Plan:
-    """Given a staging tree (maybe left by an earlier run), a manifest and what is published, return what is lacking.
+    """Given a staging tree (maybe of an earlier run), a manifest and what is published, return the rest.
 
-    Files that the committed manifest proves unchanged become hard links to the published ones; they are not read
-    again. What an earlier run left is kept when its digest is right, used as a basis when it is not.
+    Files that the committed manifest proves unchanged become hard links to the published ones; they are not
+    read again. What an earlier run left is kept when its digest is right, used as a basis when it is not.
     """
     _clear(tree, manifest)
     plan = Plan()
@@ -102,12 +102,14 @@ def digest_of(path: Path | str) -> str:
 
 
 def _clear(tree: Path, manifest: Mapping[str, str]) -> None:
-    """Remove what no manifest line asks for; keep parts of files that are still wanted; make folders writable again."""
+    """Remove what no manifest line asks for;
+    keep parts of files that are still wanted; make folders writable again.
+    """
     tree.mkdir(mode=0o750, parents=True, exist_ok=True)
     folders = [str(tree)]
     while folders:
         folder = folders.pop()
-        os.chmod(folder, 0o750)  # noqa: PTH101
+        os.chmod(folder, 0o750)  # noqa: PTH101, S103
         for entry in list(os.scandir(folder)):
             path = os.path.relpath(entry.path, tree)
             if entry.is_dir(follow_symlinks=False):
@@ -124,7 +126,9 @@ def _clear(tree: Path, manifest: Mapping[str, str]) -> None:
 
 
 def _usable(staged: str, old: str | None, digest: str) -> int | None:
-    """Return the size of a staged file that is right already, otherwise None; what must not be written is removed."""
+    """Return the size of a staged file that is right already, otherwise None;
+    what must not be written is removed.
+    """
     try:
         status = os.lstat(staged)
     except FileNotFoundError:
@@ -149,7 +153,10 @@ def _usable(staged: str, old: str | None, digest: str) -> int | None:
 
 
 def _link(old: str, staged: str) -> int | None:
-    """Make a hard link to a published file and return its size; None if the published file is not there any more."""
+    """Make a hard link to a published file and return its size;
+
+    None if the published file is not there any more.
+    """
     try:
         status = os.lstat(old)
         if not stat.S_ISREG(status.st_mode):

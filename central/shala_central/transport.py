@@ -1,7 +1,8 @@
 """The transport: rsync over one ssh connection to one school server, with a sender that is not trusted.
 
-Only what is asked for by name is received (rsync checks the sender's list against it), into a folder that was made for
-it; no shell is involved, nothing the sender says reaches an argument. Files that were cut keep what has arrived.
+Only what is asked for by name is received (rsync checks the sender's list against it), into a folder that was
+made for it; no shell is involved, nothing the sender says reaches an argument. Files that were cut keep what
+has arrived.
 """
 
 from __future__ import annotations
@@ -29,10 +30,23 @@ SLACK = 1 << 20  # bytes that a transfer may exceed what was announced: rsync ro
 # Exit codes of rsync(1): 23 and 24 are "some files could not be sent"; verification says which.
 PARTIAL_TRANSFER = (23, 24)
 
+# What ssh says at length -> what it means here, and what to do.
+KNOWN_ERRORS = (
+    (
+        "HOST IDENTIFICATION HAS CHANGED",
+        "its host key has changed (re-installed, or another machine? playbooks/central.yml renews the keys)",
+    ),
+    (
+        "Host key verification failed",
+        "its host key is not known yet (playbooks/central.yml gathers the keys)",
+    ),
+    ("Permission denied", "it does not accept the centre's key (playbooks/provision.yml puts it there)"),
+)
+
 Progress = Callable[[int, int], None]
 
 
-class TransferFailed(Exception):
+class TransferFailed(Exception):  # noqa: N818 - says what happened
     """The connection or rsync failed; what has arrived is kept. The text is for a person."""
 
 
@@ -160,7 +174,10 @@ class Transport:
 
 
 def _ssh_config(server: Server, settings: PullSettings, workdir: Path) -> str:
-    """Return an ssh configuration for exactly one host. Name and address were checked when the fleet was read."""
+    """Return an ssh configuration for exactly one host.
+
+    Name and address were checked when the fleet was read.
+    """
     return "\n".join(
         [
             f"Host {server.name}",
@@ -199,7 +216,9 @@ async def _follow(
     progress: Progress | None,
     process: asyncio.subprocess.Process,
 ) -> bool:
-    """Read rsync's running count and closing figures; stop it and return True when it receives more than announced."""
+    """Read rsync's running count and closing figures;
+    stop it and return True when it receives more than announced.
+    """
     assert stream is not None  # noqa: S101 - it was asked for as a pipe
     rest = ""
     while chunk := await stream.read(4096):
@@ -243,7 +262,12 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def _reason(code: int, errors: str) -> str:
-    """Return one line about a failed rsync: the first line of ssh's or rsync's own words that says something."""
+    """Return one line about a failed rsync:
+    the first line of ssh's or rsync's own words that says something.
+    """
+    for sign, meaning in KNOWN_ERRORS:
+        if sign in errors:
+            return meaning
     lines = [_printable(line) for line in errors.splitlines() if line.strip()]
     for line in lines:
         if not line.startswith("rsync error:") and "connection unexpectedly closed" not in line:

@@ -1,4 +1,4 @@
-"""The world of the centre's tests: a school with a sealed spool, an sshd in front of it, a centre that pulls."""
+"""The world of the centre's tests: a school with a sealed spool, its sshd, a centre that pulls."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -35,7 +36,9 @@ class School:
     zone: str = "mz-aizawl"
     year: int = 2026
     sequence: int = 0
-    items: dict[str, str] = field(default_factory=lambda: {"db": "ok", "media": "ok", "nginx-logs": "suspect"})
+    items: dict[str, str] = field(
+        default_factory=lambda: {"db": "ok", "media": "ok", "nginx-logs": "suspect"}
+    )
     port: int = 0
 
     def collection(self, **changes: object) -> dict[str, object]:
@@ -105,7 +108,13 @@ class School:
         self.write_head(manifest_sha256=sha256(tags["manifest-sha256.txt"]))
 
     def write_head(self, **changes: object) -> None:
-        head = {"format": 1, "server_name": self.name, "sequence": self.sequence, "year": self.year, **changes}
+        head = {
+            "format": 1,
+            "server_name": self.name,
+            "sequence": self.sequence,
+            "year": self.year,
+            **changes,
+        }
         (self.spool / "HEAD").write_text(json.dumps(head))
 
     def entry(self) -> dict[str, object]:
@@ -121,7 +130,9 @@ class School:
 
 def sealed(tags: dict[str, bytes]) -> dict[str, bytes]:
     """Return tag files with the tag manifest that fits them."""
-    lines = "".join(f"{sha256(tags[name])}  {name}\n" for name in TAG_FILES if name in tags and "tagman" not in name)
+    lines = "".join(
+        f"{sha256(tags[name])}  {name}\n" for name in TAG_FILES if name in tags and "tagman" not in name
+    )
     return {**tags, "tagmanifest-sha256.txt": lines.encode()}
 
 
@@ -158,12 +169,16 @@ class Centre:
         """Run the command line as an operator does, in a process of its own."""
         command = [*self.command(*arguments)]
         return subprocess.run(
-            command, input=stdin, capture_output=True, text=True, timeout=120, check=False, env=self.environment()
+            command,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env=self.environment(),
         )
 
     def command(self, *arguments: str) -> list[str]:
-        import sys
-
         return [sys.executable, "-m", "shala_central", *arguments]
 
     def environment(self) -> dict[str, str]:

@@ -230,10 +230,15 @@ def test_an_offline_server_is_named_and_holds_nobody(centre, school, online, ano
     code, results = centre.pull()
     assert code == 3
     assert results[school.name]["result"] == "committed"
-    assert (results[silent.name]["result"], results[silent.name]["reason"]) == ("offline", "connection refused")
+    assert (results[silent.name]["result"], results[silent.name]["reason"]) == (
+        "offline",
+        "connection refused",
+    )
     done = centre.shala("pull")
     assert done.returncode == 3
-    assert done.stdout.splitlines()[-1].startswith("0 committed, 1 unchanged; left: 1 offline. Again: shala pull 3080101-rj1")
+    assert done.stdout.splitlines()[-1].startswith(
+        "0 committed, 1 unchanged; left: 1 offline. Again: shala pull 3080101-rj1"
+    )
     code, results = centre.pull("--limit", "state_rj")
     assert (code, list(results)) == (1, [silent.name])
 
@@ -281,7 +286,9 @@ def test_an_old_rsync_is_refused_in_one_line(centre, school, online, tmp_path):
 def test_no_ssh_connection_is_left_behind(centre, school, online):
     online(school).seal(DAY_1)
     centre.pull()
-    found = subprocess.run(["pgrep", "-f", "/tmp/shala-.*ssh_config"], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["pgrep", "-f", "/tmp/shala-.*ssh_config"], capture_output=True, text=True, check=False
+    )
     assert found.stdout == ""
 
 

@@ -1,5 +1,6 @@
 """Ansible callback: the closing table of a fleet playbook, and exit code 3 when it is only partly done."""
 
+# ruff: noqa: E402 - Ansible's documentation stands before the imports
 from __future__ import annotations
 
 DOCUMENTATION = r"""
@@ -7,10 +8,11 @@ name: shala_report
 type: aggregate
 short_description: Prints the closing report of a fleet playbook
 description:
-  - "At the end of a run prints what the playbook put into the custom stat C(shala_report) (ansible.builtin.set_stats):
-    a text, a list of lines, a list of rows (dicts), or a dict with C(title), C(columns), C(rows) and C(closing)."
-  - "When the custom stat C(shala_partly_done) is true and nothing failed, ansible-playbook exits with 3: partly done,
-    as every command of shala does."
+  - "At the end of a run prints what the playbook put into the custom stat C(shala_report)
+    (ansible.builtin.set_stats) - a text, a list of lines, a list of rows (dicts), or a dict with C(title),
+    C(columns), C(rows) and C(closing)."
+  - "When the custom stat C(shala_partly_done) is true and nothing failed, ansible-playbook exits with 3
+    (partly done) as every command of shala does."
 requirements:
   - enabled in the configuration (callbacks_enabled = shala_report)
 """

@@ -1,5 +1,6 @@
-"""Ansible inventory plugin: the list of schools as hosts, groups and variables. The reading is shala_central.schools."""
+"""Ansible inventory plugin: the list of schools as hosts and groups, as shala_central.schools reads it."""
 
+# ruff: noqa: E402 - Ansible's documentation stands before the imports
 from __future__ import annotations
 
 DOCUMENTATION = r"""
@@ -8,11 +9,12 @@ short_description: School servers from the list of schools
 description:
   - Reads a list of schools (CSV) and yields one host per school server, named C(<school code>-<server id>).
   - The file names the plugin (C(plugin) is C(schools)) and ends in C(schools.yml) or C(schools.yaml).
-  - A bare list (C(*.csv)) given as inventory is read with the defaults; beside a C(schools.yml) it is left to that file.
-  - "Columns: C(School Name), C(Full CLIx School Code), C(Server id) and, where there are such, C(zone), C(address),
-    C(port) (of the tunnel), C(ring); in any order, separated by C(;), C(,) or tabs."
-  - "Host variables: server_name, state, school_code, server_id, school_name, zone, ring; ansible_host and ansible_port
-    where the list has them."
+  - A bare list (C(*.csv)) given as inventory is read with the defaults; beside a C(schools.yml) it is left to
+    that file.
+  - "Columns: C(School Name), C(Full CLIx School Code), C(Server id) and, where there are such, C(zone),
+    C(address), C(port) (of the tunnel), C(ring); in any order, separated by C(;), C(,) or tabs."
+  - "Host variables: server_name, state, school_code, server_id, school_name, zone, ring; ansible_host and
+    ansible_port where the list has them."
   - "Groups: schools, state_<state>, zone_<zone>, ring_<number>."
   - Whatever is wrong in the list is an error or a warning that names file, line, field and value.
 requirements:
@@ -37,12 +39,14 @@ options:
     type: dict
     default: {cg: ct, ts: tg}
   duplicate_ids:
-    description: What to do when a server id is used twice - refuse the list, take the first row, or leave out all of them.
+    description:
+      - What to do when a server id is used twice - refuse the list, take the first row, or leave all out.
     type: str
     choices: [error, first, skip]
     default: error
   invalid:
-    description: What to do with a row that cannot be used - refuse the list, or leave the row out with a warning.
+    description:
+      - What to do with a row that cannot be used - refuse the list, or leave the row out with a warning.
     type: str
     choices: [error, skip]
     default: error
@@ -110,7 +114,8 @@ class InventoryModule(BaseInventoryPlugin):
             schools = config.parent / str(self.get_option("path"))
         if Rules is None:
             raise AnsibleParserError(
-                "the schools inventory needs shala-central in the Python that runs Ansible (make venv, or: pip install ./agent ./central)"
+                "the schools inventory needs shala-central in the Python that runs Ansible"
+                " (make venv, or: pip install ./agent ./central)"
             )
         self._add(self._read(schools))
 
@@ -126,11 +131,8 @@ class InventoryModule(BaseInventoryPlugin):
             if finding.severity == "warning":
                 self.display.warning(str(finding))
         if errors := [str(finding) for finding in read.errors]:
-            more = (
-                f"; and {len(errors) - MAX_SHOWN} more (shala schools check {schools})"
-                if len(errors) > MAX_SHOWN
-                else ""
-            )
+            hidden = len(errors) - MAX_SHOWN
+            more = f"; and {hidden} more (shala schools check {schools})" if hidden > 0 else ""
             raise AnsibleParserError("; ".join(errors[:MAX_SHOWN]) + more)
         return read.schools
 
