@@ -1,0 +1,31 @@
+"""Print what a wheelhouse holds of one package, as JSON: {"version": ..., "sha256": ...}. Runs on the controller."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+import tarfile
+from pathlib import Path
+
+
+def main(wheelhouse: Path, package: str) -> int:
+    """Given a tar of wheels and the name of a package, print its version there and the digest of the tar."""
+    if not wheelhouse.is_file():
+        print(f"{wheelhouse} does not exist (make wheelhouse packs it)", file=sys.stderr)
+        return 1
+    with wheelhouse.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    wheel = re.compile(rf"(?:\./)?{re.escape(package.replace('-', '_'))}-([0-9][^-]*)-[^/]+\.whl")
+    with tarfile.open(wheelhouse) as tar:
+        versions = [match[1] for name in tar.getnames() if (match := wheel.fullmatch(name))]
+    if len(versions) != 1:
+        print(f"{wheelhouse} holds {len(versions)} wheels of {package}, not one (make wheelhouse packs it)", file=sys.stderr)
+        return 1
+    print(json.dumps({"version": versions[0], "sha256": digest}))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Path(sys.argv[1]), sys.argv[2]))
