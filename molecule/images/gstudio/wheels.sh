@@ -3,7 +3,8 @@
 # that the build itself needs none of them. Does nothing when the wheels are already there. Usage: wheels.sh [python]
 set -euo pipefail
 cd "$(dirname "$0")"
-python=${1:-python3}
+python=${1:-../../../.venv/bin/python}
+[ -x "$python" ] || command -v "$python" >/dev/null || python=python3
 wanted=$(sha256sum < requirements.txt)
 [ "$(cat .wheels/.requirements 2>/dev/null)" = "$wanted" ] && exit 0
 rm -rf .wheels

@@ -1,4 +1,4 @@
-"""Make a school's data, let a day pass, or run the stand-in's services. `standin COMMAND --help` says more."""
+"""Make a school's data, let a day pass, or run the stand-in's services (see `standin COMMAND --help`)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import os
 import sys
 from pathlib import Path
 
-from . import day, documents, tree
-from .school import School, Sizes, read_settings
-
-DATA = Path("/data")
-SETTINGS = Path("/home/docker/code/gstudio/gnowsys-ndf/gnowsys_ndf/server_settings.py")
-DATASTORE = Path("/home/docker/code/gstudio/gnowsys-ndf/qbank-lite/webapps/CLIx/datastore")
+from . import day, documents, live, people, serve, sql, tree
+from .places import DATA, DATASTORE
+from .school import Sizes, school_of
+from .serve import say
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,10 +20,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     generate = commands.add_parser("generate", help="make the data of day 0 where there are none")
     _places(generate)
-    generate.add_argument("--seed", default=os.environ.get("GSTUDIO_STANDIN_SEED") or None, help="server id, e.g. mz17")
+    seed = os.environ.get("GSTUDIO_STANDIN_SEED") or None
+    generate.add_argument("--seed", default=seed, help="server id, e.g. mz17")
     generate.add_argument("--school-code", default=None)
     generate.add_argument("--school-name", default=None)
-    generate.add_argument("--scale", type=float, default=float(os.environ.get("GSTUDIO_STANDIN_SCALE") or 0.01))
+    scale = float(os.environ.get("GSTUDIO_STANDIN_SCALE") or 0.01)
+    generate.add_argument("--scale", type=float, default=scale, help="1 makes about 300 MB")
     for name, text in (
         ("users", "the school's own users"), ("units", "units of the course"), ("media-files", "media files"),
         ("media-bytes", "bytes of media in all"),
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         given = os.environ.get("GSTUDIO_STANDIN_" + name.upper().replace("-", "_"))
         generate.add_argument(f"--{name}", type=int, default=int(given) if given else None, help=text)
 
-    following = commands.add_parser("next-day", help="let N school days pass, in the files and in running databases")
+    following = commands.add_parser("next-day", help="let N school days pass, in files and databases")
     _places(following)
     following.add_argument("days", nargs="?", type=int, default=1, metavar="N")
     following.add_argument("--files-only", action="store_true", help="leave the databases alone")
@@ -60,15 +60,6 @@ def _datastore(options: argparse.Namespace) -> Path:
     return DATASTORE if options.root == DATA else Path(options.root) / "assessment-media"
 
 
-def school_of(seed: str | None, code: str | None = None, name: str | None = None) -> School:
-    """Return the school that was asked for, else the one in the settings."""
-    found = read_settings(SETTINGS)
-    if seed is None:
-        seed = found.server_id or "sp100"
-        code, name = code or found.school_code, name or found.name
-    return School(seed, code or "2030000", name or f"School {seed}")
-
-
 def _generate(options: argparse.Namespace) -> int:
     sizes = Sizes.of(
         options.scale,
@@ -89,8 +80,6 @@ def _next_day(options: argparse.Namespace) -> int:
         day.next_day(here)
         say(f"day {here.day}")
     if options.root == DATA and not options.files_only:
-        from . import live
-
         live.load_users(here.users())
         live.load_documents(documents.databases(here.school, here.sizes, _index(here), here.day))
     return 0
@@ -111,21 +100,12 @@ def _bson(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from . import serve
-
     return serve.serve()
 
 
 def _birth(options: argparse.Namespace) -> int:
-    from . import people, sql
-
     sys.stdout.write(sql.birth(people.factory_users()))
     return 0
-
-
-def say(text: str) -> None:
-    """Tell what is being done, on stderr."""
-    print(f"standin: {text}", file=sys.stderr, flush=True)
 
 
 COMMANDS = {"generate": _generate, "next-day": _next_day, "bson": _bson, "serve": _serve, "birth": _birth}

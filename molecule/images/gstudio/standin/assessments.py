@@ -1,4 +1,4 @@
-"""What single_school_get_MIT_activity_data.py does: rm -rf, dump, export, pack, and "Done!" whatever happened."""
+"""What the assessment export does: delete, dump, export, pack, and print "Done!" whatever happened."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import subprocess
 import traceback
 from datetime import datetime
 from pathlib import Path
+
+import bson
 
 from . import exports, faults
 from .documents import QBANK
@@ -28,11 +30,10 @@ def _export(target: Path, host: str, port: int) -> None:
     (target / "student-activities").mkdir(parents=True)
     print(f"Export all qbank data as {target}/qbank_data.tar.gz", flush=True)
     for database in QBANK:
-        subprocess.run(
-            ["mongodump", "--host", host, "--port", str(port), "-d", database, "-o", str(target / "mongo-dump")]
-        )
+        command = ["mongodump", "--host", host, "--port", str(port), "-d", database]
+        subprocess.run([*command, "-o", str(target / "mongo-dump")], check=False)
     made = Path("/var/lib/postgresql/pg_dump_all.sql")
-    subprocess.run(["sudo", "su", "-", "postgres"], input=b"pg_dumpall > pg_dump_all.sql;\n")
+    subprocess.run(["sudo", "su", "-", "postgres"], input=b"pg_dumpall > pg_dump_all.sql;\n", check=False)
     shutil.move(made, target / "pg_dump_all.sql")
     content = _activities(target)
     faults.write_in_place(target / "student-activities/activity-data.csv", content)
@@ -41,8 +42,6 @@ def _export(target: Path, host: str, port: int) -> None:
 
 def _activities(target: Path) -> bytes:
     """Return activity-data.csv; the fault header-only-activity-data is how it looks on all real servers."""
-    import bson
-
     if faults.setting("header-only-activity-data") is not None:
         return exports.table([("Username", "UserID")])
     text = (target / "pg_dump_all.sql").read_text(encoding="utf-8")

@@ -8,11 +8,71 @@ import random
 COURSE = "course"  # the seed of all that every school has alike
 
 WORDS = (
-    "light water plant star ratio angle sound seed river market cloud letter story number circle window garden "
-    "teacher question answer school morning evening field paper music engine metal forest moon shadow rain wind "
-    "kitchen lemon ice sugar salt wheel bridge road train village city map travel listen speak read write count "
-    "measure compare observe explain predict draw build share play practise remember discover wonder"
-).split()
+    "light",
+    "water",
+    "plant",
+    "star",
+    "ratio",
+    "angle",
+    "sound",
+    "seed",
+    "river",
+    "market",
+    "cloud",
+    "letter",
+    "story",
+    "number",
+    "circle",
+    "window",
+    "garden",
+    "teacher",
+    "question",
+    "answer",
+    "school",
+    "morning",
+    "evening",
+    "field",
+    "paper",
+    "music",
+    "engine",
+    "metal",
+    "forest",
+    "moon",
+    "shadow",
+    "rain",
+    "wind",
+    "kitchen",
+    "lemon",
+    "ice",
+    "sugar",
+    "salt",
+    "wheel",
+    "bridge",
+    "road",
+    "train",
+    "village",
+    "city",
+    "map",
+    "travel",
+    "listen",
+    "speak",
+    "read",
+    "write",
+    "count",
+    "measure",
+    "compare",
+    "observe",
+    "explain",
+    "predict",
+    "draw",
+    "build",
+    "share",
+    "play",
+    "practise",
+    "remember",
+    "discover",
+    "wonder",
+)
 
 
 class Oid(str):
@@ -22,7 +82,7 @@ class Oid(str):
 
 
 def stream(*names: object) -> random.Random:
-    """Given the names of a decision, return its own random stream, the same on every machine and in every run."""
+    """Given the names of a decision, return its own random stream: everywhere and always the same."""
     digest = hashlib.sha256("\0".join(map(str, names)).encode()).digest()
     return random.Random(int.from_bytes(digest[:16], "big"))
 
@@ -34,7 +94,7 @@ def oid(*names: object, when: int) -> Oid:
 
 def prose(rng: random.Random, words: int) -> str:
     """Return that many invented words, in sentences."""
-    chosen = [rng.choice(WORDS) for _ in range(words)]
+    chosen = rng.choices(WORDS, k=words)
     for start in range(0, words, 12):
         chosen[start] = chosen[start].capitalize()
         last = min(start + 11, words - 1)

@@ -21,6 +21,8 @@ MODULES = (
     ("Understanding Motion", "um"),
     ("Atomic Structure", "as"),
 )
+DOINGS = ("look", "try", "talk")
+KINDS = ("Warm up", "Practise", "Game", "Quiz", "Story")
 HINDI = ("गतिविधि", "अभ्यास")  # slugify() makes an empty word of these
 
 
@@ -62,14 +64,16 @@ def units(count: int) -> list[Unit]:
         number = i // len(MODULES)
         rng = stream(COURSE, "unit", i)
         lessons = tuple(
-            Named(oid("lesson", i, k, when=CREATED + i * 100 + k), f"Lesson {k + 1} {rng.choice(['look', 'try', 'talk'])}")
+            Named(oid("lesson", i, k, when=CREATED + i * 100 + k), f"Lesson {k + 1} {rng.choice(DOINGS)}")
             for k in range(3)
         )
         activities = []
         for k in range(9):
-            word = rng.choice(HINDI) if k == 7 else rng.choice(["Warm up", "Practise", "Game", "Quiz", "Story"])
+            word = rng.choice(HINDI) if k == 7 else rng.choice(KINDS)
             name = word if k == 7 else f"{word} {k + 1}"
-            activities.append((lessons[k // 3], Named(oid("activity", i, k, when=CREATED + i * 100 + 10 + k), name)))
+            identifier = oid("activity", i, k, when=CREATED + i * 100 + 10 + k)
+            activities.append((lessons[k // 3], Named(identifier, name)))
         unit_id = oid("unit", i, when=CREATED + i * 100)
-        made.append(Unit(unit_id, f"{short.upper()} Unit{number} {module}", module, lessons, tuple(activities)))
+        name = f"{short.upper()} Unit{number} {module}"
+        made.append(Unit(unit_id, name, module, lessons, tuple(activities)))
     return made

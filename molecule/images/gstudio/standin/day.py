@@ -6,7 +6,8 @@ import os
 from datetime import datetime
 from pathlib import Path
 
-from . import documents, tree as files
+from . import documents
+from . import tree as files
 from .chance import stream
 from .school import IST, instant
 from .tree import PAGE, Tree

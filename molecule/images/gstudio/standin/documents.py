@@ -6,7 +6,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import lru_cache
 from typing import Any
+
+import bson
+from bson import ObjectId
 
 from .chance import COURSE, Oid, oid, prose, stream
 from .course import CREATED, Unit, units
@@ -15,8 +19,15 @@ from .school import INSTALL_DAY, School, Sizes, instant
 
 GSTUDIO = "gstudio-mongodb"
 QBANK = (
-    "assessment", "assessment_authoring", "hierarchy", "id", "logging", "relationship", "repository", "resource",
-)  # fmt: skip
+    "assessment",
+    "assessment_authoring",
+    "hierarchy",
+    "id",
+    "logging",
+    "relationship",
+    "repository",
+    "resource",
+)
 Document = dict[str, Any]
 Databases = dict[str, dict[str, list[Document]]]
 
@@ -46,12 +57,15 @@ def learners(school: School, sizes: Sizes, day: int) -> list[User]:
     return school_users(school, sizes, day) + factory_users()[1:]
 
 
+@lru_cache(maxsize=64)
 def visits_of_day(school: School, sizes: Sizes, day: int) -> list[Visit]:
     """Return the visits of one school day (1, 2, ...), or all of those before, for day 0."""
     people = learners(school, sizes, day)
     course = units(sizes.units)[:-1]  # nobody has opened the last unit: it gets no CSV
     rng = stream(school.server_id, "visits", day)
-    count = len(people) * sizes.visits_per_user if day == 0 else max(3, len(people) * sizes.visits_per_user // 50)
+    count = (
+        len(people) * sizes.visits_per_user if day == 0 else max(3, len(people) * sizes.visits_per_user // 50)
+    )
     span = instant(0) - int(INSTALL_DAY.timestamp()) - 86_400
     visits = []
     for _ in range(count):
@@ -60,14 +74,20 @@ def visits_of_day(school: School, sizes: Sizes, day: int) -> list[Visit]:
         buddies = (rng.choice(people).username,) if rng.random() < 0.2 else ()
         visits.append(
             Visit(
-                user, rng.choice(course), rng.randrange(9), day,
-                _wall(start, rng.randrange(1000) * 1000), round(rng.uniform(4, 900), 3), rng.random() < 0.6,
+                user,
+                rng.choice(course),
+                rng.randrange(9),
+                day,
+                _wall(start, rng.randrange(1000) * 1000),
+                round(rng.uniform(4, 900), 3),
+                rng.random() < 0.6,
                 tuple(name for name in buddies if name != user.username),
-            )  # fmt: skip
+            )
         )
     return sorted(visits, key=lambda visit: (visit.when, visit.user.id))
 
 
+@lru_cache(maxsize=4)
 def visits_until(school: School, sizes: Sizes, day: int) -> list[Visit]:
     """Return all visits up to and with that day."""
     return [visit for past in range(day + 1) for visit in visits_of_day(school, sizes, past)]
@@ -148,7 +168,8 @@ def _benchmark(visit: Visit, number: int) -> Document:
         "group": visit.unit.id,
         "parameters": "4",
         "has_data": {"POST": False, "GET": False},
-        "session_key": oid("session", visit.user.username, visit.when.date(), when=0)[:24].swapcase() + "abcdefgh",
+        "session_key": oid("session", visit.user.username, visit.when.date(), when=0)[:24].swapcase()
+        + "abcdefgh",
         "time_taken": f"{visit.seconds:.3f}",
         "last_update": visit.when,
         "locale": "en",
@@ -196,23 +217,33 @@ def counters(visits: list[Visit]) -> list[Document]:
     return list(found.values())
 
 
-def gstudio(school: School, sizes: Sizes, media: list[tuple[str, int]], day: int = 0) -> dict[str, list[Document]]:
+def gstudio(
+    school: School, sizes: Sizes, media: list[tuple[str, int]], day: int = 0
+) -> dict[str, list[Document]]:
     """Return the collections of the gStudio database; `media` lists (relative path, size) of the files."""
     visits = visits_until(school, sizes, day)
     edits = edits_until(school, sizes, day)
     course = units(sizes.units)
     groups: list[Document] = [
         {
-            "_id": unit.id, "_type": "Group", "name": unit.name, "module": unit.module, "status": "PUBLISHED",
-            "created_at": _wall(CREATED), "group_type": "PUBLIC", "language": ["en", "English"],
+            "_id": unit.id,
+            "_type": "Group",
+            "name": unit.name,
+            "module": unit.module,
+            "status": "PUBLISHED",
+            "created_at": _wall(CREATED),
+            "group_type": "PUBLIC",
+            "language": ["en", "English"],
             "collection_set": [lesson.id for lesson in unit.lessons],
             "order": number,
         }
         for number, unit in enumerate(course)
-    ]  # fmt: skip
+    ]
     parts: list[Document] = []
     for unit in course:
-        parts += [{"_id": part.id, "_type": "GSystem", "name": part.name, "kind": "lesson"} for part in unit.lessons]
+        parts += [
+            {"_id": part.id, "_type": "GSystem", "name": part.name, "kind": "lesson"} for part in unit.lessons
+        ]
         parts += [
             {"_id": part.id, "_type": "GSystem", "name": part.name, "kind": "activity", "lesson": lesson.id}
             for lesson, part in unit.activities
@@ -222,8 +253,12 @@ def gstudio(school: School, sizes: Sizes, media: list[tuple[str, int]], day: int
         "Nodes": groups + parts + pages,
         "Triples": [
             {
-                "_id": oid("triple", page["_id"], when=CREATED), "_type": "GAttribute", "subject": page["_id"],
-                "attribute_type": oid("type", "time", when=CREATED), "object_value": index, "status": "PUBLISHED",
+                "_id": oid("triple", page["_id"], when=CREATED),
+                "_type": "GAttribute",
+                "subject": page["_id"],
+                "attribute_type": oid("type", "time", when=CREATED),
+                "object_value": index,
+                "status": "PUBLISHED",
             }
             for index, page in enumerate(pages[::2])
         ],
@@ -231,25 +266,38 @@ def gstudio(school: School, sizes: Sizes, media: list[tuple[str, int]], day: int
         "Counters": counters(visits),
         "Filehives": [
             {
-                "_id": oid("filehive", path, when=CREATED), "_type": "Filehive", "relurl": path, "length": size,
-                "filename": path.replace("/", ""), "mime_type": "application/octet-stream", "first_uploader": 1,
+                "_id": oid("filehive", path, when=CREATED),
+                "_type": "Filehive",
+                "relurl": path,
+                "length": size,
+                "filename": path.replace("/", ""),
+                "mime_type": "application/octet-stream",
+                "first_uploader": 1,
             }
             for path, size in media
         ],
         "Buddies": [
             {
-                "_id": oid("buddies", number, visit.user.username, visit.day, when=CREATED), "_type": "Buddy",
-                "loggedin_userid": visit.user.id, "session_key": f"{number:032x}", "starts_at": visit.when,
+                "_id": oid("buddies", number, visit.user.username, visit.day, when=CREATED),
+                "_type": "Buddy",
+                "loggedin_userid": visit.user.id,
+                "session_key": f"{number:032x}",
+                "starts_at": visit.when,
                 "buddy_in_out": {name: [{"in": visit.when, "out": None}] for name in visit.buddies},
             }
-            for number, visit in enumerate(visits) if visit.buddies
+            for number, visit in enumerate(visits)
+            if visit.buddies
         ],
         "analytics_collection": [
-            {"_id": oid("analytics", number, school.server_id, when=CREATED), "user": visit.user.username,
-             "timestamp": visit.when, "action": {"phrase": "viewed an activity"}}
+            {
+                "_id": oid("analytics", number, school.server_id, when=CREATED),
+                "user": visit.user.username,
+                "timestamp": visit.when,
+                "action": {"phrase": "viewed an activity"},
+            }
             for number, visit in enumerate(visits[:40])
         ],
-    }  # fmt: skip
+    }
 
 
 def _osid(kind: str, identifier: str) -> str:
@@ -267,10 +315,14 @@ def qbank(school: School, sizes: Sizes, day: int = 0) -> Databases:
 
     def named(kind: str, ids: list[Oid]) -> list[Document]:
         return [
-            {"_id": one, "displayName": {"text": f"{kind} {number}", "languageTypeId": "639-2%3AENG%40ISO"},
-             "genusTypeId": _osid("default", "DEFAULT"), "assignedBankIds": [_osid("assessment.Bank", bank)]}
+            {
+                "_id": one,
+                "displayName": {"text": f"{kind} {number}", "languageTypeId": "639-2%3AENG%40ISO"},
+                "genusTypeId": _osid("default", "DEFAULT"),
+                "assignedBankIds": [_osid("assessment.Bank", bank)],
+            }
             for number, one in enumerate(ids)
-        ]  # fmt: skip
+        ]
 
     offered = [oid("offered", unit.id, when=CREATED) for unit in course]
     return {
@@ -278,14 +330,25 @@ def qbank(school: School, sizes: Sizes, day: int = 0) -> Databases:
             "Assessment": named("Assessment", [oid("assessment", unit.id, when=CREATED) for unit in course]),
             "AssessmentOffered": named("Offered", offered),
             "AssessmentSection": [
-                {"_id": oid("section", one, when=CREATED), "assessmentTakenId": _osid("assessment.AssessmentTaken", one),
-                 "questions": [{"itemId": _osid("assessment.Item", item), "responses": [None]} for item in items[:3]]}
+                {
+                    "_id": oid("section", one, when=CREATED),
+                    "assessmentTakenId": _osid("assessment.AssessmentTaken", one),
+                    "questions": [
+                        {"itemId": _osid("assessment.Item", item), "responses": [None]} for item in items[:3]
+                    ],
+                }
                 for one in taken
             ],
             "AssessmentTaken": [
-                {"_id": one, "takingAgentId": _osid("authentication.Agent", visit.user.username),
-                 "actualStartTime": visit.when, "completionTime": visit.when + timedelta(seconds=visit.seconds),
-                 "assessmentOfferedId": _osid("assessment.AssessmentOffered", offered[course.index(visit.unit)])}
+                {
+                    "_id": one,
+                    "takingAgentId": _osid("authentication.Agent", visit.user.username),
+                    "actualStartTime": visit.when,
+                    "completionTime": visit.when + timedelta(seconds=visit.seconds),
+                    "assessmentOfferedId": _osid(
+                        "assessment.AssessmentOffered", offered[course.index(visit.unit)]
+                    ),
+                }
                 for one, visit in zip(taken, visits, strict=True)
             ],
             "Bank": named("Bank", [bank]),
@@ -298,14 +361,22 @@ def qbank(school: School, sizes: Sizes, day: int = 0) -> Databases:
         "hierarchy": {"Hierarchy": named("Hierarchy", [oid("hierarchy", n, when=CREATED) for n in range(2)])},
         "id": {
             kind: [{"_id": oid(kind, n, when=CREATED), "aliasIds": [f"{kind}{n}"]} for n in range(count)]
-            for kind, count in (("assessmentIds", len(taken)), ("hierarchyIds", 2),
-                                ("repositoryIds", len(assets)), ("resourceIds", 3))
+            for kind, count in (
+                ("assessmentIds", len(taken)),
+                ("hierarchyIds", 2),
+                ("repositoryIds", len(assets)),
+                ("resourceIds", 3),
+            )
         },
         "logging": {
             "Log": named("Log", [oid("log", when=CREATED)]),
             "LogEntry": [
-                {"_id": oid("entry", one, when=CREATED), "timestamp": visit.when, "agentId": visit.user.username,
-                 "text": {"text": '{"action": "tool event"}'}}
+                {
+                    "_id": oid("entry", one, when=CREATED),
+                    "timestamp": visit.when,
+                    "agentId": visit.user.username,
+                    "text": {"text": '{"action": "tool event"}'},
+                }
                 for one, visit in zip(taken, visits, strict=True)
             ],
         },
@@ -313,12 +384,15 @@ def qbank(school: School, sizes: Sizes, day: int = 0) -> Databases:
             "Family": named("Family", [oid("family", when=CREATED)]),
             "Relationship": named("Relationship", [oid("relationship", n, when=CREATED) for n in range(6)]),
         },
-        "repository": {"Asset": named("Asset", assets), "Repository": named("Repository", [oid("repo", when=CREATED)])},
+        "repository": {
+            "Asset": named("Asset", assets),
+            "Repository": named("Repository", [oid("repo", when=CREATED)]),
+        },
         "resource": {
             "Bin": named("Bin", [oid("bin", when=CREATED)]),
             "Resource": named("Resource", [oid("resource", n, when=CREATED) for n in range(3)]),
         },
-    }  # fmt: skip
+    }
 
 
 def databases(school: School, sizes: Sizes, media: list[tuple[str, int]], day: int = 0) -> Databases:
@@ -327,9 +401,7 @@ def databases(school: School, sizes: Sizes, media: list[tuple[str, int]], day: i
 
 
 def with_object_ids(value: Any) -> Any:
-    """Return the value with every Oid made a real ObjectId (needs pymongo)."""
-    from bson import ObjectId
-
+    """Return the value with every Oid made a real ObjectId."""
     if isinstance(value, Oid):
         return ObjectId(value)
     if isinstance(value, dict):
@@ -341,8 +413,6 @@ def with_object_ids(value: Any) -> Any:
 
 def bson_files(collections: dict[str, list[Document]], database: str) -> Iterator[tuple[str, bytes]]:
     """Yield (file name, bytes) of a mongodump of one database."""
-    import bson
-
     for name, documents in collections.items():
         yield f"{name}.bson", b"".join(bson.encode(with_object_ids(one)) for one in documents)
         yield f"{name}.metadata.json", metadata(database, name)

@@ -11,25 +11,71 @@ from typing import Any
 from .course import slugify
 
 PROGRESS_COLUMNS = (
-    "server_id", "school_name", "school_code", "module_name", "unit_name", "username", "user_id", "first_name",
-    "last_name", "roll_no", "grade", "enrollment_status", "buddy_userids", "buddy_usernames", "total_lessons",
-    "lessons_visited", "percentage_lessons_visited", "total_activities", "activities_visited",
-    "percentage_activities_visited", "total_quizitems", "visited_quizitems", "attempted_quizitems",
-    "unattempted_quizitems", "correct_attempted_quizitems", "notapplicable_quizitems",
-    "incorrect_attempted_quizitems", "user_files", "total_files_viewed_by_user", "other_viewing_my_files",
-    "unique_users_commented_on_user_files", "total_rating_rcvd_on_files", "commented_on_others_files",
-    "cmts_on_user_files", "total_cmnts_by_user", "user_notes", "others_reading_my_notes", "cmts_on_user_notes",
-    "cmnts_rcvd_by_user", "total_notes_read_by_user", "commented_on_others_notes", "total_rating_rcvd_on_notes",
-    "correct_attempted_assessments", "unattempted_assessments", "visited_assessments", "notapplicable_assessments",
-    "incorrect_attempted_assessments", "attempted_assessments", "total_assessment_items",
-)  # fmt: skip
+    "server_id",
+    "school_name",
+    "school_code",
+    "module_name",
+    "unit_name",
+    "username",
+    "user_id",
+    "first_name",
+    "last_name",
+    "roll_no",
+    "grade",
+    "enrollment_status",
+    "buddy_userids",
+    "buddy_usernames",
+    "total_lessons",
+    "lessons_visited",
+    "percentage_lessons_visited",
+    "total_activities",
+    "activities_visited",
+    "percentage_activities_visited",
+    "total_quizitems",
+    "visited_quizitems",
+    "attempted_quizitems",
+    "unattempted_quizitems",
+    "correct_attempted_quizitems",
+    "notapplicable_quizitems",
+    "incorrect_attempted_quizitems",
+    "user_files",
+    "total_files_viewed_by_user",
+    "other_viewing_my_files",
+    "unique_users_commented_on_user_files",
+    "total_rating_rcvd_on_files",
+    "commented_on_others_files",
+    "cmts_on_user_files",
+    "total_cmnts_by_user",
+    "user_notes",
+    "others_reading_my_notes",
+    "cmts_on_user_notes",
+    "cmnts_rcvd_by_user",
+    "total_notes_read_by_user",
+    "commented_on_others_notes",
+    "total_rating_rcvd_on_notes",
+    "correct_attempted_assessments",
+    "unattempted_assessments",
+    "visited_assessments",
+    "notapplicable_assessments",
+    "incorrect_attempted_assessments",
+    "attempted_assessments",
+    "total_assessment_items",
+)
 TIMESTAMP_COLUMNS = (
-    "Unit", "Lesson", "Activity", "Language", "VisitedOn", "OutTime", "OutAction", "TimeSpentInSeconds", "Buddies",
-)  # fmt: skip
+    "Unit",
+    "Lesson",
+    "Activity",
+    "Language",
+    "VisitedOn",
+    "OutTime",
+    "OutAction",
+    "TimeSpentInSeconds",
+    "Buddies",
+)
 
 
 def minute(when: datetime) -> str:
-    """Return the time part of a CSV's name, e.g. 20180814-17h33m: two runs in one minute overwrite each other."""
+    """Return the time part of a CSV's name, e.g. 20180814-17h33m: the next run in that minute overwrites."""
     return when.strftime("%Y%m%d-%Hh%Mm")
 
 
@@ -68,7 +114,7 @@ def progress_row(
     user: Sequence[str],
     counter: Mapping[str, Any],
 ) -> list[object]:
-    """Return one user's row in a unit; `school` is (server id, name, code), `user` (id, username, first, last)."""
+    """Return a row; `school` is (server id, name, code), `user` (id, username, first name, last name)."""
     visited = counter["visited_nodes"]
     seen = [one for one in activities if str(one["_id"]) in visited]
     seen_lessons = len({str(one["lesson"]) for one in seen})
@@ -113,10 +159,8 @@ def progress_row(
     ]
 
 
-def timestamp_rows(
-    visits: Sequence[Mapping[str, Any]], names: Mapping[str, str]
-) -> list[list[object]]:
-    """Return the rows of one user; `visits` are Benchmarks documents by time, `names` the names of nodes by id."""
+def timestamp_rows(visits: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[list[object]]:
+    """Return one user's rows; `visits` are Benchmarks documents by time, `names` those of nodes by id."""
     rows: list[list[object]] = []
     for number, visit in enumerate(visits):
         _, unit, _, _, lesson, activity, _ = visit["calling_url"].split("/")

@@ -1,4 +1,4 @@
-"""The fault switches: a file under /faults turns one on, its content sets it, removing the file turns it off."""
+"""The fault switches: a file under /faults turns one on, its content sets it, its removal turns it off."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def setting(name: str) -> str | None:
 
 
 def number(name: str, default: float) -> float | None:
-    """Return a switch's number: `default` when the file is empty or holds none, None when the switch is off."""
+    """Return a switch's number: `default` when the file holds none, None when the switch is off."""
     text = setting(name)
     if text is None:
         return None
@@ -47,14 +47,17 @@ def now() -> datetime:
 
 
 def slowness(switch: str) -> float:
-    """Return the seconds each written file takes: GSTUDIO_STANDIN_SLOW and, when on, the switch (2 s if empty)."""
+    """Return the seconds a file takes: GSTUDIO_STANDIN_SLOW and, when on, the switch (2 s if empty)."""
     return float(os.environ.get("GSTUDIO_STANDIN_SLOW") or 0) + (number(switch, 2) or 0)
 
 
-def write_in_place(path: Path, content: bytes, switch: str = "export-slow", die_at: float | None = None) -> None:
+def write_in_place(
+    path: Path, content: bytes, switch: str = "export-slow", die_at: float | None = None
+) -> None:
     """Write as the originals do: under the final name, truncated first, growing slowly, never synced.
 
-    With `die_at` (0..1) the process kills itself when that part is written. Raises OSError when the disk is "full".
+    With `die_at` (0..1) the process kills itself when that part is written.
+    Raises OSError when the disk is "full".
     """
     seconds = slowness(switch)
     room = number("disk-full", 1000)

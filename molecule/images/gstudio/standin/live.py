@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from pymongo import MongoClient, ReplaceOne
 
 from . import sql
 from .documents import Databases, with_object_ids
 from .people import User
-
-if TYPE_CHECKING:
-    from pymongo import MongoClient
 
 SEPARATOR = "\x1f"
 
@@ -22,8 +21,8 @@ class DatabaseError(Exception):
 
 def psql(script: str, database: str = sql.DATABASE) -> str:
     """Run SQL as the postgres user and return what it prints. Raises DatabaseError with psql's own words."""
-    command = ["runuser", "-u", "postgres", "--", "psql", "-qAtX", "-v", "ON_ERROR_STOP=1", "-F", SEPARATOR, "-d"]
-    done = subprocess.run([*command, database], input=script, text=True, capture_output=True, cwd="/")
+    command = f"runuser -u postgres -- psql -qAtX -v ON_ERROR_STOP=1 -F {SEPARATOR} -d {database}".split(" ")
+    done = subprocess.run(command, input=script, text=True, capture_output=True, cwd="/", check=False)
     if done.returncode:
         raise DatabaseError(done.stderr.strip() or f"psql ended with {done.returncode}")
     return done.stdout
@@ -42,16 +41,12 @@ def load_users(users: list[User]) -> None:
 
 def client(port: int = 27017, patience_ms: int = 5000) -> MongoClient[dict[str, Any]]:
     """Return a client of this container's port 27017."""
-    from pymongo import MongoClient
-
     host = os.environ.get("MONGO_HOST", "127.0.0.1")
     return MongoClient(host, port, serverSelectionTimeoutMS=patience_ms, connectTimeoutMS=patience_ms)
 
 
 def load_documents(databases: Databases, port: int = 27017) -> None:
     """Make the running databases hold these documents: new ones are added, changed ones replaced."""
-    from pymongo import ReplaceOne
-
     with client(port) as server:
         for database, collections in databases.items():
             for name, documents in collections.items():

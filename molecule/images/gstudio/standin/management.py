@@ -1,4 +1,4 @@
-"""The commands of gStudio's manage.py, with their markers, their file names and their worthless exit codes."""
+"""The commands of gStudio's manage.py, with their markers, file names and worthless exit codes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from . import exports, faults, live, people, sql
 from .course import slugify
 from .documents import GSTUDIO
 from .people import User
+from .places import DATA, SETTINGS
 from .school import IST, School, read_settings
 
-DATA = Path("/data")
-PROJECT = Path("/home/docker/code/gstudio/gnowsys-ndf")
 TIMESTAMPS = DATA / "activity-timestamp-csvs"
 PROGRESS = DATA / "gstudio-exported-users-analytics-csvs"
 EXPORT_LOG = DATA / "gstudio-logs/export_users_analytics.log"
@@ -29,7 +28,7 @@ EXPORT_LOG = DATA / "gstudio-logs/export_users_analytics.log"
 
 def settings() -> School:
     """Return the identity as gStudio sees it now."""
-    return read_settings(PROJECT / "gnowsys_ndf/server_settings.py")
+    return read_settings(SETTINGS)
 
 
 def database() -> Any:
@@ -91,7 +90,9 @@ def export_users_analytics(arguments: list[str]) -> None:
         created = left_out = 0
         for number, unit in enumerate(units, start=1):
             print(f"[ {number} / {len(units)} ]", flush=True)
-            counters = sorted((one for one in found if one["group_id"] == unit["_id"]), key=lambda one: one["user_id"])
+            counters = sorted(
+                (one for one in found if one["group_id"] == unit["_id"]), key=lambda one: one["user_id"]
+            )
             if not counters:
                 left_out += 1
                 continue
@@ -111,7 +112,10 @@ def export_users_analytics(arguments: list[str]) -> None:
             doomed = die_after is not None and created == int(die_after)
             faults.write_in_place(PROGRESS / name, content, die_at=0.5 if doomed else None)
             created += 1
-    print(f"\nRESULT OF CSV EXPORT:\n\t- CREATED: {created}\n\t- NOT CREATED: {left_out}\n{'=' * 100}", flush=True)
+    print(
+        f"\nRESULT OF CSV EXPORT:\n\t- CREATED: {created}\n\t- NOT CREATED: {left_out}\n{'=' * 100}",
+        flush=True,
+    )
 
 
 def sync_users(arguments: list[str]) -> None:
@@ -125,7 +129,7 @@ def sync_users(arguments: list[str]) -> None:
         for row in csv.reader(file):
             if len(row) >= 4 and row[0].strip().isdigit():
                 name = row[2].strip()
-                users.append(User(int(row[0]), name, people._password(name), "", "", joined, joined))
+                users.append(User(int(row[0]), name, people.stored_password(name), "", "", joined, joined))
     if users:
         live.psql(sql.upsert(users))
     print(f"Users processed: {len(users)}")
@@ -140,7 +144,7 @@ def collectstatic(arguments: list[str]) -> None:
 
 
 def shell(arguments: list[str]) -> None:
-    """Read Python from stdin as `manage.py shell` does on a pipe: tracebacks go to stderr, the exit code is 0."""
+    """Read Python from stdin as `manage.py shell` does on a pipe: tracebacks on stderr, exit code 0."""
     code.interact(local={"__name__": "__console__", "__doc__": None, "execfile": execfile})
 
 

@@ -1,4 +1,4 @@
-"""The command mongodump, as far as backups use it: real BSON from port 27017, the lines of version 3.2 on stderr."""
+"""The command mongodump, as far as backups use it: real BSON from port 27017, 3.2's lines on stderr."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import os
 import sys
 from datetime import datetime
 from pathlib import Path
+
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from pymongo import MongoClient
+from pymongo.errors import ConnectionFailure
 
 from . import documents, faults
 from .school import IST
@@ -27,11 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
         _dump(options)
     except OSError as error:
         return _failed(f"error writing data: {error.strerror}: {error.filename}")
+    except ConnectionFailure:
+        return _failed("error connecting to db server: no reachable servers")
     except Exception as error:
-        from pymongo.errors import ConnectionFailure
-
-        if isinstance(error, ConnectionFailure):
-            return _failed("error connecting to db server: no reachable servers")
         return _failed(str(error))
     return 0
 
@@ -47,21 +50,23 @@ def _line(text: str) -> None:
 
 
 def _dump(options: argparse.Namespace) -> None:
-    from bson.codec_options import CodecOptions
-    from bson.raw_bson import RawBSONDocument
-    from pymongo import MongoClient
-
     partial = faults.setting("partial-mongodump")
     codec = CodecOptions(document_class=RawBSONDocument)
-    server: MongoClient[dict[str, object]] = MongoClient(
-        options.host, options.port, serverSelectionTimeoutMS=3000, connectTimeoutMS=3000
+    server: MongoClient[RawBSONDocument] = MongoClient(
+        options.host,
+        options.port,
+        document_class=RawBSONDocument,
+        serverSelectionTimeoutMS=3000,
+        connectTimeoutMS=3000,
     )
     with server:
         names = [options.db] if options.db else sorted(set(server.list_database_names()) - {"admin", "local"})
         first = True
         for database in names:
             source = server.get_database(database, codec_options=codec)
-            collections = [options.collection] if options.collection else sorted(source.list_collection_names())
+            collections = (
+                [options.collection] if options.collection else sorted(source.list_collection_names())
+            )
             for name in collections:
                 if not options.quiet:
                     _line(f"writing {database}.{name} to ")

@@ -22,7 +22,9 @@ def _reverse_delta(new: str, old: str) -> str:
     """Return the RCS edit script that makes the old text from the new one."""
     new_lines, old_lines = new.splitlines(keepends=True), old.splitlines(keepends=True)
     script = []
-    for tag, i1, i2, j1, j2 in difflib.SequenceMatcher(None, new_lines, old_lines, autojunk=False).get_opcodes():
+    for tag, i1, i2, j1, j2 in difflib.SequenceMatcher(
+        None, new_lines, old_lines, autojunk=False
+    ).get_opcodes():
         if tag in ("replace", "delete"):
             script.append(f"d{i1 + 1} {i2 - i1}\n")
         if tag in ("replace", "insert"):

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+from .places import SETTINGS
+
 IST = timezone(timedelta(hours=5, minutes=30))
 INSTALL_DAY = datetime(2018, 8, 14, 10, 0, tzinfo=IST)  # day of the school's first start
 DAY_ZERO = datetime(2018, 12, 14, 10, 0, tzinfo=IST)  # what `generate` makes is the state on this morning
@@ -15,7 +17,7 @@ STATE_NUMBER = {"ct": 1, "mz": 2, "rj": 3, "tg": 4}
 
 
 def instant(day: int, seconds: float = 0) -> int:
-    """Return the epoch second that lies `seconds` after ten in the morning of school day `day` (0: DAY_ZERO)."""
+    """Return the epoch second `seconds` after ten in the morning of school day `day` (0: DAY_ZERO)."""
     return int((DAY_ZERO + timedelta(days=day, seconds=seconds)).timestamp())
 
 
@@ -42,7 +44,7 @@ class School:
 
 
 def read_settings(path: Path) -> School:
-    """Given server_settings.py, run it as gStudio does: a syntax error leaves every value empty and is not told."""
+    """Given server_settings.py, run it as gStudio does: a syntax error silently leaves all values empty."""
     found: dict[str, object] = {}
     try:
         exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), found)
@@ -55,9 +57,18 @@ def read_settings(path: Path) -> School:
     )
 
 
+def school_of(seed: str | None, code: str | None = None, name: str | None = None) -> School:
+    """Return the school that was asked for, else the one in the settings."""
+    found = read_settings(SETTINGS)
+    if seed is None:
+        seed = found.server_id or "sp100"
+        code, name = code or found.school_code, name or found.name
+    return School(seed, code or "2030000", name or f"School {seed}")
+
+
 @dataclass(frozen=True)
 class Sizes:
-    """How much there is of everything. Scale 1 makes about 300 MB and serves benchmarks; the lab uses 0.01."""
+    """How much there is of everything. Scale 1 makes about 300 MB, for benchmarks; the lab uses 0.01."""
 
     scale: float
     users: int

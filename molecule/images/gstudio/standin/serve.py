@@ -1,4 +1,4 @@
-"""The container's first process: starts what a school server runs, plays its faults, and stops quickly when told."""
+"""The container's first process: starts what a school server runs, plays its faults, stops when told."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from . import documents, faults, live, tree
-from .__main__ import DATA, DATASTORE, say, school_of
-from .school import Sizes
+from .places import CLUSTER, DATA, DATASTORE, POSTGRES, STATE
+from .school import Sizes, school_of
 
-STORE = DATA / "db/.standin/mongo"
-ACCOUNTS_FILLED = DATA / "db/.standin/accounts-filled"
-CLUSTER = "/var/lib/postgresql/15/main"
-POSTGRES = "/usr/lib/postgresql/15/bin/"
+STORE = STATE / "mongo"
+ACCOUNTS_FILLED = STATE / "accounts-filled"
 SECONDS_TO_STOP = 4.0
 
 
@@ -48,6 +46,11 @@ def serve() -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         services.stop()
     return 0
+
+
+def say(text: str) -> None:
+    """Tell what is being done, on stderr."""
+    print(f"standin: {text}", file=sys.stderr, flush=True)
 
 
 def _environment_int(name: str) -> int | None:
@@ -80,7 +83,7 @@ class Services:
             Path(f"/var/lib/nginx/{folder}").mkdir(parents=True, exist_ok=True)
         self.running["nginx"] = subprocess.Popen(["nginx", "-g", "daemon off;"])
         if os.environ.get("GSTUDIO_STANDIN_CRON"):
-            subprocess.run(["crontab", "/home/docker/code/confs/mycron"])
+            subprocess.run(["crontab", "/home/docker/code/confs/mycron"], check=True)
             self.running["cron"] = subprocess.Popen(["cron", "-f"])
         threading.Thread(target=self._restless_files, daemon=True).start()
         threading.Thread(target=self._rewrite_tool_logs, daemon=True).start()
@@ -100,7 +103,9 @@ class Services:
         """Ask all to end, at once; what has not ended within four seconds is killed."""
         self.quiet.set()
         for name, process in self.running.items():
-            process.send_signal({"postgres": signal.SIGINT, "mongod": signal.SIGKILL}.get(name, signal.SIGTERM))
+            process.send_signal(
+                {"postgres": signal.SIGINT, "mongod": signal.SIGKILL}.get(name, signal.SIGTERM)
+            )
         end = time.monotonic() + SECONDS_TO_STOP
         for process in self.running.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -145,13 +150,17 @@ class Services:
             return
         Path("/var/run/postgresql").mkdir(exist_ok=True)
         shutil.chown("/var/run/postgresql", "postgres", "postgres")
-        (Path(CLUSTER) / "postmaster.pid").unlink(missing_ok=True)
+        (CLUSTER / "postmaster.pid").unlink(missing_ok=True)
         # Not through runuser: it would stay between us and the signals.
         self.running["postgres"] = subprocess.Popen(
-            [POSTGRES + "postgres", "-D", CLUSTER], user="postgres", group="postgres", extra_groups=["ssl-cert"], cwd="/"
+            [POSTGRES / "postgres", "-D", CLUSTER],
+            user="postgres",
+            group="postgres",
+            extra_groups=["ssl-cert"],
+            cwd="/",
         )
         for _ in range(100):
-            if subprocess.run([POSTGRES + "pg_isready", "-q", "-U", "postgres"]).returncode == 0:
+            if subprocess.run([POSTGRES / "pg_isready", "-q", "-U", "postgres"], check=False).returncode == 0:
                 return
             time.sleep(0.1)
         raise RuntimeError("PostgreSQL does not answer")
@@ -205,7 +214,7 @@ class Services:
                 turtle.with_suffix(".turtle.set").rename(turtle)
 
     def _rewrite_tool_logs(self) -> None:
-        """With the switch tool-log-rewriting on: truncate each tool log, then write it anew, again and again."""
+        """With the switch tool-log-rewriting on: truncate each tool log and write it anew, without end."""
         while not self.quiet.wait(0.2):
             if faults.setting("tool-log-rewriting") is None:
                 continue
@@ -223,7 +232,7 @@ class Services:
 
 
 def _fill_accounts(here: tree.Tree) -> None:
-    """Add the school's users once in the life of /data: a container made anew on old volumes has lost them."""
+    """Add the school's users once in the life of /data: a new container on old volumes has lost them."""
     if not ACCOUNTS_FILLED.exists():
         live.load_users(here.users())
         ACCOUNTS_FILLED.touch()

@@ -1,4 +1,4 @@
-"""The accounts database as SQL: what the image is born with, what sync_users adds, and what pg_dumpall makes of it."""
+"""The accounts database as SQL: what the image is born with, how users come in, what pg_dumpall makes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,18 @@ from .school import IST
 
 DATABASE, ROLE = "gstudio_psql", "glab"
 COLUMNS = (
-    "id", "password", "last_login", "is_superuser", "username", "first_name", "last_name", "email", "is_staff",
-    "is_active", "date_joined",
-)  # fmt: skip
+    "id",
+    "password",
+    "last_login",
+    "is_superuser",
+    "username",
+    "first_name",
+    "last_name",
+    "email",
+    "is_staff",
+    "is_active",
+    "date_joined",
+)
 TABLES = """CREATE TABLE public.auth_user (
     id integer NOT NULL,
     password character varying(128) NOT NULL,
@@ -57,9 +66,18 @@ def fields(user: User) -> tuple[str, ...]:
     """Return a user's auth_user row, in the order of COLUMNS."""
     staff = _bool(user.is_superuser)
     return (
-        str(user.id), user.password, _time(user.last_login), staff, user.username, user.first_name, user.last_name,
-        f"{user.username}@example.org", staff, "t", _time(user.date_joined),
-    )  # fmt: skip
+        str(user.id),
+        user.password,
+        _time(user.last_login),
+        staff,
+        user.username,
+        user.first_name,
+        user.last_name,
+        f"{user.username}@example.org",
+        staff,
+        "t",
+        _time(user.date_joined),
+    )
 
 
 def copy_block(users: Sequence[User]) -> str:
@@ -71,7 +89,8 @@ def copy_block(users: Sequence[User]) -> str:
 def birth(users: Sequence[User]) -> str:
     """Return what makes the image's own database, for psql."""
     return (
-        f"CREATE ROLE {ROLE} LOGIN;\nCREATE DATABASE {DATABASE} OWNER {ROLE} ENCODING 'UTF8' TEMPLATE template0;\n"
+        f"CREATE ROLE {ROLE} LOGIN;\n"
+        f"CREATE DATABASE {DATABASE} OWNER {ROLE} ENCODING 'UTF8' TEMPLATE template0;\n"
         f"\\connect {DATABASE}\n{TABLES}{copy_block(users)}{KEYS}"
     )
 
@@ -79,7 +98,8 @@ def birth(users: Sequence[User]) -> str:
 def upsert(users: Sequence[User]) -> str:
     """Return what adds the users that are missing and renews the others."""
     values = ",\n".join(
-        "(" + ", ".join("'" + value.replace("'", "''") + "'" for value in fields(user)) + ")" for user in users
+        "(" + ", ".join("'" + value.replace("'", "''") + "'" for value in fields(user)) + ")"
+        for user in users
     )
     renewed = ", ".join(f"{column} = excluded.{column}" for column in COLUMNS[1:])
     columns = ", ".join(COLUMNS)

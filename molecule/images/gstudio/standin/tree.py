@@ -1,4 +1,4 @@
-"""The files of /data and of the assessment datastore, written so that a seed always gives the same bytes and times."""
+"""The files of /data and of the assessment datastore: one seed always gives the same bytes and times."""
 
 from __future__ import annotations
 
@@ -22,11 +22,20 @@ from .school import INSTALL_DAY, IST, School, Sizes, instant
 
 PAGE = 4096
 EXTENSIONS = ("png", "jpg", "mp3", "mp4", "pdf", "svg", "webm", "html")
-SHAPE = (0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.5, 2.5)  # sizes of media files as parts of the mean; their own mean is 1
+# Sizes of media files as parts of the mean; their own mean is 1.
+SHAPE = (0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.5, 2.5)
 TOOLS = (
-    "ages_puzzle", "coins_puzzle", "factorisation", "Food_sharing_tool", "policesquad", "Ice-cubes-in-lemonade",
-    "AstRoamer_Element_Hunt_Activity", "ratio_patterns",
-)  # fmt: skip
+    "ages_puzzle",
+    "coins_puzzle",
+    "factorisation",
+    "Food_sharing_tool",
+    "policesquad",
+    "Ice-cubes-in-lemonade",
+    "AstRoamer_Element_Hunt_Activity",
+    "ratio_patterns",
+)
+PAGES = ("home", "static/css", "media", "course")
+STATUSES = (200, 200, 200, 304, 404)
 COLLECTION_FILES = ("collection-0", "collection-2", "collection-4", "index-1", "index-3")
 
 
@@ -59,13 +68,13 @@ class Tree:
 
 
 def hashfs_path(content: bytes, extension: str) -> str:
-    """Return the relative path under media: three one-digit folders, then the other 61 digits of the sha256."""
+    """Return the path under media: three one-digit folders, then the other 61 digits of the sha256."""
     digest = hashlib.sha256(content).hexdigest()
     return f"{digest[0]}/{digest[1]}/{digest[2]}/{digest[3:]}.{extension}"
 
 
 def media_files(school: School, sizes: Sizes, day: int = 0) -> Iterator[tuple[str, bytes, int]]:
-    """Yield (path, content, time) of the media on a day: the course's, then the school's own, under 1 % of bytes."""
+    """Yield (path, content, time) of the media on a day: the course's, then the school's own (under 1 %)."""
     mean = sizes.media_bytes / sizes.media_files
     for number in range(sizes.media_files):
         rng = stream(COURSE, "media", number)
@@ -78,7 +87,11 @@ def media_files(school: School, sizes: Sizes, day: int = 0) -> Iterator[tuple[st
             rng = stream(school.server_id, "media", past, number)
             size = sizes.media_bytes // 250 // own if past == 0 else 40_000
             content = rng.randbytes(max(64, min(int(mean), size)))
-            yield hashfs_path(content, rng.choice(EXTENSIONS)), content, instant(past - 1 if past == 0 else past, number)
+            yield (
+                hashfs_path(content, rng.choice(EXTENSIONS)),
+                content,
+                instant(past - 1 if past == 0 else past, number),
+            )
 
 
 def media_index(school: School, sizes: Sizes, day: int = 0) -> list[tuple[str, int]]:
@@ -103,11 +116,15 @@ def write_node(tree: Tree, index: int, edits: int, when: int) -> None:
     page = documents.node(tree.school, tree.sizes, index)
     text = documents.node_text(page)
     first = int(page["created_at"].timestamp())
-    archive = revisions.first_revision(text, first, "This document (Page) is created by administrator", "node")
+    archive = revisions.first_revision(
+        text, first, "This document (Page) is created by administrator", "node"
+    )
     for edit in range(1, edits + 1):
         new = documents.node_text(documents.node(tree.school, tree.sizes, index, edit))
         moment = when if edit == edits else first + edit * 86_400
-        archive = revisions.next_revision(archive, text, new, moment, "This document is modified by administrator")
+        archive = revisions.next_revision(
+            archive, text, new, moment, "This document is modified by administrator"
+        )
         text = new
     tree.put(node_path(page["_id"]), text.encode(), when)
     tree.put(node_path(page["_id"]) + ",v", archive.encode(), when)
@@ -137,8 +154,15 @@ def write_db(tree: Tree) -> None:
     when = instant(0, -3600)
     pages = max(2, tree.sizes.database_pages // len(COLLECTION_FILES))
     for name in COLLECTION_FILES:
-        tree.put(collection_file(name), b"".join(database_page(tree.seed, name, n) for n in range(pages)), when)
-    for name, size in (("_mdb_catalog.wt", 4), ("sizeStorer.wt", 4), ("WiredTiger.wt", 8), ("WiredTigerLAS.wt", 1)):
+        tree.put(
+            collection_file(name), b"".join(database_page(tree.seed, name, n) for n in range(pages)), when
+        )
+    for name, size in (
+        ("_mdb_catalog.wt", 4),
+        ("sizeStorer.wt", 4),
+        ("WiredTiger.wt", 8),
+        ("WiredTigerLAS.wt", 1),
+    ):
         tree.put(f"db/{name}", b"".join(database_page(tree.seed, name, n) for n in range(size)), when)
     tree.put("db/WiredTiger", b"WiredTiger\nWiredTiger 2.7.1: (stand-in)\n", int(INSTALL_DAY.timestamp()))
     tree.put("db/WiredTiger.lock", b"WiredTiger lock file\n", int(INSTALL_DAY.timestamp()))
@@ -146,17 +170,24 @@ def write_db(tree: Tree) -> None:
     tree.put("db/storage.bson", stream(COURSE, "storage").randbytes(95), int(INSTALL_DAY.timestamp()))
     tree.put("db/mongod.lock", b"", when)
     tree.put("db/journal/WiredTigerLog.0000000001", journal(tree, 0), when)
-    tree.put("db/diagnostic.data/metrics.2018-12-14T04-30-00Z-00000", stream(tree.seed, "ftdc").randbytes(6000), when)
+    tree.put(
+        "db/diagnostic.data/metrics.2018-12-14T04-30-00Z-00000",
+        stream(tree.seed, "ftdc").randbytes(6000),
+        when,
+    )
 
 
 def turtle(checkpoint: int) -> bytes:
     """Return the text of WiredTiger.turtle after a checkpoint."""
-    return f"WiredTiger version string\nWiredTiger 2.7.1: (stand-in)\nWiredTiger.wt\ncheckpoint={checkpoint}\n".encode()
+    version = "WiredTiger version string\nWiredTiger 2.7.1: (stand-in)\n"
+    return f"{version}WiredTiger.wt\ncheckpoint={checkpoint}\n".encode()
 
 
 def journal(tree: Tree, day: int) -> bytes:
     """Return one journal file."""
-    return b"".join(database_page(tree.seed, "journal", day, n) for n in range(max(2, tree.sizes.database_pages // 100)))
+    return b"".join(
+        database_page(tree.seed, "journal", day, n) for n in range(max(2, tree.sizes.database_pages // 100))
+    )
 
 
 def write_postgres_dump(tree: Tree) -> None:
@@ -172,14 +203,19 @@ def write_heartbeat(tree: Tree, when: int, number: int) -> None:
     moment = datetime.fromtimestamp(when, IST)
     rng = stream(tree.seed, "heartbeat", when, number)
     processes = "".join(
-        f"root {pid:8d}  0.{rng.randrange(9)}  1.{rng.randrange(9)} {rng.randrange(10**6):7d} {rng.randrange(10**5):6d} ?"
+        f"root {pid:8d}  0.{rng.randrange(9)}  1.{rng.randrange(9)}"
+        f" {rng.randrange(10**6):7d} {rng.randrange(10**5):6d} ?"
         f"        S    09:{rng.randrange(10, 60)}   0:0{rng.randrange(9)} {name}\n"
-        for pid, name in enumerate(("bash initialize.sh", "mongod", "nginx", "uwsgi", "postgres", "celery") * 8, 20)
+        for pid, name in enumerate(
+            ("bash initialize.sh", "mongod", "nginx", "uwsgi", "postgres", "celery") * 8, 20
+        )
     )
     text = (
-        f"clixserver.tiss.edu\n\n\nMem: total 7.7G used {rng.randrange(20, 60) / 10}G free {rng.randrange(10, 40) / 10}G\n"
+        f"clixserver.tiss.edu\n\n\n"
+        f"Mem: total 7.7G used {rng.randrange(20, 60) / 10}G free {rng.randrange(10, 40) / 10}G\n"
         f"Filesystem Size Used Avail Use% Mounted on\n/dev/sda9 908G {rng.randrange(56, 60)}G 810G 7% /data\n"
-        f"404M\t/data/db\n17G\t/data/media\n4002\n9641\n {moment:%H:%M:%S} up {rng.randrange(2, 70)} min,  0 users,"
+        "404M\t/data/db\n17G\t/data/media\n4002\n9641\n"
+        f" {moment:%H:%M:%S} up {rng.randrange(2, 70)} min,  0 users,"
         f"  load average: 0.{rng.randrange(99):02d}, 0.4{rng.randrange(9)}, 0.21\n"
         "USER       PID %CPU %MEM    VSZ   RSS TTY      STAT START   TIME COMMAND\n" + processes
     )
@@ -206,7 +242,8 @@ def write_progress_run(tree: Tree, moment: datetime) -> None:
         by_unit.setdefault(counter["group_id"], []).append(counter)
     for number, unit in enumerate(units(tree.sizes.units)):
         activities = [
-            {"_id": activity.id, "name": activity.name, "lesson": lesson.id} for lesson, activity in unit.activities
+            {"_id": activity.id, "name": activity.name, "lesson": lesson.id}
+            for lesson, activity in unit.activities
         ]
         rows = [
             exports.progress_row(
@@ -235,14 +272,16 @@ def write_progress_csvs(tree: Tree) -> None:
 
 
 def write_activity_timestamps(tree: Tree) -> None:
-    """The one run of the all-users script that real schools have: on the install day, so mostly headers only."""
+    """The one run of the all-users script that real schools have, soon after the install day."""
     course = units(tree.sizes.units)
     names = {str(unit.id): unit.name for unit in course}
     for unit in course:
         names.update({str(part.id): part.name for pair in unit.activities for part in pair})
     early = documents.visits_until(tree.school, tree.sizes, tree.day)
     limit = INSTALL_DAY.replace(tzinfo=None) + timedelta(days=20)
-    for number, user in enumerate(documents.learners(tree.school, tree.sizes, 0)[: 40 if tree.sizes.users > 40 else 8]):
+    for number, user in enumerate(
+        documents.learners(tree.school, tree.sizes, 0)[: 40 if tree.sizes.users > 40 else 8]
+    ):
         mine = [visit for visit in early if visit.user.id == user.id and visit.when < limit]
         when = INSTALL_DAY + timedelta(days=20, seconds=number * 5)
         content = exports.table(
@@ -259,9 +298,8 @@ def tool_log(tree: Tree, app: str, user_id: int, day: int) -> bytes:
         rng = stream(tree.seed, "tool", app, user_id, past)
         for _ in range(rng.randrange(2, 6)):
             created = datetime.fromtimestamp(instant(past, rng.randrange(9000)), IST)
-            stamp = (
-                f"{created.year}-{created.month}-{created.day} {created.hour}:{created.minute}:{created.second}"
-            )
+            date = f"{created.year}-{created.month}-{created.day}"
+            stamp = f"{date} {created.hour}:{created.minute}:{created.second}"
             events.append(
                 {
                     "appName": app,
@@ -269,7 +307,9 @@ def tool_log(tree: Tree, app: str, user_id: int, day: int) -> bytes:
                     "language": "en",
                     "buddyIds": [],
                     "sessionId": None if user_id == 0 else f"{rng.getrandbits(128):032x}",
-                    "appData": [{"level": rng.randrange(1, 9), "correct": rng.random() < 0.5, "note": prose(rng, 9)}],
+                    "appData": [
+                        {"level": rng.randrange(1, 9), "correct": rng.random() < 0.5, "note": prose(rng, 9)}
+                    ],
                     "createdAt": stamp,
                 }
             )
@@ -293,7 +333,8 @@ def write_tool_logs(tree: Tree) -> None:
 def write_gstudio_logs(tree: Tree) -> None:
     """What the scripts say about their runs."""
     lines = "".join(
-        f"######### Script ran on : {INSTALL_DAY + timedelta(days=n):%c} #########\n\n" for n in range(tree.sizes.runs)
+        f"######### Script ran on : {INSTALL_DAY + timedelta(days=n):%c} #########\n\n"
+        for n in range(tree.sizes.runs)
     )
     tree.put("gstudio-logs/export_users_analytics.log", lines.encode(), instant(0, -4000))
     tree.put("gstudio-logs/patch-r6.log", b"patch r6 applied\n", int(INSTALL_DAY.timestamp()))
@@ -308,8 +349,8 @@ def access_log(tree: Tree, day: int, lines: int) -> bytes:
         moment = datetime.fromtimestamp(instant(day, number * 14_400 / lines), IST)
         out.write(
             f"192.168.1.{rng.randrange(2, 60)} - - [{moment:%d/%b/%Y:%H:%M:%S %z}] "
-            f'"GET /{rng.choice(("home", "static/css", "media", "course"))}/{rng.getrandbits(48):012x} HTTP/1.1" '
-            f'{rng.choice((200, 200, 200, 304, 404))} {rng.randrange(200, 90_000)} "-" "Mozilla/5.0 (X11; Linux)"\n'
+            f'"GET /{rng.choice(PAGES)}/{rng.getrandbits(48):012x} HTTP/1.1" '
+            f'{rng.choice(STATUSES)} {rng.randrange(200, 90_000)} "-" "Mozilla/5.0 (X11; Linux)"\n'
         )
     return out.getvalue().encode()
 
@@ -331,7 +372,7 @@ def write_nginx_logs(tree: Tree) -> None:
 
 
 def activity_table(visits: list[documents.Visit]) -> bytes:
-    """Return activity-data.csv: a row for each active user, a group of five columns for each of their dates."""
+    """Return activity-data.csv: a row for each active user, five columns for each of their dates."""
     people: dict[str, dict[str, list[documents.Visit]]] = {}
     for visit in visits:
         people.setdefault(visit.user.username, {}).setdefault(f"{visit.when:%Y-%m-%d}", []).append(visit)
@@ -352,7 +393,7 @@ def activity_table(visits: list[documents.Visit]) -> bytes:
 
 
 def activity_csv(people: list[tuple[str, int, list[tuple[str, list[datetime], float, int]]]]) -> bytes:
-    """Given (username, id, [(date, times, seconds, activities)]), return the table, padded to be rectangular."""
+    """Given (username, id, [(date, times, seconds, activities)]), return the table, padded at the right."""
     groups = max((len(dates) for _, _, dates in people), default=0)
     header = ["Username", "UserID"] + [
         "Date (YYYY-MM-DD)", "Total Timestamps", "Total Timespent (HH:MM:SS.microsec)", "Activities Viewed",
@@ -377,10 +418,13 @@ def pack(folder: Path, target: Path, names: tuple[str, ...], when: int | None = 
         member.mtime = member.mtime if when is None else when
         return member
 
-    with target.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=when) as packed:
-        with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
-            for name in names:
-                tar.add(folder / name, name, filter=plain)
+    with (
+        target.open("wb") as raw,
+        gzip.GzipFile("", "wb", 6, raw, mtime=when) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar,
+    ):
+        for name in names:
+            tar.add(folder / name, name, filter=plain)
 
 
 def write_qbank(tree: Tree) -> None:
@@ -402,7 +446,8 @@ def write_qbank(tree: Tree) -> None:
 def write_settings_copies(tree: Tree) -> None:
     """backup.sh's copies of the two settings files; these are what it found on its last run."""
     text = (
-        f"GSTUDIO_INSTITUTE_ID ={tree.school.server_id!r}\nGSTUDIO_INSTITUTE_ID_SECONDARY ={tree.school.school_code!r}\n"
+        f"GSTUDIO_INSTITUTE_ID ={tree.school.server_id!r}\n"
+        f"GSTUDIO_INSTITUTE_ID_SECONDARY ={tree.school.school_code!r}\n"
         f"GSTUDIO_INSTITUTE_NAME ={tree.school.name!r}\n"
     )
     tree.put("server_settings.py", text.encode(), int(INSTALL_DAY.timestamp()))
@@ -414,7 +459,8 @@ def write_repository(tree: Tree) -> None:
     mean = tree.sizes.asset_bytes / tree.sizes.asset_files
     for number in range(tree.sizes.asset_files):
         rng = stream(COURSE, "asset", number)
-        name = f"repository/AssetContent/{oid('asset', number, when=CREATED)}.{rng.choice(('mp3', 'png', 'json'))}"
+        identifier = oid("asset", number, when=CREATED)
+        name = f"repository/AssetContent/{identifier}.{rng.choice(('mp3', 'png', 'json'))}"
         tree.put(tree.datastore / name, rng.randbytes(int(mean * SHAPE[number % 8])), CREATED + number)
 
 

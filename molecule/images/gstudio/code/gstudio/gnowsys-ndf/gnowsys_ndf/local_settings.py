@@ -7,7 +7,7 @@ DATABASES = {
 }
 GSTUDIO_PRIMARY_COURSE_LANGUAGE = "en"
 
-try:
+try:  # noqa: SIM105
     from .server_settings import *  # noqa: F403
 except:  # noqa: E722  a syntax error in there goes unnoticed, as on the real servers
     pass
