@@ -43,7 +43,9 @@ class Server:
         docker("rm", NAME)
         settings = home / "code/gstudio/gnowsys-ndf/gnowsys_ndf/server_settings.py"
         settings.write_text(
-            "GSTUDIO_INSTITUTE_ID ='mz17'\nGSTUDIO_INSTITUTE_ID_SECONDARY ='2031017'\nGSTUDIO_INSTITUTE_NAME ='One'\n"
+            "GSTUDIO_INSTITUTE_ID ='mz17'\n"
+            "GSTUDIO_INSTITUTE_ID_SECONDARY ='2031017'\n"
+            "GSTUDIO_INSTITUTE_NAME ='One'\n"
         )
 
     def start(self) -> None:
