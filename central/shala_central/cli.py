@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -58,11 +57,6 @@ def main() -> NoReturn:
         code = _complain(error.format_message() + hint, USAGE)
     except (KeyboardInterrupt, click.Abort, asyncio.CancelledError):
         code = _complain("interrupted; what has arrived is kept, the same command goes on from there", FAILED)
-    except BrokenPipeError:
-        # The reader has seen enough (`shala archive tree | head`); nothing more can be written, not even at
-        # exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except OSError as error:
         code = _complain(f"{error.filename or 'system'}: {error.strerror or error}", FAILED)
     sys.exit(code if isinstance(code, int) else 0)

@@ -362,8 +362,10 @@ class _Reading:
             raise _RowRefused("school code", written, f"of server {server_id} is missing", way_out)
         if written.upper() in ("NA", "N/A", "-", "NONE"):
             raise _RowRefused("school code", written, f"of server {server_id} stands for none", way_out)
-        if not re.fullmatch(r"[0-9]{7,8}", written):
-            raise _RowRefused("school code", written, f"of server {server_id} is not 7 or 8 digits", way_out)
+        if not re.fullmatch(r"[0-9]{7,8}", written) or not written.strip("0"):
+            raise _RowRefused(
+                "school code", written, f"of server {server_id} is not a code of 7 or 8 digits", way_out
+            )
         return _canonical_code(written)
 
     def _school_name(self, written: str) -> str:

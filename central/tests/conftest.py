@@ -86,6 +86,10 @@ class School:
         }
         return sealed(tags)
 
+    def resealed(self, tags: dict[str, bytes]) -> dict[str, bytes]:
+        """Return changed tag files with the tag manifest that fits them again."""
+        return sealed(tags)
+
     def seal(self, files: dict[str, bytes], **changes: object) -> Path:
         """Seal a collection into the spool; unchanged files keep their time, as the agent's hard links do."""
         self.sequence += 1

@@ -21,9 +21,8 @@ requirements:
   - shala-central in the Python that runs Ansible
 options:
   plugin:
-    description: Says that the file is for this plugin.
+    description: Says that the file is for this plugin; every C(schools.yml) needs it.
     type: str
-    required: true
     choices: [schools]
   path:
     description: The list; relative to the file that names it.
