@@ -1,0 +1,313 @@
+"""The archive: what readers see at every moment, what a crash leaves, what verify and tree say."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from shala_central import archive as archive_module
+from shala_central import publish as publish_module
+from shala_central.archive import Archive, PullRecord
+from shala_central.bag import Bag, BagRefused, read_bag, read_head
+from shala_central.config import Limits
+from shala_central.failure import CentralError, UsageError
+from shala_central.fleet import Server
+from shala_central.staging import check, prepare
+
+DAY_1 = {"gstudio/db/a": b"one", "gstudio/media/same": b"same", "unplatform/x/y": b"u"}
+DAY_2 = {"gstudio/db/a": b"two!", "gstudio/media/same": b"same", "gstudio/media/new": b"new"}
+
+
+class Crash(BaseException):
+    """The machine went off here."""
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    archive = Archive(tmp_path / "archive")
+    archive.open()
+    return archive
+
+
+@pytest.fixture
+def receive(archive, school):
+    """Bring a collection into the archive as a pull does, but without a network."""
+
+    def receive(files: dict[str, bytes], sequence: int, year: int = 2026) -> None:
+        school.sequence, school.year = sequence, year
+        tags = school.tag_files(files)
+        school.write_head(manifest_sha256=hashlib.sha256(tags["manifest-sha256.txt"]).hexdigest())
+        server = Server(school.name, school.state, "127.0.0.1")
+        head = read_head((school.spool / "HEAD").read_bytes(), server)
+        bag = read_bag(tags, head, server, Limits())
+        with archive.lock(school.name) as lock:
+            assert lock is not None
+            archive.recover(school.name)
+            committed = archive.committed(school.name)
+            if committed is not None and committed.pull.manifest_sha256 == head.manifest_sha256:
+                return
+            stage(bag, committed, files)
+            archive.commit(school.name, bag, tags, record(bag))
+
+    def stage(bag: Bag, committed, files: dict[str, bytes]) -> None:
+        data = archive.staging(school.name) / "data"
+        old = committed.manifest() if committed else {}
+        plan = prepare(data, bag.manifest, committed.tree if committed else None, old)
+        for path in plan.wanted:
+            (data / path).parent.mkdir(parents=True, exist_ok=True)
+            (data / path).unlink(missing_ok=True)
+            (data / path).write_bytes(files[path])
+        check(data, bag.manifest, plan, bag.payload_bytes)
+
+    def record(bag: Bag) -> PullRecord:
+        head = bag.head
+        return PullRecord(
+            f"2026-11-{head.sequence:02d}",
+            head.year,
+            "mz",
+            head.sequence,
+            head.manifest_sha256,
+            0,
+            0,
+            0,
+            0,
+            0.0,
+        )
+
+    return receive
+
+
+def seen(archive: Archive, year: int = 2026) -> dict[str, bytes]:
+    tree = archive.root / str(year) / "mz" / "2031017-mz17"
+    return {str(path.relative_to(tree)): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+
+
+def test_a_collection_replaces_the_one_before_and_shares_what_is_the_same(archive, school, receive):
+    receive(DAY_1, 1)
+    same = archive.root / "2026/mz" / school.name / "gstudio/media/same"
+    inode = same.stat().st_ino
+    receive(DAY_2, 2)
+    assert seen(archive) == DAY_2
+    assert same.stat().st_ino == inode
+    assert same.stat().st_nlink == 1, "nothing of the old tree is kept"
+    assert [record.sequence for record in archive.history(school.name)] == [1, 2]
+    assert archive.committed(school.name).pull.sequence == 2
+
+
+def steps(monkeypatch, crash_at: int) -> list[str]:
+    """Make the machine go off at the n-th step that changes the disk; return the steps so far."""
+    done: list[str] = []
+
+    def watched(owner: object, name: str) -> None:
+        original = getattr(owner, name)
+
+        def step(*arguments: object, **options: object) -> object:
+            done.append(name)
+            if len(done) == crash_at:
+                raise Crash
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, step)
+
+    for owner, name in (
+        (Path, "rename"),
+        (Path, "replace"),
+        (Path, "unlink"),
+        (Path, "mkdir"),
+        (os, "fsync"),
+        (os, "chmod"),
+        (os, "link"),
+        (publish_module, "exchange"),
+        (archive_module, "remove_tree"),
+        (publish_module.shutil, "rmtree"),
+    ):
+        watched(owner, name)
+    return done
+
+
+@pytest.mark.parametrize("year", [2026, 2027])
+def test_a_crash_at_any_step_shows_the_old_or_the_new_and_the_next_run_mends_it(
+    archive, school, receive, year
+):
+    receive(DAY_1, 1)
+    for crash_at in range(1, 200):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            done = steps(monkeypatch, crash_at)
+            try:
+                receive(DAY_2, 2, year)
+            except Crash:
+                finished = False
+            else:
+                finished = True
+        assert seen(archive, year) in (DAY_1 if year == 2026 else {}, DAY_2), done
+        receive(DAY_2, 2, year)
+        assert seen(archive, year) == DAY_2, done
+        assert archive.committed(school.name).pull.sequence == 2, done
+        assert not list(archive.staging(school.name).iterdir()), done
+        assert archive.verify(school.name) == [], done
+        if finished:
+            break
+        # Back to the first day for the next crash.
+        publish_module.remove_tree(archive.root / "2027")
+        publish_module.remove_tree(archive.hidden / "collections" / school.name)
+        publish_module.remove_tree(archive.root / "2026")
+        receive(DAY_1, 1)
+    assert finished
+    assert crash_at > 20
+
+
+def test_a_staging_tree_that_is_read_only_is_used_again(archive, school, receive, monkeypatch):
+    def off(*_: object) -> None:
+        raise Crash
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(archive_module, "publish", off)
+        with pytest.raises(Crash):
+            receive(DAY_1, 1)
+    receive(DAY_2, 2)
+    assert seen(archive) == DAY_2
+
+
+def test_what_is_staged_wrongly_is_named(archive, school, tmp_path):
+    data = tmp_path / "data"
+    manifest = {path: hashlib.sha256(content).hexdigest() for path, content in DAY_1.items()}
+    plan = prepare(data, manifest, None, {})
+    assert sorted(plan.wanted) == sorted(DAY_1)
+    (data / "gstudio/db").mkdir(parents=True)
+    (data / "gstudio/db/a").write_bytes(b"wrong")
+    (data / "gstudio/db/extra").write_bytes(b"extra")
+    (data / "gstudio/link").symlink_to("/etc/passwd")
+    os.mkfifo(data / "gstudio/fifo")
+    with pytest.raises(BagRefused) as refused:
+        check(data, manifest, plan, 8)
+    reasons = "\n".join(refused.value.reasons)
+    for reason in (
+        "'gstudio/db/a' is not what the manifest says",
+        "'gstudio/db/extra' was sent without being listed",
+        "'gstudio/link' is not a plain file",
+        "'gstudio/fifo' is not a plain file",
+        "'gstudio/media/same' is listed but was not sent",
+    ):
+        assert reason in reasons
+    prepare(data, manifest, None, {})
+    assert [str(path.relative_to(data)) for path in data.rglob("*") if not path.is_dir()] == [
+        "gstudio/db/a"
+    ], "only what may serve as a basis stays"
+
+
+def test_a_wrong_sum_of_bytes_is_named(tmp_path):
+    data = tmp_path / "data"
+    manifest = {"gstudio/db/a": hashlib.sha256(b"x").hexdigest()}
+    plan = prepare(data, manifest, None, {})
+    (data / "gstudio/db").mkdir(parents=True)
+    (data / "gstudio/db/a").write_bytes(b"x")
+    with pytest.raises(BagRefused, match=r"the files have 1 bytes, bag-info.txt says 2"):
+        check(data, manifest, plan, 2)
+
+
+def test_a_published_file_is_never_a_basis_to_write_on(tmp_path):
+    published = tmp_path / "published"
+    (published / "gstudio/db").mkdir(parents=True)
+    (published / "gstudio/db/a").write_bytes(b"old")
+    data = tmp_path / "data"
+    old, new = (hashlib.sha256(content).hexdigest() for content in (b"old", b"new"))
+    assert prepare(data, {"gstudio/db/a": old}, published, {"gstudio/db/a": old}).wanted == []
+    assert (data / "gstudio/db/a").stat().st_nlink == 2
+    assert prepare(data, {"gstudio/db/a": new}, published, {"gstudio/db/a": old}).wanted == ["gstudio/db/a"]
+    assert not (data / "gstudio/db/a").exists()
+
+
+def test_a_published_file_that_is_gone_is_fetched_again(tmp_path):
+    plan = prepare(
+        tmp_path / "data", {"gstudio/db/a": "0" * 64}, tmp_path / "nothing", {"gstudio/db/a": "0" * 64}
+    )
+    assert plan.wanted == ["gstudio/db/a"]
+
+
+def test_verify_names_what_was_changed_removed_and_added(archive, school, receive):
+    receive(DAY_1, 1)
+    assert archive.verify(school.name) == []
+    tree = archive.root / "2026/mz" / school.name
+    (tree / "gstudio/db").chmod(0o750)
+    (tree / "gstudio/media").chmod(0o750)
+    (tree / "gstudio/db/a").chmod(0o640)
+    (tree / "gstudio/db/a").write_bytes(b"0ne")
+    (tree / "gstudio/media/same").unlink()
+    (tree / "gstudio/media/more").write_bytes(b"")
+    (tree / "gstudio/media/away").symlink_to("/tmp")
+    assert [(damage.path, damage.problem) for damage in archive.verify(school.name)] == [
+        ("gstudio/db/a", "has changed (sha256 differs)"),
+        ("gstudio/media/away", "does not belong to the collection"),
+        ("gstudio/media/more", "does not belong to the collection"),
+        ("gstudio/media/same", "is missing"),
+    ]
+
+
+def test_the_tree_names_levels_with_sizes(archive, school, receive):
+    receive(DAY_1, 1)
+    found = [(entry.level, entry.name, entry.bytes, entry.files) for entry in archive.tree()]
+    assert found == [
+        (0, "2026", 8, 3),
+        (1, "mz", 8, 3),
+        (2, "2031017-mz17", 8, 3),
+        (3, "gstudio", 7, 2),
+        (4, "db", 3, 1),
+        (4, "media", 4, 1),
+        (3, "unplatform", 1, 1),
+        (4, "x", 1, 1),
+    ]
+    assert [entry.name for entry in archive.tree(depth=1)] == ["2026", "mz"]
+    assert [entry.path for entry in archive.tree("2026/mz/2031017-mz17/gstudio", 4)][
+        0
+    ] == "2026/mz/2031017-mz17/gstudio"
+    for wrong in ("../..", ".shala", "2099"):
+        with pytest.raises(UsageError):
+            archive.tree(wrong)
+
+
+def test_two_runs_of_one_server_do_not_meet(archive, school):
+    with archive.lock(school.name) as first, archive.lock(school.name) as second:
+        assert first is not None
+        assert second is None
+    with archive.lock(school.name) as again:
+        assert again is not None
+
+
+def test_a_file_system_that_cannot_exchange_is_refused_before_anything(archive, monkeypatch):
+    class OldKernel:
+        @staticmethod
+        def renameat2(*_: object) -> int:
+            ctypes.set_errno(errno.EINVAL)
+            return -1
+
+    monkeypatch.setattr(publish_module, "_libc", OldKernel)
+    with pytest.raises(CentralError, match="put the archive on ext4, xfs or btrfs"):
+        archive.open()
+
+
+def test_the_hostile_paths_of_a_refused_manifest_move_nothing(archive, school, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    data = archive.staging(school.name) / "data"
+    data.mkdir()
+    (data / "out").symlink_to(tmp_path)
+    paths = ["../../../../victim", str(victim), "out/victim", "", "\0", "x" * 5000]
+    folder = archive.quarantine(school.name, 1, BagRefused(["bad"], paths), {})
+    assert victim.read_text() == "mine"
+    assert [path.name for path in folder.iterdir()] == ["reason.json"]
+    assert json.loads((folder / "reason.json").read_bytes())["reasons"] == ["bad"]
+
+
+def test_modes_let_the_group_read_and_nobody_write(archive, school, receive):
+    receive(DAY_1, 1)
+    tree = archive.root / "2026/mz" / school.name
+    modes = {str(path.relative_to(tree)): stat.S_IMODE(path.stat().st_mode) for path in tree.rglob("*")}
+    assert modes["gstudio"] == 0o550
+    assert modes["gstudio/db/a"] == 0o440
+    assert stat.S_IMODE(tree.stat().st_mode) == 0o750

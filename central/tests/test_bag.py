@@ -1,0 +1,262 @@
+"""What a hostile school may send, and what is said about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from shala_central.bag import (
+    MAX_REASONS,
+    BagRefused,
+    Head,
+    count_items,
+    path_problem,
+    read_bag,
+    read_head,
+    read_manifest,
+)
+from shala_central.config import Limits
+from shala_central.fleet import Server
+
+SERVER = Server("2031017-mz17", "mz", "127.0.0.1")
+DIGEST = "0" * 64
+FILES = {"gstudio/db/a.bson": b"a", "gstudio/media/b": b"bb"}
+
+
+def manifest(*paths: str) -> bytes:
+    return "".join(f"{DIGEST}  {path}\n" for path in paths).encode()
+
+
+def refusal(*paths: str, **limits: object) -> str:
+    with pytest.raises(BagRefused) as refused:
+        read_manifest(manifest(*paths), Limits(**limits))
+    return str(refused.value)
+
+
+def head_of(school, tags: dict[str, bytes]) -> Head:
+    digest = hashlib.sha256(tags["manifest-sha256.txt"]).hexdigest()
+    return Head(1, school.name, school.sequence, school.year, digest)
+
+
+@pytest.fixture
+def sealed_school(school):
+    school.sequence = 3
+    return school
+
+
+@pytest.mark.parametrize(
+    "path, why",
+    [
+        ("/etc/passwd", "is an absolute path"),
+        ("data/../../../etc/passwd", "climbs out of its folder"),
+        ("data/gstudio/db/..", "climbs out of its folder"),
+        ("data/gstudio//db", "has an empty part"),
+        ("data/./gstudio/db", "has an empty part"),
+        ("data/gstudio/db/", "has an empty part"),
+        ("gstudio/db/x", "is not below data/"),
+        ("data/x", "is not below a platform"),
+        ("data/gstudio", "is not below a platform"),
+        ("data/windows/db/x", "is not below a platform"),
+        ("data/gstudio/db/a\x1b[2Jb", "holds control characters"),
+        ("data/gstudio/db/a\u202egpj.exe", "holds control characters"),
+        ("data/gstudio/db/a\u2028b", "holds control characters"),
+        ("data/gstudio/db/\x00", "holds control characters"),
+        ("data/gstudio/db/" + "x" * 256, "has a name of more than 255 bytes"),
+        ("data/gstudio/db/" + "क" * 86, "has a name of more than 255 bytes"),
+        ("data/gstudio/db/.shala-partial/x", "which is kept for unfinished transfers"),
+        ("data/gstudio/" + "d/" * 70 + "x", "is more than 64 folders deep"),
+        ("data/gstudio/" + "/".join(["d" * 100] * 12), "is longer than 1024 bytes"),
+    ],
+)
+def test_a_path_that_must_not_be_written_is_refused(path, why):
+    message = refusal(path)
+    assert why in message
+    assert all(c.isprintable() for c in message)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "data/gstudio/local_settings.py",
+        "data/unplatform/x/y",
+        "data/gstudio/media/a b (1) 100%25 'q' \"d\" $x;|&.jpg",
+        "data/gstudio/media/నమస్తే क्\u200dष.txt",
+        "data/gstudio/media/..hidden",
+        "data/gstudio/media/-rf",
+        "data/gstudio/media/#x",
+    ],
+)
+def test_a_path_that_is_only_unusual_is_taken_as_it_stands(path):
+    assert list(read_manifest(manifest(path), Limits())) == [path.removeprefix("data/")]
+
+
+def test_a_path_listed_twice_is_refused():
+    assert "line 2: 'data/gstudio/db/x' is listed twice" in refusal("data/gstudio/db/x", "data/gstudio/db/x")
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [("a", "A"), ("caf\u00e9", "cafe\u0301"), ("stra\u00dfe", "STRASSE"), ("d/x", "D/y")],
+)
+def test_names_that_a_usb_disk_cannot_tell_apart_are_refused_unless_allowed(one, other):
+    paths = (f"data/gstudio/media/{one}", f"data/gstudio/media/{other}")
+    assert "only in case or spelling (limits.case_collisions)" in refusal(*paths)
+    assert len(read_manifest(manifest(*paths), Limits(case_collisions="allow"))) == 2
+
+
+def test_a_file_that_is_also_a_folder_is_refused():
+    paths = ("data/gstudio/db/x", "data/gstudio/db/x/y")
+    assert "is both a file and a folder" in refusal(*paths)
+    assert "is both a file and a folder" in refusal(*paths, case_collisions="allow")
+
+
+def test_more_files_than_allowed_are_refused():
+    assert "more than 2 files (limits.max_files" in refusal(
+        *(f"data/gstudio/db/{n}" for n in range(3)), max_files=2
+    )
+
+
+def test_a_thousand_reasons_are_counted_not_listed():
+    with pytest.raises(BagRefused) as refused:
+        read_manifest(manifest(*(f"/{n}" for n in range(1000))), Limits())
+    assert len(refused.value.reasons) == MAX_REASONS + 1
+    assert refused.value.reasons[-1] == f"and {1000 - MAX_REASONS} more"
+
+
+@pytest.mark.parametrize(
+    "raw", [b"\xff\n", b"no manifest\n", b"0" * 64 + b"\n", b"", b"0" * 63 + b"  data/gstudio/x\n"]
+)
+def test_what_is_no_manifest_is_refused(raw):
+    with pytest.raises(BagRefused):
+        read_manifest(raw, Limits())
+
+
+@pytest.mark.parametrize(
+    "raw, why",
+    [
+        (b"", "is not readable"),
+        (b"[]", "is not readable"),
+        (b'{"format":1}', "is not readable"),
+        (b"\xff", "is not readable"),
+        (json.dumps({"format": 2, "server_name": SERVER.name, "sequence": 1, "year": 2026, "manifest_sha256": DIGEST}), "update"),
+        (json.dumps({"format": 1, "server_name": "a-b", "sequence": 1, "year": 2026, "manifest_sha256": DIGEST}), "'a-b'"),
+        (json.dumps({"format": 1, "server_name": SERVER.name, "sequence": 1, "year": 1970, "manifest_sha256": DIGEST}), "clock"),
+        (json.dumps({"format": 1, "server_name": SERVER.name, "sequence": -1, "year": 2026, "manifest_sha256": DIGEST}), "sequence"),
+        (json.dumps({"format": 1, "server_name": SERVER.name, "sequence": 1, "year": 2026, "manifest_sha256": "../x"}), "manifest"),
+    ],
+)  # fmt: skip
+def test_a_head_that_cannot_be_believed_is_refused(raw, why):
+    with pytest.raises(BagRefused, match=why):
+        read_head(raw if isinstance(raw, bytes) else raw.encode(), SERVER)
+
+
+def test_a_head_of_tomorrow_with_more_fields_is_read():
+    raw = {
+        "format": 1,
+        "server_name": SERVER.name,
+        "sequence": 1,
+        "year": 2026,
+        "manifest_sha256": DIGEST,
+        "new": 1,
+    }
+    assert read_head(json.dumps(raw).encode(), SERVER).sequence == 1
+
+
+def test_a_sound_bag_is_believed(sealed_school):
+    tags = sealed_school.tag_files(FILES)
+    bag = read_bag(tags, head_of(sealed_school, tags), SERVER, Limits())
+    assert dict(bag.manifest) == {
+        path: hashlib.sha256(content).hexdigest() for path, content in FILES.items()
+    }
+    assert bag.payload_bytes == 3
+
+
+@pytest.mark.parametrize("name", ["bagit.txt", "bag-info.txt", "collection.json", "tagmanifest-sha256.txt"])
+def test_a_tag_file_that_is_missing_or_changed_is_named(sealed_school, name):
+    tags = sealed_school.tag_files(FILES)
+    head = head_of(sealed_school, tags)
+    with pytest.raises(BagRefused, match=f"{name} is missing"):
+        read_bag({other: raw for other, raw in tags.items() if other != name}, head, SERVER, Limits())
+    with pytest.raises(BagRefused, match="tagmanifest-sha256.txt"):
+        read_bag({**tags, name: tags[name] + b"x"}, head, SERVER, Limits())
+
+
+def test_a_manifest_that_head_does_not_name_is_refused(sealed_school):
+    tags = sealed_school.tag_files(FILES)
+    head = Head(1, SERVER.name, 3, 2026, DIGEST)
+    with pytest.raises(BagRefused, match="is not the one that HEAD names"):
+        read_bag(tags, head, SERVER, Limits())
+
+
+@pytest.mark.parametrize(
+    "oxum, why",
+    [("3.3", "counts 3 files"), ("3", "names no Payload-Oxum"), ("9999999.2", "limits.max_bytes"), ("-1.2", "no Payload-Oxum")],
+)  # fmt: skip
+def test_a_payload_sum_that_does_not_fit_is_refused(sealed_school, oxum, why):
+    from_conftest = sealed_school.tag_files(FILES)
+    from_conftest["bag-info.txt"] = f"Payload-Oxum: {oxum}\n".encode()
+    tags = sealed_school.resealed(from_conftest)
+    with pytest.raises(BagRefused, match=why):
+        read_bag(tags, head_of(sealed_school, tags), SERVER, Limits(max_bytes=1000))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"server_name": "2031008-mz8"},
+        {"state": "rj"},
+        {"school_code": "2031018"},
+        {"server_id": "mz1"},
+        {"sequence": 4},
+        {"year": 2025},
+    ],
+)
+def test_a_collection_that_says_it_is_another_is_refused(sealed_school, change):
+    tags = sealed_school.tag_files(FILES, **change)
+    with pytest.raises(BagRefused, match="expected was"):
+        read_bag(tags, head_of(sealed_school, tags), SERVER, Limits())
+
+
+def test_items_are_counted_and_absent_ones_are_missing(sealed_school):
+    sealed_school.items = {"db": "ok", "media": "suspect", "qbank": "failed", "nginx-logs": "skipped"}
+    tags = sealed_school.tag_files(FILES)
+    bag = read_bag(tags, head_of(sealed_school, tags), SERVER, Limits())
+    assert count_items(bag.collection) == {"ok": 1, "suspect": 1, "failed": 1, "missing": 12}
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_make_the_manifest_reader_stumble(raw):
+    try:
+        found = read_manifest(raw, Limits())
+    except BagRefused as refused:
+        assert refused.reasons
+    else:
+        assert all(not path_problem(path, Limits()) for path in found)
+
+
+PART = st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), max_size=12)
+
+
+@given(st.lists(st.one_of(PART, st.sampled_from(["..", ".", "", "a"])), min_size=1, max_size=6).map("/".join))
+def test_a_path_that_passes_stays_inside_whatever_it_is(path):
+    if not path_problem(path, Limits()):
+        joined = posixpath.normpath(posixpath.join("/root/data", path))
+        assert joined.startswith("/root/data/")
+        assert joined == f"/root/data/{path}"
+        assert "\n" not in path
+        assert "\0" not in path
+
+
+@given(
+    st.dictionaries(
+        PART.filter(lambda p: not path_problem(p, Limits())), st.binary(max_size=8), min_size=1, max_size=8
+    )
+)
+def test_a_manifest_that_was_written_is_read_as_it_was(files):
+    expected = {f"gstudio/db/{name}": hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    raw = "".join(f"{digest}  data/{path}\n" for path, digest in expected.items()).encode()
+    assert read_manifest(raw, Limits(case_collisions="allow")) == expected

@@ -1,0 +1,177 @@
+"""`shala` as an operator meets it: help, errors in one line, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import click
+import pytest
+from shala_central.cli import shala
+from shala_central.config import read_config
+from shala_central.failure import UsageError
+from shala_central.fleet import read_fleet, select
+from shala_central.report import duration, size, table
+
+HEADER = "Sr. No.;School Name;Full CLIx School Code;Server id\n"
+
+
+def commands(group: click.Group, before: str = "") -> list[tuple[str, click.Command]]:
+    found = []
+    for name, command in group.commands.items():
+        found.append((f"{before}{name}", command))
+        if isinstance(command, click.Group):
+            found += commands(command, f"{before}{name} ")
+    return found
+
+
+@pytest.mark.parametrize("name, command", [("", shala), *commands(shala)], ids=lambda value: str(value)[:20])
+def test_every_command_has_help_with_an_example(name, command):
+    text = command.get_help(click.Context(command, info_name=f"shala {name}".strip()))
+    assert "Example" in text
+    assert "shala " in text.split("Example", 1)[1]
+    if not isinstance(command, click.Group):
+        assert "--json" in text
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        (("pull", "no-such"), "'no-such' is not in the fleet"),
+        (("pull", "--limit", "state_xx"), "no server belongs to 'state_xx'"),
+        (("pull", "--accept-reset"), "needs the names"),
+        (("archive", "tree"), "is not an archive yet"),
+        (("archive", "show", "x"), "is not an archive yet"),
+        (("archive", "verify"), "is not an archive yet"),
+        (("pull", "--nonsense"), "No such option"),
+        (("nonsense",), "No such command"),
+        (("schools", "check", "/no/such"), "does not exist"),
+        (
+            ("pull", "--config", "/no/such.toml"),
+            "/no/such.toml does not exist (playbooks/central.yml makes it",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(centre, school, arguments, complaint):
+    centre.schools.append(school)
+    school.port = 22
+    done = centre.shala(*arguments)
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    assert complaint in done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("shala: ")] == [
+        done.stderr.splitlines()[-1]
+    ]
+
+
+def test_no_command_shows_the_help(centre):
+    done = centre.shala()
+    assert done.returncode == 2
+    assert "shala schools check schools.csv" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("format = 2\n", "format"),
+        ("nonsense = 1\n", "nonsense"),
+        ("[pull]\nparallel = 0\n", "parallel"),
+        ("[pull]\nuser = '-oProxyCommand=x'\n", "user"),
+        ("[pull]\nidentity_file = 'key'\n", "is not an absolute path"),
+        ("[pull]\nknown_hosts = '/a\"b'\n", "is not an absolute path"),
+        ("not toml", "line 1"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_named(tmp_path, text, complaint):
+    path = tmp_path / "central.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=complaint):
+        read_config(path)
+
+
+@pytest.mark.parametrize(
+    "change, complaint",
+    [
+        ({"name": "../x"}, "is not a server name"),
+        ({"name": "-2031017-mz17"}, "is not a server name"),
+        ({"state": "rj"}, "its id says 'mz'"),
+        ({"address": "-oProxyCommand=x"}, "is neither a host name"),
+        ({"address": "a\nProxyCommand x"}, "is neither a host name"),
+        ({"port": 0}, "port"),
+    ],
+)
+def test_a_fleet_that_could_reach_ssh_as_an_option_is_refused(tmp_path, school, change, complaint):
+    path = tmp_path / "fleet.json"
+    school.port = 22
+    path.write_text(json.dumps({"format": 1, "servers": [{**school.entry(), **change}]}))
+    with pytest.raises(UsageError, match=complaint):
+        read_fleet(path)
+
+
+def test_a_limit_means_groups_and_names_together(tmp_path, school, another_school):
+    path = tmp_path / "fleet.json"
+    schools = [school, another_school("2031008-mz8", "mz-lunglei"), another_school("3080101-rj1")]
+    school.port = 22
+    path.write_text(json.dumps({"format": 1, "servers": [one.entry() for one in schools]}))
+    fleet = read_fleet(path)
+
+    def chosen(names: list[str], limit: str) -> list[str]:
+        return [server.name for server in select(fleet, names, limit)]
+
+    assert len(chosen([], "")) == 3
+    assert chosen([], "state_mz") == [school.name, "2031008-mz8"]
+    assert chosen([], "zone_mz_lunglei,state_rj") == ["2031008-mz8", "3080101-rj1"]
+    assert chosen(["3080101-rj1"], "state_mz") == []
+
+
+def test_a_list_of_schools_is_checked(centre, tmp_path):
+    path = tmp_path / "schools.csv"
+    path.write_text(f"{HEADER}1;A;2031017;mz17\n2;B;NA;tg39\n")
+    done = centre.shala("schools", "check", str(path))
+    assert done.returncode == 1
+    assert "error: schools.csv line 3: school code 'NA' of server tg39 stands for none" in done.stdout
+    assert "1 server can be used, 1 error, 0 warnings." in done.stdout
+    done = centre.shala("schools", "check", str(path), "--invalid", "skip", "--json")
+    assert done.returncode == 0
+    answer = json.loads(done.stdout)
+    assert [one["server_name"] for one in answer["schools"]] == ["2031017-mz17"]
+    assert answer["findings"][0]["line"] == 3
+
+
+def test_version(centre):
+    assert centre.shala("version").stdout == "shala 0.1.0\n"
+
+
+def test_a_reader_who_has_seen_enough_meets_no_traceback(centre, tmp_path):
+    path = tmp_path / "schools.csv"
+    path.write_text(HEADER + "".join(f"{n};A;NA;mz{n}\n" for n in range(1, 3000)))
+    process = subprocess.Popen(
+        centre.command("schools", "check", str(path)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=centre.environment(),
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.wait(timeout=20)
+
+
+def test_sizes_and_times_are_words():
+    words = ["0 B", "999 B", "1.0 kB", "99.9 kB", "100 kB", "1.0 MB", "17.2 GB"]
+    assert [size(n) for n in (0, 999, 1000, 99_900, 99_999, 999_999, 17_200_000_000)] == words
+    assert [duration(s) for s in (0.44, 12, 59.6, 200, 7500)] == [
+        "0.4 s",
+        "12 s",
+        "1 min 0 s",
+        "3 min 20 s",
+        "2 h 5 min",
+    ]
+
+
+def test_a_table_aligns_what_is_written_in_indian_scripts():
+    lines = table([{"a": "नमस्ते", "b": 1}, {"a": "abc", "b": 10}], ("a", "b"), ("b",))
+    assert lines[0] == "a      b"
+    assert lines[3] == "abc   10"
