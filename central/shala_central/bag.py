@@ -59,7 +59,7 @@ _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
-class BagRefused(Exception):  # noqa: N818 - says what happened
+class BagRefused(Exception):
     """A collection cannot be believed.
 
     `reasons` are for a person; `paths` are the files concerned, if any.
@@ -212,7 +212,7 @@ def count_items(collection: Collection) -> dict[str, int]:
 def _manifest_lines(raw: bytes, name: str) -> Iterator[tuple[int, str, str, str]]:
     """Yield (line number, path, sha256, reason why the line is refused or "").
 
-    Paths are taken as they stand, as `sha256sum -c` does: names with CR or LF, which alone BagIt would have to
+    Paths are taken as they stand, as `sha256sum -c` does; names with CR or LF, which BagIt would have to
     encode, are refused anyway.
     """
     try:

@@ -154,7 +154,7 @@ def pull_command(
     with contextlib.ExitStack() as stack:
         watcher: Watcher = NoWatcher()
         if not as_json and sys.stderr.isatty():
-            from shala_central.progress import Bars  # noqa: PLC0415 - Rich only at a terminal
+            from shala_central.progress import Bars
 
             watcher = stack.enter_context(Bars(len(servers)))
         results = asyncio.run(_interruptible(servers, config, watcher, accept_reset))

@@ -92,7 +92,7 @@ class NoWatcher:
         """Ignore."""
 
 
-class _SourceChanged(Exception):  # noqa: N818 - says what happened
+class _SourceChanged(Exception):
     """The school sealed anew while we fetched."""
 
 

@@ -178,7 +178,7 @@ def quoted(value: str) -> str:
     return f"'{shown}{'…' if len(value) > 80 else ''}'"
 
 
-class _RowRefused(Exception):  # noqa: N818 - says what happened
+class _RowRefused(Exception):
     """A row cannot be used: `finding` says why. Stays inside this module."""
 
     def __init__(self, name: str, value: str, problem: str, way_out: str) -> None:

@@ -46,7 +46,7 @@ KNOWN_ERRORS = (
 Progress = Callable[[int, int], None]
 
 
-class TransferFailed(Exception):  # noqa: N818 - says what happened
+class TransferFailed(Exception):
     """The connection or rsync failed; what has arrived is kept. The text is for a person."""
 
 

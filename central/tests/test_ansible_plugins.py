@@ -71,7 +71,8 @@ def test_the_example_loads_clean():
 
 def test_hosts_have_the_variables_and_groups_of_the_contract(inventory):
     done = inventory(
-        "1;St. Peter's H/S;2031017;mz17;mz-aizawl;10.0.0.17;2222\n2;B {{ lookup('pipe', 'id') }};3080101;rj1;;;\n"
+        "1;St. Peter's H/S;2031017;mz17;mz-aizawl;10.0.0.17;2222\n"
+        "2;B {{ lookup('pipe', 'id') }};3080101;rj1;;;\n"
     )
     found = answer(done)
     variables = found["_meta"]["hostvars"]

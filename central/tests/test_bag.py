@@ -31,6 +31,11 @@ def manifest(*paths: str) -> bytes:
     return "".join(f"{DIGEST}  {path}\n" for path in paths).encode()
 
 
+def head(**changes: object) -> bytes:
+    sound = {"format": 1, "server_name": SERVER.name, "sequence": 1, "year": 2026, "manifest_sha256": DIGEST}
+    return json.dumps({**sound, **changes}).encode()
+
+
 def refusal(*paths: str, **limits: object) -> str:
     with pytest.raises(BagRefused) as refused:
         read_manifest(manifest(*paths), Limits(**limits))
@@ -142,28 +147,20 @@ def test_what_is_no_manifest_is_refused(raw):
         (b"[]", "is not readable"),
         (b'{"format":1}', "is not readable"),
         (b"\xff", "is not readable"),
-        (json.dumps({"format": 2, "server_name": SERVER.name, "sequence": 1, "year": 2026, "manifest_sha256": DIGEST}), "update"),
-        (json.dumps({"format": 1, "server_name": "a-b", "sequence": 1, "year": 2026, "manifest_sha256": DIGEST}), "'a-b'"),
-        (json.dumps({"format": 1, "server_name": SERVER.name, "sequence": 1, "year": 1970, "manifest_sha256": DIGEST}), "clock"),
-        (json.dumps({"format": 1, "server_name": SERVER.name, "sequence": -1, "year": 2026, "manifest_sha256": DIGEST}), "sequence"),
-        (json.dumps({"format": 1, "server_name": SERVER.name, "sequence": 1, "year": 2026, "manifest_sha256": "../x"}), "manifest"),
+        (head(format=2), "update"),
+        (head(server_name="a-b"), "'a-b'"),
+        (head(year=1970), "clock"),
+        (head(sequence=-1), "sequence"),
+        (head(manifest_sha256="../x"), "manifest"),
     ],
-)  # fmt: skip
+)
 def test_a_head_that_cannot_be_believed_is_refused(raw, why):
     with pytest.raises(BagRefused, match=why):
-        read_head(raw if isinstance(raw, bytes) else raw.encode(), SERVER)
+        read_head(raw, SERVER)
 
 
 def test_a_head_of_tomorrow_with_more_fields_is_read():
-    raw = {
-        "format": 1,
-        "server_name": SERVER.name,
-        "sequence": 1,
-        "year": 2026,
-        "manifest_sha256": DIGEST,
-        "new": 1,
-    }
-    assert read_head(json.dumps(raw).encode(), SERVER).sequence == 1
+    assert read_head(head(new=1), SERVER).sequence == 1
 
 
 def test_a_sound_bag_is_believed(sealed_school):
@@ -181,7 +178,7 @@ def test_a_tag_file_that_is_missing_or_changed_is_named(sealed_school, name):
     head = head_of(sealed_school, tags)
     with pytest.raises(BagRefused, match=f"{name} is missing"):
         read_bag({other: raw for other, raw in tags.items() if other != name}, head, SERVER, Limits())
-    with pytest.raises(BagRefused, match="tagmanifest-sha256.txt"):
+    with pytest.raises(BagRefused, match=r"tagmanifest-sha256\.txt"):
         read_bag({**tags, name: tags[name] + b"x"}, head, SERVER, Limits())
 
 
@@ -194,8 +191,13 @@ def test_a_manifest_that_head_does_not_name_is_refused(sealed_school):
 
 @pytest.mark.parametrize(
     "oxum, why",
-    [("3.3", "counts 3 files"), ("3", "names no Payload-Oxum"), ("9999999.2", "limits.max_bytes"), ("-1.2", "no Payload-Oxum")],
-)  # fmt: skip
+    [
+        ("3.3", "counts 3 files"),
+        ("3", "no Payload-Oxum"),
+        ("9999999.2", "max_bytes"),
+        ("-1.2", "no Payload-Oxum"),
+    ],
+)
 def test_a_payload_sum_that_does_not_fit_is_refused(sealed_school, oxum, why):
     from_conftest = sealed_school.tag_files(FILES)
     from_conftest["bag-info.txt"] = f"Payload-Oxum: {oxum}\n".encode()
@@ -232,10 +234,9 @@ def test_items_are_counted_and_absent_ones_are_missing(sealed_school):
 def test_no_bytes_make_the_manifest_reader_stumble(raw):
     try:
         found = read_manifest(raw, Limits())
-    except BagRefused as refused:
-        assert refused.reasons
-    else:
-        assert all(not path_problem(path, Limits()) for path in found)
+    except BagRefused:
+        return
+    assert all(not path_problem(path, Limits()) for path in found)
 
 
 PART = st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), max_size=12)
