@@ -40,7 +40,7 @@ class Group(click.Group):
 def main() -> NoReturn:
     """Run the command line; every failure is one line on stderr and an exit code."""
     try:
-        code = shala.main(standalone_mode=False)
+        code = shala.main(prog_name="shala", standalone_mode=False)
     except UsageError as error:
         code = _complain(str(error), USAGE)
     except CentralError as error:
@@ -210,10 +210,10 @@ def _print_results(results: Sequence[ServerResult]) -> None:
         for kind in ("offline", "quarantined", "failed")
         if (count := sum(result.result == kind for result in left))
     )
-    click.echo(
-        f"{done}; left: {kinds}. Again: shala pull {' '.join(result.name for result in left[:5])}"
-        f"{' ...' if len(left) > 5 else ''}. More: shala archive show {left[0].name}"
-    )
+    again = " ".join(result.name for result in left[:5]) + (" ..." if len(left) > 5 else "")
+    refused = next((result.name for result in left if result.result == "quarantined"), None)
+    more = f"shala archive show {refused}" if refused else "shala probe"
+    click.echo(f"{done}; left: {kinds}. Again: shala pull {again}. More: {more}")
 
 
 # -- archive -------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import posixpath
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shala_agent.collection import BAGIT, bag_info, read_collection, tag_manifest, write_collection
 from shala_central.bag import (
     MAX_REASONS,
     BagRefused,
@@ -170,6 +171,19 @@ def test_a_sound_bag_is_believed(sealed_school):
         path: hashlib.sha256(content).hexdigest() for path, content in FILES.items()
     }
     assert bag.payload_bytes == 3
+
+
+def test_a_bag_that_the_agent_writes_is_believed(sealed_school):
+    said = read_collection(json.dumps(sealed_school.collection(school_name="नमस्ते: St. X\r")).encode())
+    lines = "".join(f"{hashlib.sha256(raw).hexdigest()}  data/{path}\n" for path, raw in FILES.items())
+    tags = {
+        "bagit.txt": BAGIT,
+        "bag-info.txt": bag_info(said, 3, len(FILES)),
+        "collection.json": write_collection(said),
+        "manifest-sha256.txt": lines.encode(),
+    }
+    tags["tagmanifest-sha256.txt"] = tag_manifest(tags)
+    assert read_bag(tags, head_of(sealed_school, tags), SERVER, Limits()).collection == said
 
 
 @pytest.mark.parametrize("name", ["bagit.txt", "bag-info.txt", "collection.json", "tagmanifest-sha256.txt"])

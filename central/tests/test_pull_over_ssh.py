@@ -6,8 +6,10 @@ import json
 import os
 import random
 import signal
+import socket
 import stat
 import subprocess
+import threading
 import time
 
 import pytest
@@ -190,6 +192,20 @@ def test_a_link_in_place_of_a_file_brings_nothing(centre, school, online):
     assert not (centre.root / "2026").exists()
 
 
+@pytest.mark.parametrize("files", [1, 40], ids=["one big file", "many files"])
+def test_a_server_that_sends_more_than_it_announced_is_stopped(centre, school, online, files):
+    payload = {f"gstudio/db/{n}": os.urandom(12_000_000 // files) for n in range(files)}
+    bag = online(school).seal(payload)
+    tags = school.tag_files(payload)
+    tags["bag-info.txt"] = f"Payload-Oxum: 700000.{files}\n".encode()
+    school.write_tags(bag, school.resealed(tags))
+    code, results = centre.pull()
+    assert (code, results[school.name]["result"] in ("failed", "quarantined")) == (1, True)
+    assert not (centre.root / "2026").exists()
+    staged = (centre.root / ".shala" / "staging" / school.name).rglob("*")
+    assert sum(path.stat().st_size for path in staged if path.is_file()) < 6_000_000
+
+
 def test_a_server_with_anothers_identity_is_quarantined(centre, school, online):
     online(school).seal(DAY_1, server_name="2031008-mz8", school_code="2031008", server_id="mz8")
     code, results = centre.pull()
@@ -241,6 +257,31 @@ def test_an_offline_server_is_named_and_holds_nobody(centre, school, online, ano
     )
     code, results = centre.pull("--limit", "state_rj")
     assert (code, list(results)) == (1, [silent.name])
+
+
+def test_a_server_that_falls_silent_after_its_banner_holds_nobody(centre, school, online, another_school):
+    online(school).seal(DAY_1)
+    silent = another_school("3080101-rj1", zone="rj-jaipur")
+    centre.schools.insert(0, silent)
+    centre.settings = "stall_seconds = 5\nparallel = 1\n"
+    with socket.create_server(("127.0.0.1", silent.port)) as server:
+        clients = []
+
+        def greet() -> None:
+            while True:
+                try:
+                    clients.append(server.accept()[0])
+                except OSError:
+                    return
+                clients[-1].sendall(b"SSH-2.0-OpenSSH_9.2p1\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        started = time.monotonic()
+        code, results = centre.pull()
+        took = time.monotonic() - started
+    assert (code, results[silent.name]["result"]) == (3, "failed")
+    assert results[school.name]["result"] == "committed"
+    assert took < 20, results
 
 
 def test_a_server_with_another_host_key_is_not_believed(centre, school, online, keys):
