@@ -76,7 +76,7 @@ def read_config(path: Path) -> CentralConfig:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     except (msgspec.MsgspecError, ValueError) as error:
-        raise UsageError(f"{path}: {error} (see docs/archive.md)") from None
+        raise UsageError(f"{path}: {error} (roles/central writes a file that fits)") from None
     for name, value in (
         ("archive.root", config.archive.root),
         ("pull.identity_file", config.pull.identity_file),

@@ -123,8 +123,7 @@ async def pull(
         timeout=min(config.pull.connect_timeout_seconds, 5),
     )
     room = asyncio.Semaphore(config.pull.parallel)
-    # Short, because the name of a control socket below it may have 100 characters at most.
-    workdir = Path(tempfile.mkdtemp(prefix="shala-", dir="/tmp"))
+    workdir = _workdir()
 
     async def one(server: Server) -> ServerResult:
         result = ServerResult(server.name, server.state, server.zone)
@@ -149,6 +148,19 @@ def exit_code(results: Sequence[ServerResult]) -> int:
     if good == len(results):
         return 0
     return 3 if good else 1
+
+
+def _workdir() -> Path:
+    """Make a private folder for ssh's files and remove those of runs that were killed.
+
+    In /tmp, because the name of a control socket may have about 100 characters, whatever the archive's root is.
+    """
+    for left in Path("/tmp").glob("shala-pull-*-*"):  # noqa: S108 - made private by mkdtemp
+        process = left.name.split("-")[2]
+        with contextlib.suppress(OSError):
+            if left.lstat().st_uid == os.geteuid() and not Path("/proc", process).exists():
+                shutil.rmtree(left)
+    return Path(tempfile.mkdtemp(prefix=f"shala-pull-{os.getpid()}-", dir="/tmp"))
 
 
 class _ServerPull:

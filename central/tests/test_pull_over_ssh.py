@@ -11,6 +11,7 @@ import stat
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -124,6 +125,7 @@ def test_a_killed_pull_goes_on_where_it_was(centre, school, online):
     assert (code, result["result"]) == (0, "committed"), result
     assert 0 < result["files_received"] < len(files), "whole files are not fetched again"
     assert centre.published(school) == files
+    assert not list(Path("/tmp").glob(f"shala-pull-{process.pid}-*")), "the next run tidies up"
 
 
 def test_the_first_part_of_a_big_file_is_not_fetched_again(centre, school, online):
@@ -328,7 +330,7 @@ def test_no_ssh_connection_is_left_behind(centre, school, online):
     online(school).seal(DAY_1)
     centre.pull()
     found = subprocess.run(
-        ["pgrep", "-f", "/tmp/shala-.*ssh_config"], capture_output=True, text=True, check=False
+        ["pgrep", "-f", "/tmp/shala-pull-.*ssh_config"], capture_output=True, text=True, check=False
     )
     assert found.stdout == ""
 
