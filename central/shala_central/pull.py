@@ -153,7 +153,7 @@ def exit_code(results: Sequence[ServerResult]) -> int:
 def _workdir() -> Path:
     """Make a private folder for ssh's files and remove those of runs that were killed.
 
-    In /tmp, because the name of a control socket may have about 100 characters, whatever the archive's root is.
+    In /tmp, because the name of a control socket may have about 100 characters, however long the root is.
     """
     for left in Path("/tmp").glob("shala-pull-*-*"):  # noqa: S108 - made private by mkdtemp
         process = left.name.split("-")[2]
