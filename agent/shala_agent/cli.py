@@ -1,0 +1,339 @@
+"""The command line `shala-agent`. Says what it does in one line, what is left in the last one; --json is for machines."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from shala_agent import __version__
+from shala_agent.chain import DUMPS, Chain, Passage
+from shala_agent.config import CONFIG_PATH, Config, read_config
+from shala_agent.failure import AgentError, Stopped, UsageError
+from shala_agent.ledger import Ledger
+from shala_agent.progress import Progress
+
+DONE, FAILED, USAGE, PARTLY = 0, 1, 2, 3
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+_wait = click.option("--wait", default=0, metavar="MINUTES", help="Wait so long for a running chain to end.")
+
+
+def main() -> None:
+    """Run the command line; every error is one line with the way out."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _stop)
+    try:
+        shala_agent(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        click.echo(f"shala-agent: {error.format_message()} (see: shala-agent --help)", err=True)
+        sys.exit(USAGE)
+    except AgentError as error:
+        click.echo(f"shala-agent: {error}", err=True)
+        sys.exit(USAGE if isinstance(error, UsageError) else FAILED)
+    except OSError as error:
+        click.echo(
+            f"shala-agent: {error.filename or ''}: {error.strerror or error} (run as root? disk full?)",
+            err=True,
+        )
+        sys.exit(FAILED)
+    except (Stopped, click.Abort):
+        click.echo("shala-agent: stopped; nothing is half done, the next run goes on at this step", err=True)
+        sys.exit(PARTLY)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="shala-agent")
+@click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), default=CONFIG_PATH, envvar="SHALA_AGENT_CONFIG",
+    show_default=True, help="The configuration.",
+)  # fmt: skip
+@click.pass_context
+def shala_agent(context: click.Context, config_path: Path) -> None:
+    """Looks after the data of one school server.
+
+    \b
+    Example:  shala-agent run        heartbeat, dumps, derivations, collection
+              shala-agent status     how it stands
+              shala-agent doctor     what is wrong, and the remedy
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 partly done.
+    """
+    context.obj = config_path
+
+
+@shala_agent.command()
+@_json
+@_wait
+@click.pass_obj
+def run(config_path: Path, as_json: bool, wait: int) -> None:
+    """Do the whole chain, or go on with the one that was cut.
+
+    \b
+    Example:  shala-agent run --wait 30
+    """
+    _pass(config_path, as_json, lambda chain: chain.run(wait * 60.0))
+
+
+@shala_agent.command()
+@_json
+@click.pass_obj
+def heartbeat(config_path: Path, as_json: bool) -> None:
+    """Write one heartbeat now.
+
+    \b
+    Example:  shala-agent heartbeat
+    """
+    _pass(config_path, as_json, lambda chain: chain.by_hand(("heartbeat",)))
+
+
+@shala_agent.command()
+@_json
+@_wait
+@click.option(
+    "--without-dumps", is_flag=True, help="Take the database dumps that are there, make no new ones."
+)
+@click.pass_obj
+def collect(config_path: Path, as_json: bool, wait: int, without_dumps: bool) -> None:
+    """Dump the databases, gather all items, seal them into the spool.
+
+    \b
+    Example:  shala-agent collect --without-dumps
+    """
+    steps = ("collect",) if without_dumps else (*DUMPS, "collect")
+    _pass(config_path, as_json, lambda chain: chain.by_hand(steps, wait * 60.0))
+
+
+@shala_agent.group()
+def derive() -> None:
+    """Have the platform make its derived data, and check them.
+
+    \b
+    Example:  shala-agent derive activity-timestamps --user green-apple-mz17
+    """
+
+
+@derive.command("activity-timestamps")
+@click.option("--user", default="", help="Only this user; without it, all users (takes long).")
+@_json
+@_wait
+@click.pass_obj
+def derive_activity_timestamps(config_path: Path, user: str, as_json: bool, wait: int) -> None:
+    """Make the activity timestamps of one user or all.
+
+    \b
+    Example:  shala-agent derive activity-timestamps --user green-apple-mz17
+    """
+    _pass(config_path, as_json, lambda chain: chain.by_hand(("activity-timestamps",), wait * 60.0, user))
+
+
+@derive.command("progress")
+@_json
+@_wait
+@click.pass_obj
+def derive_progress(config_path: Path, as_json: bool, wait: int) -> None:
+    """Make the progress CSVs of all units.
+
+    \b
+    Example:  shala-agent derive progress
+    """
+    _pass(config_path, as_json, lambda chain: chain.by_hand(("progress",), wait * 60.0))
+
+
+@derive.command("assessments")
+@_json
+@_wait
+@click.pass_obj
+def derive_assessments(config_path: Path, as_json: bool, wait: int) -> None:
+    """Make the assessment dumps of the school.
+
+    \b
+    Example:  shala-agent derive assessments
+    """
+    _pass(config_path, as_json, lambda chain: chain.by_hand(("assessments",), wait * 60.0))
+
+
+@shala_agent.command()
+@_json
+@click.pass_obj
+def status(config_path: Path, as_json: bool) -> None:
+    """Show what is done, what is open, and what is in the spool.
+
+    \b
+    Example:  shala-agent status --json
+    """
+    from shala_agent.status import Status, read_status
+
+    config = read_config(config_path)
+    with closing(_ledger(config)) as ledger:
+        now: Status = read_status(config, ledger)
+    if as_json:
+        _print_json(now)
+        return
+    beat, chain = now.heartbeat, now.chain
+    click.echo(f"{now.server_name or 'unidentified server'}, shala-agent {now.agent_version}")
+    if beat is not None:
+        free = f"{beat.disk_free / 1e9:.1f} of {beat.disk_total / 1e9:.1f} GB disk free"
+        click.echo(
+            f"heartbeat  {beat.taken}  container {beat.container}, {free}, up {beat.uptime_seconds / 60:.0f} min"
+        )
+    if chain is not None:
+        how = (
+            f"open, left: {', '.join(now.open_steps)}"
+            if chain.ended is None
+            else f"{chain.outcome} {chain.ended}"
+        )
+        click.echo(f"chain {chain.id}  begun {chain.started}, {how}")
+    _table(["step", "outcome", "ended", "seconds", "reason"],
+           [[s.step, s.outcome or "", s.ended or "", f"{s.seconds:.1f}", _first(s.reasons)] for s in now.steps])  # fmt: skip
+    if now.sealed is None:
+        click.echo("Nothing was collected yet (shala-agent run).")
+        return
+    click.echo(f"collection {now.sealed.sequence}, sealed {now.sealed.sealed}: "
+               f"{now.sealed.files} files, {now.sealed.bytes / 1e6:.1f} MB")  # fmt: skip
+    _table(["item", "outcome", "files", "MB", "reason"], [_item_row(item) for item in now.sealed.items])
+
+
+@shala_agent.command()
+@_json
+@click.pass_obj
+def doctor(config_path: Path, as_json: bool) -> None:
+    """Say what is wrong on this server, one line per problem, with the remedy.
+
+    \b
+    Example:  shala-agent doctor
+    """
+    from shala_agent.doctor import examine
+
+    config = read_config(config_path)
+    with closing(_ledger(config)) as ledger:
+        problems = list(examine(config, ledger))
+    if as_json:
+        _print_json({"problems": problems})
+    else:
+        for problem in problems:
+            click.echo(str(problem))
+        click.echo(f"{len(problems)} problems." if problems else "All is well.")
+    raise click.exceptions.Exit(FAILED if problems else DONE)
+
+
+@shala_agent.command("check-config")
+@click.argument("path", type=click.Path(path_type=Path), required=False)
+@_json
+@click.pass_obj
+def check_config(config_path: Path, path: Path | None, as_json: bool) -> None:
+    """Check a configuration without using it.
+
+    \b
+    Example:  shala-agent check-config /etc/shala/agent.toml
+    """
+    config = read_config(path or config_path)
+    if as_json:
+        _print_json({"valid": True, "config": config})
+    else:
+        click.echo(f"{path or config_path} is valid.")
+
+
+def _pass(config_path: Path, as_json: bool, deed: Callable[[Chain], Passage]) -> None:
+    """Do some steps, print what came of them and leave with the exit code."""
+    config = read_config(config_path)
+    with closing(_ledger(config)) as ledger, Progress() as progress:
+        passage = deed(Chain(config, ledger, progress.say, progress.files))
+    if as_json:
+        _print_json(_passage_document(passage))
+    else:
+        for line in _passage_lines(passage):
+            click.echo(line)
+    raise click.exceptions.Exit(passage.exit_code)
+
+
+def _passage_document(passage: Passage) -> dict[str, Any]:
+    collected = passage.collected
+    return {
+        "format": 1,
+        "run": passage.run,
+        "resumed": passage.resumed,
+        "exit": passage.exit_code,
+        "steps": [{"step": name, **msgspec.to_builtins(result)} for name, result in passage.steps],
+        "left": passage.left,
+        "collection": None
+        if collected is None
+        else {
+            "sealed": collected.sealed,
+            "sequence": collected.head.sequence if collected.head else None,
+            "items": msgspec.to_builtins(collected.collection.items),
+        },
+    }
+
+
+def _passage_lines(passage: Passage) -> list[str]:
+    lines = []
+    if passage.collected is not None:
+        done = passage.collected
+        count = {
+            word: sum(i.outcome == word for i in done.collection.items)
+            for word in ("ok", "suspect", "failed", "skipped")
+        }
+        sequence = done.head.sequence if done.head else 0
+        what = (
+            f"collection {sequence} is sealed"
+            if done.sealed
+            else f"nothing is new since collection {sequence}"
+        )
+        lines.append(f"{what}: {', '.join(f'{number} {word}' for word, number in count.items() if number)}")
+    lines += [
+        f"{name} {result.outcome}: {reason}"
+        for name, result in passage.steps
+        for reason in (result.reasons if result.outcome != "ok" else [])
+    ]
+    if passage.left:
+        lines.append(f"Left for the next run: {', '.join(passage.left)}. More: shala-agent status")
+    elif passage.exit_code:
+        bad = ", ".join(name for name, result in passage.steps if result.outcome == "failed")
+        lines.append(f"Not done: {bad}. More: shala-agent status; shala-agent doctor")
+    else:
+        lines.append("Done.")
+    return lines
+
+
+def _item_row(item: dict[str, Any]) -> list[str]:
+    name = f"{item['platform']}/{item['name']}"
+    return [name, item["outcome"], str(item["files"]), f"{item['bytes'] / 1e6:.1f}", _first(item["reasons"])]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> None:
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    for row in [head, *rows]:
+        click.echo(
+            "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+def _first(reasons: list[str]) -> str:
+    return f"{reasons[0]}{f' (+{len(reasons) - 1})' if len(reasons) > 1 else ''}" if reasons else ""
+
+
+def _ledger(config: Config) -> Ledger:
+    return Ledger(Path(config.paths.state) / "ledger.sqlite")
+
+
+def _print_json(document: object) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(document), indent=1))
+
+
+def _stop(number: int, _frame: object) -> None:
+    raise Stopped(signal.Signals(number).name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Heartbeat: one timed reading of the server, made by the agent itself, for people (a log) and for `status` (JSON).
+
+Unlike the platform's own script it says whose it is, works with the container down, and is whole or not there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import msgspec
+
+from shala_agent import checks, durable
+from shala_agent.config import Config
+from shala_agent.container import Container, ContainerState
+from shala_agent.failure import AgentError
+from shala_agent.identity import Identity
+from shala_agent.items import HEARTBEAT_FOLDER
+from shala_agent.ledger import now
+from shala_agent.outcome import Result, failed, judged
+from shala_agent.reach import Reach
+
+TIMEOUT = 60  # seconds for one command; du of a full disk is the slow one
+
+
+class Heartbeat(msgspec.Struct, kw_only=True):
+    """What `status` and the centre read; sizes in bytes."""
+
+    format: int = 1
+    taken: str
+    server_name: str
+    server_id: str
+    school_code: str
+    school_name: str
+    addresses: list[str]
+    memory_total: int = 0
+    memory_available: int = 0
+    disk_total: int = 0
+    disk_free: int = 0
+    uptime_seconds: float = 0.0
+    load: list[float] = msgspec.field(default_factory=list)
+    container: str = ""
+    container_health: str = ""
+
+
+def take_heartbeat(
+    config: Config, container: Container, reach: Reach, identity: Identity | None, why: str = ""
+) -> Result:
+    """Write one heartbeat. A server without an identity has one too; then `why` says what is wrong with it."""
+    state = container.state()
+    beat = _read(config, identity, state)
+    findings = [why] if why else []
+    if state.problem:
+        findings.append(state.problem)
+    text = _log(beat, _sections(config, beat, state, why))
+    folder = Path(config.paths.state) / "heartbeat"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    durable.write(folder / "latest.json", msgspec.json.encode(beat) + b"\n")
+    name = f"system-heartbeat-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}.log"
+    try:
+        _place(container, reach, name, text.encode("utf-8", "replace"))
+    except (OSError, AgentError) as error:
+        return failed(*findings, f"{name} could not be written: {error}")
+    return judged(findings, None, {"file": name})
+
+
+def latest(config: Config) -> Heartbeat | None:
+    """Return the last heartbeat, or None when there was none."""
+    try:
+        return msgspec.json.decode(
+            (Path(config.paths.state) / "heartbeat/latest.json").read_bytes(), type=Heartbeat
+        )
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _place(container: Container, reach: Reach, name: str, content: bytes) -> None:
+    folder = reach.host(HEARTBEAT_FOLDER)
+    if folder is not None and folder.parent.is_dir():
+        folder.mkdir(exist_ok=True)
+        durable.write(folder / name, content, 0o644)
+        return
+    with container.claimed("heartbeat"):
+        container.run(["mkdir", "-p", HEARTBEAT_FOLDER], timeout_seconds=20)
+        temporary = f"{durable.TEMPORARY}{name}.part"
+        container.put(HEARTBEAT_FOLDER, temporary, content)
+        container.run(
+            ["mv", f"{HEARTBEAT_FOLDER}/{temporary}", f"{HEARTBEAT_FOLDER}/{name}"], timeout_seconds=20
+        )
+
+
+def _read(config: Config, identity: Identity | None, state: ContainerState) -> Heartbeat:
+    memory = {}
+    for line in _text("/proc/meminfo").splitlines():
+        name, _, value = line.partition(":")
+        if value.split():
+            memory[name] = int(value.split()[0]) * 1024
+    place = Path(config.paths.data)
+    while not place.is_dir():
+        place = place.parent
+    disk = shutil.disk_usage(place)
+    uptime = _text("/proc/uptime").split()
+    return Heartbeat(
+        taken=now(),
+        server_name=identity.server_name if identity else "",
+        server_id=identity.server_id if identity else "",
+        school_code=identity.school_code if identity else "",
+        school_name=identity.school_name if identity else "",
+        addresses=_addresses(),
+        memory_total=memory.get("MemTotal", 0),
+        memory_available=memory.get("MemAvailable", 0),
+        disk_total=disk.total,
+        disk_free=disk.free,
+        uptime_seconds=float(uptime[0]) if uptime else 0.0,
+        load=[float(part) for part in _text("/proc/loadavg").split()[:3]],
+        container=state.status,
+        container_health=state.health,
+    )
+
+
+def _sections(config: Config, beat: Heartbeat, state: ContainerState, why: str) -> list[tuple[str, str]]:
+    data = sorted(path for path in Path(config.paths.data).glob("*") if not path.is_symlink())
+    return [
+        ("server id", beat.server_id or f"unknown: {why}"),
+        ("school id", beat.school_code or "unknown"),
+        ("school name", beat.school_name or "unknown"),
+        ("host name", socket.gethostname()),
+        ("internal ip", " ".join(beat.addresses) or "none"),
+        ("external ip", "none (the agent never asks the internet)"),
+        ("container", f"{state.name}: {state.problem or 'running'} {state.health}".strip()),
+        ("container image", f"{state.image} {state.image_id}".strip() or "unknown"),
+        ("free -h", _said("free", "-h")),
+        ("df -h", _said("df", "-h")),
+        ("du -hs of data", _said("du", "-hs", *map(str, data)) if data else "no data folder"),
+        ("uptime", _said("uptime")),
+        ("ps aux", _said("ps", "aux")),
+    ]
+
+
+def _log(beat: Heartbeat, sections: list[tuple[str, str]]) -> str:
+    parts = [f"{checks.HEARTBEAT_BEGIN} 1, {beat.server_name or 'unidentified server'}, {beat.taken}"]
+    parts += [f"## {title}\n{text}" for title, text in sections]
+    return "\n\n".join([*parts, checks.HEARTBEAT_END]) + "\n"
+
+
+def _addresses() -> list[str]:
+    """Return the machine's own addresses but loopback and those of the engine's bridges."""
+    said = _said("ip", "-json", "address", "show", "up")
+    try:
+        interfaces = msgspec.json.decode(said)
+        return [
+            address["local"]
+            for interface in interfaces
+            if not interface["ifname"].startswith(("lo", "docker", "br-", "veth"))
+            for address in interface.get("addr_info", ())
+            if address.get("scope") == "global"
+        ]
+    except (msgspec.MsgspecError, KeyError, TypeError, AttributeError):
+        return [word for word in _said("hostname", "-I").split() if word[:1].isdigit()]
+
+
+def _said(*command: str) -> str:
+    """Return what a command of this machine says; what hinders it is said in its place."""
+    try:
+        ran = subprocess.run(
+            command,
+            capture_output=True,
+            timeout=TIMEOUT,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env=_ENVIRONMENT,
+        )
+    except FileNotFoundError:
+        return f"{command[0]} is not installed here"
+    except (subprocess.TimeoutExpired, OSError):
+        return f"{command[0]} took longer than {TIMEOUT} s"
+    return ran.stdout.decode("utf-8", "replace").strip()
+
+
+_ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,63 @@
+"""Progress: a line that moves, on anything over two seconds, when a terminal is attached, and nothing otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+AFTER_SECONDS = 2.0
+
+
+class Progress:
+    """Shows the step at work and the files of a collection; without a terminal it prints each step on stderr."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._terminal = sys.stderr.isatty() and not quiet
+        self._live: Any = None
+        self._task: Any = None
+        self._started = time.monotonic()
+        self._files = self._bytes = 0
+        self._step = ""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Show a step, or how far it is."""
+        self._step = text
+        if self._terminal:
+            self._show(text)
+        elif not self._quiet and not text.endswith("..."):
+            print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+    def files(self, item: str, files: int, size: int) -> None:
+        """Count files of a collection."""
+        self._files += files
+        self._bytes += size
+        if self._terminal and self._files % 50 == 0:
+            self._show(f"collect {item}: {self._files} files, {self._bytes / 1e6:.1f} MB")
+
+    def _show(self, text: str) -> None:
+        if self._live is None:
+            if time.monotonic() - self._started < AFTER_SECONDS:
+                return
+            from rich.console import Console
+            from rich.progress import Progress as Bar
+            from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+            self._live = Bar(
+                SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=Console(stderr=True),
+                transient=True,
+            )  # fmt: skip
+            self._live.start()
+            self._task = self._live.add_task(text, total=None)
+        self._live.update(self._task, description=text.replace("[", "\\["))
