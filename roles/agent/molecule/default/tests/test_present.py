@@ -1,0 +1,78 @@
+"""A school server after the role: what the agent, the centre and a stranger with the centre's key can do there."""
+
+from __future__ import annotations
+
+SSH = (
+    "ssh -i /root/pull_key -o IdentitiesOnly=yes -o BatchMode=yes -o StrictHostKeyChecking=no "
+    "-o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+)
+
+
+def test_the_command_line_answers(host):
+    assert host.run("shala-agent --help").rc == 0
+
+
+def test_it_runs_from_a_release_of_its_own(host):
+    current = host.check_output("readlink /opt/shala/agent/current")
+    assert current.startswith("/opt/shala/agent/releases/0.")
+    assert host.file(f"{current}/.complete").exists
+    assert not host.file(f"{current}/wheels").exists
+
+
+def test_the_agent_accepts_its_configuration_and_others_cannot_read_it(host):
+    config = host.file("/etc/shala/agent.toml")
+    assert (config.user, config.group, config.mode) == ("root", "root", 0o640)
+    assert 'server_name = "2031017-mz17"' in config.content_string
+    assert host.run("shala-agent check-config /etc/shala/agent.toml").rc == 0
+
+
+def test_it_starts_at_boot_and_at_its_interval(host):
+    timer = host.service("shala-agent.timer")
+    assert timer.is_enabled and timer.is_running
+
+
+def test_the_unit_is_gentle_and_confined(host):
+    shown = host.check_output(
+        "systemctl show shala-agent.service -p Nice -p IOSchedulingClass -p MemoryMax -p ProtectSystem"
+        " -p NoNewPrivileges -p ProtectHome -p PrivateTmp"
+    )
+    assert "Nice=19" in shown
+    assert "IOSchedulingClass=3" in shown or "IOSchedulingClass=idle" in shown
+    assert f"MemoryMax={512 * 1024 * 1024}" in shown
+    assert {"ProtectSystem=strict", "NoNewPrivileges=yes", "ProtectHome=read-only", "PrivateTmp=yes"} <= set(shown.split())
+
+
+def test_the_agent_itself_runs_in_that_confinement(host):
+    # There is no gStudio here, so the chain cannot be done (1) or only in part (3); systemd's own refusals are above 200.
+    host.run("systemctl start shala-agent.service")
+    status = host.check_output("systemctl show shala-agent.service -p ExecMainStatus --value")
+    assert status in {"0", "1", "3"}, host.run("journalctl -u shala-agent --no-pager -n 30").stdout
+
+
+def test_ledger_and_spool_are_closed_to_others(host):
+    state, spool = host.file("/var/lib/shala"), host.file("/var/spool/shala")
+    assert (state.user, state.mode) == ("root", 0o700)
+    assert (spool.user, spool.group, spool.mode) == ("root", "shala-pull", 0o750)
+
+
+def test_the_centres_key_reads_the_spool(host):
+    host.run("echo good > /var/spool/shala/probe && chgrp shala-pull /var/spool/shala/probe && chmod 0640 /var/spool/shala/probe")
+    fetched = host.run(f"rsync -e '{SSH}' shala-pull@127.0.0.1:/probe /root/fetched")
+    assert fetched.rc == 0, fetched.stderr
+    assert host.file("/root/fetched").content_string == "good\n"
+    host.run("rm -f /var/spool/shala/probe /root/fetched")
+
+
+def test_the_centres_key_can_do_nothing_else(host):
+    assert host.run(f"{SSH} shala-pull@127.0.0.1 id").rc != 0
+    assert host.run(f"rsync -e '{SSH}' /etc/hostname shala-pull@127.0.0.1:/planted").rc != 0
+    assert not host.file("/var/spool/shala/planted").exists
+    assert host.run(f"rsync -e '{SSH}' shala-pull@127.0.0.1:/../../../etc/shala/agent.toml /root/stolen").rc != 0
+    assert host.run(f"{SSH} -N -L 127.0.0.1:9999:127.0.0.1:22 -o ExitOnForwardFailure=yes -f shala-pull@127.0.0.1").rc in {0, 255}
+    assert host.run("timeout 3 bash -c 'exec 3<>/dev/tcp/127.0.0.1/9999 && head -c 3 <&3'").stdout != "SSH"
+
+
+def test_the_key_file_belongs_to_root(host):
+    keys = host.file("/var/lib/shala-pull/.ssh/authorized_keys")
+    assert (keys.user, keys.mode) == ("root", 0o640)
+    assert keys.content_string.count("ssh-ed25519") == 1

@@ -1,0 +1,25 @@
+"""The centre's software was taken off; archive and keys stay."""
+
+from __future__ import annotations
+
+import pytest
+
+GONE = (
+    "/usr/local/bin/shala",
+    "/opt/shala/central",
+    "/etc/shala/central.toml",
+    "/etc/shala/fleet.json",
+    "/etc/systemd/system/shala-pull.service",
+    "/etc/systemd/system/shala-pull.timer",
+)
+
+
+@pytest.mark.parametrize("path", GONE)
+def test_is_gone(host, path):
+    assert not host.file(path).exists
+
+
+def test_archive_key_and_account_stay(host):
+    assert host.file("/srv/shala/archive").is_directory
+    assert host.file("/var/lib/shala/ssh/id_ed25519").exists
+    assert host.user("shala").exists
