@@ -26,11 +26,11 @@ up() {
   step "Pulling into the archive (playbooks/pull.yml)"
   ansible-playbook playbooks/pull.yml
   step "The archive at the centre, LEVEL 0 to LEVEL 4"
-  docker exec -u shala shala-lab-centre shala archive tree
+  docker exec -u shala shala-lab-centre-1 shala archive tree
   cat <<'TEXT'
 
 One round is done. To look further:
-  docker exec -u shala -it shala-lab-centre bash           a shell at the centre; then: shala archive show 2031017-mz17
+  docker exec -u shala -it shala-lab-centre-1 bash           a shell at the centre; then: shala archive show 2031017-mz17
   docker exec -it shala-lab-2031017-mz17 bash               a shell on a school server; then: shala-agent status
   ANSIBLE_INVENTORY=inventories/lab .venv/bin/ansible-playbook playbooks/status.yml    how the fleet is
   make demo                                                 the round again (nothing unchanged moves twice)

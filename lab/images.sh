@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 say() { printf '==> %s\n' "$*"; }
 export DOCKER_BUILDKIT=0
 
-sources_digest() { (cd "$1" && find . -type f ! -path '*/__pycache__/*' ! -path './tests/*' ! -name '*.md' -print0 | sort -z | xargs -0 sha256sum; echo "${2:-}") | sha256sum | cut -d' ' -f1; }
+sources_digest() { (cd "$1" && find . -type f ! -path '*/__pycache__/*' ! -path './tests/*' ! -path './.wheels/*' ! -name '*.md' -print0 | sort -z | xargs -0 sha256sum; echo "${2:-}") | sha256sum | cut -d' ' -f1; }
 label() { docker image inspect --format '{{ index .Config.Labels "shala.sources" }}' "$1" 2>/dev/null || true; }
 
 minimal_debian() {
@@ -38,7 +38,8 @@ build() { # TAG FOLDER EXTRA_DIGEST [docker build arguments...]
   digest=$(sources_digest "$folder" "$extra")
   if [ "$(label "$tag")" = "$digest" ]; then say "Image $tag is up to date"; return; fi
   say "Building image $tag"
-  docker build -q --label "shala.sources=$digest" -t "$tag" "$@" "$folder" >/dev/null
+  [ ! -x "$folder/wheels.sh" ] || "$folder/wheels.sh"
+  docker build -q --label "shala.sources=$digest" -t "$tag" "$@" "$folder" 2> >(grep -vE '^(DEPRECATED| *BuildKit| *environment-variable|$)' >&2) >/dev/null
 }
 
 save_gstudio() {

@@ -22,13 +22,19 @@ def table(options: dict[str, dict[str, Any]]) -> str:
         description = option["description"]
         text = " ".join(description) if isinstance(description, list) else str(description)
         default = "**required**" if option.get("required") else f"`{option.get('default', '')!s}`"
-        rows.append(f"| `{name}` | {option.get('type', 'str')} | {default} | {' '.join(text.split())} |".replace("``", ""))
+        rows.append(
+            f"| `{name}` | {option.get('type', 'str')} | {default} | {' '.join(text.split())} |".replace(
+                "``", ""
+            )
+        )
     return "\n".join(rows)
 
 
 def problems(role: Path, *, write: bool) -> list[str]:
     """Return what is wrong with one role's documentation; with `write` mend the README first."""
-    options = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+    options = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"][
+        "options"
+    ]
     defaults = yaml.safe_load((role / "defaults/main.yml").read_text()) or {}
     readme = role / "README.md"
     text = readme.read_text()
@@ -40,12 +46,18 @@ def problems(role: Path, *, write: bool) -> list[str]:
         readme.write_text(wanted)
     found = []
     if readme.read_text() != wanted:
-        found.append(f"{readme}: its table differs from meta/argument_specs.yml (run: python lab/role_docs.py)")
-    found += [f"{role.name}: default {name} is not in argument_specs" for name in defaults if name not in options]
+        found.append(
+            f"{readme}: its table differs from meta/argument_specs.yml (run: python lab/role_docs.py)"
+        )
+    found += [
+        f"{role.name}: default {name} is not in argument_specs" for name in defaults if name not in options
+    ]
     found += [
         f"{role.name}: {name} has default {option['default']!r} in argument_specs and {defaults.get(name)!r} in defaults"
         for name, option in options.items()
-        if "default" in option and "{{" not in str(defaults.get(name)) and option["default"] != defaults.get(name)
+        if "default" in option
+        and "{{" not in str(defaults.get(name))
+        and option["default"] != defaults.get(name)
     ]
     return found
 
