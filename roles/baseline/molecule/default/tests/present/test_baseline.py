@@ -65,7 +65,8 @@ def test_only_security_updates_install_themselves(host):
         assert 'APT::Periodic::Unattended-Upgrade "0";' in host.check_output("apt-config dump")
         return
     settings = host.check_output("apt-config dump")
-    origins = [line for line in settings.splitlines() if line.startswith("Unattended-Upgrade::Origins-Pattern::")]
+    begin = "Unattended-Upgrade::Origins-Pattern::"
+    origins = [line for line in settings.splitlines() if line.startswith(begin)]
     assert len(origins) == 1
     assert "label=Debian-Security" in origins[0]
     assert 'APT::Periodic::Unattended-Upgrade "1";' in settings
