@@ -7,7 +7,9 @@ import json
 
 def test_the_command_line_answers(host):
     assert host.run("shala --help").rc == 0
-    assert host.check_output("readlink /opt/shala/central/current").startswith("/opt/shala/central/releases/0.")
+    assert host.check_output("readlink /opt/shala/central/current").startswith(
+        "/opt/shala/central/releases/0."
+    )
 
 
 def test_the_fleet_is_every_school_of_the_inventory(host):
@@ -42,7 +44,8 @@ def test_rsync_is_one_that_may_face_a_hostile_sender(host):
 
 def test_it_pulls_by_itself(host):
     timer = host.service("shala-pull.timer")
-    assert timer.is_enabled and timer.is_running
+    assert timer.is_enabled
+    assert timer.is_running
 
 
 def test_the_puller_runs_in_its_confinement(host):
