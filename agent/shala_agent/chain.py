@@ -1,4 +1,7 @@
-"""The chain: heartbeat -> database dumps -> derivations -> collect and seal. One at a time; a cut one resumes at its step."""
+"""The chain: heartbeat -> database dumps -> derivations -> collect and seal.
+
+One at a time; a cut one resumes at its step.
+"""
 
 from __future__ import annotations
 
@@ -59,13 +62,19 @@ class Chain:
     """The steps, on one server."""
 
     def __init__(
-        self, config: Config, ledger: Ledger, say: Say | None = None, report: Report | None = None
+        self,
+        config: Config,
+        ledger: Ledger,
+        say: Say | None = None,
+        report: Report | None = None,
+        tick: Say | None = None,
     ) -> None:
         state = Path(config.paths.state)
         self._config = config
         self._ledger = ledger
         self._say = say or (lambda _text: None)
         self._report = report
+        self._tick = tick
         self._locks = state / "locks"
         self.container = Container(config.container.name, self._locks)
         self.reach = Reach(config.paths, self.container, state / "fetched")
@@ -136,7 +145,10 @@ class Chain:
         passage.collected = self._collected
 
     def _one(self, passage: Passage, name: str, deed: Callable[[int], Result]) -> bool:
-        """Do one step and note how it ended; an error ends the step, not the chain. False: the deadline cut it."""
+        """Do one step and note how it ended; an error ends the step, not the chain.
+
+        False: the deadline cut it.
+        """
         began = time.monotonic()
         attempts = self._ledger.begin(passage.run, name)
         self._say(f"{name} ...")
@@ -197,7 +209,7 @@ class Chain:
         with self.container.claimed("activity-timestamps", self._wait):
             before = self._last_count("activity-timestamps")
             return derive.derive_activity_of_all(
-                self.container, self.reach, self._derive_seconds(), before, self._say
+                self.container, self.reach, self._derive_seconds(), before, self._tick
             )
 
     def _activity_of(self, user: str) -> Result:
@@ -208,7 +220,7 @@ class Chain:
         with self.container.claimed("progress", self._wait):
             before = self._last_count("progress")
             return derive.derive_progress(
-                self.container, self.reach, self._derive_seconds(), before, self._say
+                self.container, self.reach, self._derive_seconds(), before, self._tick
             )
 
     def _assessments(self) -> Result:

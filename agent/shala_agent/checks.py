@@ -1,6 +1,7 @@
 """Content checks: decide whether a file is whole, by looking at it and never at an exit code.
 
-Every check yields findings in plain words and nothing when the file is whole. Sources: facts/gstudio.md 2 and 4.
+Every check yields findings in plain words and nothing when the file is whole. Sources: facts/gstudio.md 2 and
+4.
 """
 
 from __future__ import annotations
@@ -15,10 +16,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 SQL_TRAILER = b"-- PostgreSQL database cluster dump complete"
-ACTIVITY_COLUMNS = (
-    "Unit,Lesson,Activity,Language,VisitedOn,OutTime,OutAction,TimeSpentInSeconds,Buddies".split(",")
-)
-PROGRESS_COLUMNS = (
+ACTIVITY_COLUMNS = [
+    "Unit",
+    "Lesson",
+    "Activity",
+    "Language",
+    "VisitedOn",
+    "OutTime",
+    "OutAction",
+    "TimeSpentInSeconds",
+    "Buddies",
+]
+_PROGRESS = (
     "server_id,school_name,school_code,module_name,unit_name,username,user_id,first_name,last_name,roll_no,grade,"
     "enrollment_status,buddy_userids,buddy_usernames,total_lessons,lessons_visited,percentage_lessons_visited,"
     "total_activities,activities_visited,percentage_activities_visited,total_quizitems,visited_quizitems,"
@@ -29,7 +38,8 @@ PROGRESS_COLUMNS = (
     "total_notes_read_by_user,commented_on_others_notes,total_rating_rcvd_on_notes,correct_attempted_assessments,"
     "unattempted_assessments,visited_assessments,notapplicable_assessments,incorrect_attempted_assessments,"
     "attempted_assessments,total_assessment_items"
-).split(",")
+)
+PROGRESS_COLUMNS = _PROGRESS.split(",")
 VISITS_COLUMNS = ["Username", "UserID"]
 
 HEARTBEAT_BEGIN = "shala heartbeat"
@@ -65,7 +75,7 @@ def sql_dump_is_complete(dump: Path) -> Iterator[str]:
 def csv_is_whole(
     path: Path, columns: Sequence[str], *, further: bool = False, rectangular: bool = True
 ) -> Iterator[str]:
-    """Yield findings unless the CSV has the columns (`further` ones may follow), whole rows and a CRLF end."""
+    """Yield findings unless the CSV has the columns (`further` may follow), whole rows and a CRLF end."""
     size = path.stat().st_size
     if not size:
         yield "is empty"

@@ -1,4 +1,7 @@
-"""The command line `shala-agent`. Says what it does in one line, what is left in the last one; --json is for machines."""
+"""The command line `shala-agent`.
+
+Says what it does in one line, what is left in the last one; --json is for machines.
+"""
 
 from __future__ import annotations
 
@@ -55,9 +58,14 @@ def main() -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="shala-agent")
 @click.option(
-    "--config", "config_path", type=click.Path(path_type=Path), default=CONFIG_PATH, envvar="SHALA_AGENT_CONFIG",
-    show_default=True, help="The configuration.",
-)  # fmt: skip
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    default=CONFIG_PATH,
+    envvar="SHALA_AGENT_CONFIG",
+    show_default=True,
+    help="The configuration.",
+)
 @click.pass_context
 def shala_agent(context: click.Context, config_path: Path) -> None:
     """Looks after the data of one school server.
@@ -184,9 +192,8 @@ def status(config_path: Path, as_json: bool) -> None:
     click.echo(f"{now.server_name or 'unidentified server'}, shala-agent {now.agent_version}")
     if beat is not None:
         free = f"{beat.disk_free / 1e9:.1f} of {beat.disk_total / 1e9:.1f} GB disk free"
-        click.echo(
-            f"heartbeat  {beat.taken}  container {beat.container}, {free}, up {beat.uptime_seconds / 60:.0f} min"
-        )
+        up = f"up {beat.uptime_seconds / 60:.0f} min"
+        click.echo(f"heartbeat  {beat.taken}  container {beat.container}, {free}, {up}")
     if chain is not None:
         how = (
             f"open, left: {', '.join(now.open_steps)}"
@@ -194,8 +201,10 @@ def status(config_path: Path, as_json: bool) -> None:
             else f"{chain.outcome} {chain.ended}"
         )
         click.echo(f"chain {chain.id}  begun {chain.started}, {how}")
-    _table(["step", "outcome", "ended", "seconds", "reason"],
-           [[s.step, s.outcome or "", s.ended or "", f"{s.seconds:.1f}", _first(s.reasons)] for s in now.steps])  # fmt: skip
+    rows = [
+        [s.step, s.outcome or "", s.ended or "", f"{s.seconds:.1f}", _first(s.reasons)] for s in now.steps
+    ]
+    _table(["step", "outcome", "ended", "seconds", "reason"], rows)
     if now.sealed is None:
         click.echo("Nothing was collected yet (shala-agent run).")
         return
@@ -248,7 +257,7 @@ def _pass(config_path: Path, as_json: bool, deed: Callable[[Chain], Passage]) ->
     """Do some steps, print what came of them and leave with the exit code."""
     config = read_config(config_path)
     with closing(_ledger(config)) as ledger, Progress() as progress:
-        passage = deed(Chain(config, ledger, progress.say, progress.files))
+        passage = deed(Chain(config, ledger, progress.say, progress.files, progress.tick))
     if as_json:
         _print_json(_passage_document(passage))
     else:

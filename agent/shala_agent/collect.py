@@ -1,8 +1,8 @@
 """Collect: gather all LEVEL 4 items into a new bag and seal it.
 
-An unchanged file is neither read nor copied: it becomes a link into the previous bag. Links, devices and sockets never
-enter; every file is opened without following a link. One broken item never stops the others: it keeps the previous
-collection's copy and says so. Nothing new means that nothing is sealed.
+An unchanged file is neither read nor copied: it becomes a link into the previous bag. Links, devices and
+sockets never enter; every file is opened without following a link. One broken item never stops the others: it
+keeps the previous collection's copy and says so. Nothing new means that nothing is sealed.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ from shala_agent.spool import Spool
 CHUNK = 1 << 20  # bytes
 TRIES = 5  # readings of a file that changes under our hands
 PAUSE = 0.1  # seconds before the second reading; each further one waits longer
-RACY_NS = (
-    2_000_000_000  # a file written less than this before it was read may change without its time changing
-)
+RACY_NS = 2_000_000_000  # a file changed less than this before it was read may change again in the same tick
 STILL_WRITTEN = 120  # seconds: a file younger than this may have a writer
 CHECKPOINT_FILES = 2000  # after so many copies or
 CHECKPOINT_BYTES = 256 << 20  # so many bytes what was staged is put on the disk and survives a cut
@@ -96,7 +94,10 @@ class _Refused(Exception):
 
 
 def identify(config: Config, reach: Reach) -> Identity:
-    """Return who this server is, by its settings. Raises IdentityRefused, also when the inventory says otherwise."""
+    """Return who this server is, by its settings.
+
+    Raises IdentityRefused, also when the inventory says otherwise.
+    """
     try:
         path = reach.local(SETTINGS)
     except FileNotFoundError:
@@ -137,41 +138,34 @@ def collect(
             if error.errno in _HOPELESS:
                 durable.remove(spool.assembling)
                 raise AgentError(
-                    f"{config.paths.spool}: {error.strerror} (free some space; nothing was lost, the next run goes on)"
+                    f"{config.paths.spool}: {error.strerror} (free some space; the next run goes on)"
                 ) from None
             raise
         finally:
             reach.forget()
 
 
+@dataclass(slots=True)
 class _Collector:
-    def __init__(
-        self,
-        config: Config,
-        container: Container,
-        reach: Reach,
-        ledger: Ledger,
-        spool: Spool,
-        seen: Seen,
-        report: Report,
-    ) -> None:
-        self._config = config
-        self._container = container
-        self._reach = reach
-        self._ledger = ledger
-        self._spool = spool
-        self._seen = seen
-        self._report = report
-        self._head = spool.head()
-        self._previous = self._read_previous()
-        self._copied_files = self._copied_bytes = 0
+    _config: Config
+    _container: Container
+    _reach: Reach
+    _ledger: Ledger
+    _spool: Spool
+    _seen: Seen
+    _report: Report
+    _head: Head | None = None
+    _previous: Collection | None = None
+    _copied_files: int = 0
+    _copied_bytes: int = 0
 
     def run(self, identity: Identity) -> Collected:
         started = now()
-        previous = self._previous
+        self._head = self._spool.head()
+        previous = self._previous = self._read_previous()
         if previous is not None and previous.server_name != identity.server_name:
             raise IdentityRefused(
-                f"this server was {previous.server_name} and is now {identity.server_name}: nothing was collected"
+                f"this server was {previous.server_name} and is now {identity.server_name}: nothing is taken"
                 f" (if it was set up anew, move {self._spool.root}/collections and HEAD away)"
             )
         self._seen.clear_plan()
@@ -309,8 +303,10 @@ class _Collector:
         path = f"{gathering.prefix}/{relative}" if relative else gathering.prefix
         shown = relative or gathering.item.name
         try:
-            if _UNWRITABLE.search(path):
-                raise _Refused("has a name with control characters: it was left out")
+            if _UNWRITABLE.search(path) or path != path.rstrip():
+                raise _Refused(
+                    "has a name that no manifest can hold (control characters, a blank at its end): left out"
+                )
             path.encode("utf-8")
             known = self._seen.sight(path, entry.stat, gathering.item.check_id)
             if known is None or not self._plan_known(path, known.sha256):
@@ -345,7 +341,9 @@ class _Collector:
         return at_hand is not None
 
     def _read(self, gathering: _Gathering, entry: _Entry, path: str, shown: str) -> Sight | None:
-        """Read a file until its content can be believed; return what it holds, or None when it is left for later."""
+        """Read a file until its content can be believed; return what it holds, or None when it is left for
+        later.
+        """
         item = gathering.item
         for attempt in range(1, TRIES + 1):
             last = attempt == TRIES
@@ -376,7 +374,7 @@ class _Collector:
         if copy.cut:
             gathering.notes.append(f"{shown} was being written: it is cut at its last whole line")
         sight = Sight(copy.sha256, findings)
-        if steady and not copy.cut and time.time_ns() - copy.stat.st_mtime_ns > RACY_NS:
+        if steady and not copy.cut and time.time_ns() - copy.stat.st_ctime_ns > RACY_NS:
             self._seen.remember(path, copy.stat, item.check_id, sight)
         if copy.target is None:
             self._plan_sealed(path)
@@ -395,7 +393,7 @@ class _Collector:
     def _checkpoint(self) -> None:
         """Put what was staged on the disk, then note it: in this order, so that the note is always true."""
         if self._copied_files:
-            os.sync()
+            durable.sync_filesystem(self._spool.root)
         self._seen.commit()
         self._copied_files = self._copied_bytes = 0
 
@@ -404,7 +402,9 @@ class _Collector:
         return FAILED
 
     def _carried_from(self, platform: str, name: str) -> int | None:
-        """Return the sequence whose copy of the item the previous collection holds, or None when it holds none."""
+        """Return the sequence whose copy of the item the previous collection holds, or None when it holds
+        none.
+        """
         before = self._previous.item(platform, name) if self._previous else None
         if self._previous is None or before is None or not before.files:
             return None
@@ -419,7 +419,9 @@ class _Collector:
             return None
 
     def _unplatform_items(self) -> Iterator[Item]:
-        """Yield an item for each entry of the unplatform folder, and for those that are gone since the last time."""
+        """Yield an item for each entry of the unplatform folder, and for those that are gone since the last
+        time.
+        """
         root = self._config.paths.unplatform
         if not root:
             return
@@ -508,7 +510,7 @@ class _Copy:
             self.target = None
 
     def _limit(self, source: int) -> int | None:
-        """Return how many bytes of a log to take: up to its last line end while somebody may be writing it."""
+        """Return how many bytes of a log to take: to its last line end while somebody may be writing it."""
         size = self.stat.st_size
         if self._item.reading != LOG or not size or self._entry.name.endswith((".gz", ".bz2", ".xz")):
             return None
@@ -538,7 +540,9 @@ def _copy(source: int, target: int | None, limit: int | None) -> tuple[str, int]
 
 
 def _walk(root: Path, notes: list[str]) -> Iterator[_Entry]:
-    """Yield the plain files of a tree in a stable order, through folder descriptors and never through a link."""
+    """Yield the plain files of a tree in a stable order, through folder descriptors and never through a
+    link.
+    """
     top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     yield from _walk_folder(top, "", notes)
 

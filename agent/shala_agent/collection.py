@@ -1,4 +1,7 @@
-"""The sealed collection: what collection.json and bag-info.txt say. Shared with the centre, which imports it."""
+"""The sealed collection: what collection.json and bag-info.txt say.
+
+Shared with the centre, which imports it.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,10 @@ def read_collection(raw: bytes) -> Collection:
 
 
 def write_collection(collection: Collection, original: bytes | None = None) -> bytes:
-    """Return collection.json. Fields of `original` that this version does not know are kept, items' ones too."""
+    """Return collection.json.
+
+    Fields of `original` that this version does not know are kept, items' ones too.
+    """
     known: dict[str, Any] = msgspec.to_builtins(collection)
     if original is not None:
         known = _overlaid(msgspec.json.decode(original), known)

@@ -1,4 +1,6 @@
-"""The agent's configuration, /etc/shala/agent.toml: read once, checked as a whole, with messages that say the way out."""
+"""The agent's configuration, /etc/shala/agent.toml: read once, checked as a whole, with messages that say
+the way out.
+"""
 
 from __future__ import annotations
 
@@ -138,7 +140,10 @@ def read_config(path: Path) -> Config:
 
 
 def parse_config(raw: bytes, file: str) -> Config:
-    """Given the bytes of agent.toml, return the configuration. `file` is only named in messages. Raises UsageError."""
+    """Given the bytes of agent.toml, return the configuration.
+
+    `file` is only named in messages. Raises UsageError.
+    """
     try:
         document = tomllib.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:

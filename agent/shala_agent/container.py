@@ -1,7 +1,7 @@
 """The platform's container: docker exec, and copying out of it.
 
-Never a TTY; always an inner `timeout`, because killing a client leaves the process running inside; stdout and stderr
-apart; output bounded; one user at a time. What an exit code says is returned and never believed.
+Never a TTY; always an inner `timeout`, because killing a client leaves the process running inside; stdout and
+stderr apart; output bounded; one user at a time. What an exit code says is returned and never believed.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ KEPT_OUTPUT = 256 * 1024  # bytes kept of each stream: the first and the last ha
 ENGINE_TIMEOUT = 60  # seconds for one request to the engine
 PID_FILES = "/tmp/.shala-exec."  # noqa: S108  in the container, where only root writes
 
-# $0 is the pid file, the arguments those of timeout. The pid lets the next run end what a killed agent left behind.
+# $0 is the pid file, the arguments those of timeout. By the pid the next run ends what a killed agent left.
 _WRAPPER = 'timeout -k "$@" & echo $! > "$0"; wait $!; code=$?; rm -f "$0"; exit $code'
 _STOP_ALL = f"""for file in {PID_FILES}*; do
   [ -f "$file" ] || continue
   pid=$(cat "$file"); [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = timeout ] && kill -TERM "$pid"
   count=0
-  while [ $count -lt 120 ] && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = timeout ]; do sleep 0.1; count=$((count+1)); done
+  while [ $count -lt 120 ] && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = timeout ]; do
+    sleep 0.1; count=$((count+1))
+  done
   rm -f "$file"
 done"""
 
@@ -114,7 +116,10 @@ class Container:
         self._api: docker.APIClient | None = None
 
     def state(self) -> ContainerState:
-        """Return what state the container is in. Never raises for a container or an engine that is not there."""
+        """Return what state the container is in.
+
+        Never raises for a container or an engine that is not there.
+        """
         import docker.errors
         import requests.exceptions
 
@@ -142,7 +147,8 @@ class Container:
 
     @contextmanager
     def claimed(self, purpose: str, wait_seconds: float = 0.0) -> Iterator[None]:
-        """Be the only agent in the container while the block runs; end first what a killed agent left running there.
+        """Be the only agent in the container while the block runs; end first what a killed agent left running
+        there.
 
         Raises Busy when somebody else is in it, ContainerUnavailable when it does not run.
         """
@@ -224,8 +230,8 @@ class Container:
     def fetch(self, path: str, destination: Path, max_bytes: int) -> None:
         """Copy a file or folder out of the container to `destination`, which must not exist yet.
 
-        Only plain files and folders are written. Raises FileNotFoundError when there is no such path, FetchRefused
-        for names that climb or too many bytes, ContainerUnavailable.
+        Only plain files and folders are written. Raises FileNotFoundError when there is no such path,
+        FetchRefused for names that climb or too many bytes, ContainerUnavailable.
         """
         import docker.errors
         import requests.exceptions

@@ -1,7 +1,9 @@
-"""Database dumps: PostgreSQL whole, MongoDB database by database. A dump replaces the last good one only when it is whole.
+"""Database dumps: PostgreSQL whole, MongoDB database by database.
 
-The dumps are made beside the last good ones, on the data volume, walked to their ends, and renamed. What lies under the
-final names is therefore always whole, however a run was cut.
+A dump replaces the last good one only when it is whole.
+
+The dumps are made beside the last good ones, on the data volume, walked to their ends, and renamed. What lies
+under the final names is therefore always whole, however a run was cut.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from shala_agent.reach import STAGING, Reach
 READY_WAIT = 180  # seconds a database may take after the container's start (facts/gstudio.md 1.1)
 READY_POLL = 5  # seconds between two questions
 _DONE = re.compile(r"done dumping `?([^`\s]+?)`? \((\d+) documents?\)")
+_MONGODUMP = (
+    'rm -rf "$1/$2" && mkdir -p "$1" "$3" && exec mongodump --host 127.0.0.1 --port 27017 -d "$2" -o "$1"'
+)
 # pg_dump writes a random word here each time; a dump that differs in nothing else is no new dump.
 _RANDOM_LINES = (b"\\restrict ", b"\\unrestrict ")
 
@@ -59,16 +64,18 @@ def dump_postgres(container: Container, reach: Reach, timeout_seconds: float) ->
 
 
 def dump_mongo_database(container: Container, reach: Reach, database: str, timeout_seconds: float) -> Result:
-    """Dump one MongoDB database into the staging folder, walk every collection, then let it replace the last good dump.
+    """Dump one MongoDB database into the staging folder, walk every collection, then let it replace the last
+    good dump.
 
-    mongodump is awaited to its end. `detail` holds {"documents": {collection: count}}. Raises ContainerUnavailable.
+    mongodump is awaited to its end. `detail` holds {"documents": {collection: count}}. Raises
+    ContainerUnavailable.
     """
     parts = f"{STAGING}/db.part"
     final = f"{DUMPED_DATABASES}/{database}"
     ran = container.run(
         [
             "sh", "-c",
-            'rm -rf "$1/$2" && mkdir -p "$1" "$3" && exec mongodump --host 127.0.0.1 --port 27017 -d "$2" -o "$1"',
+            _MONGODUMP,
             "sh", parts, database, DUMPED_DATABASES,
         ],
         timeout_seconds=timeout_seconds,
@@ -113,7 +120,10 @@ def dump_mongo_database(container: Container, reach: Reach, database: str, timeo
 
 
 def repair_dumps(container: Container) -> None:
-    """Put back a last good dump that a cut run had moved aside, and remove half-made ones. Raises ContainerUnavailable."""
+    """Put back a last good dump that a cut run had moved aside, and remove half-made ones.
+
+    Raises ContainerUnavailable.
+    """
     script = """cd "$1" 2>/dev/null || exit 0
 for old in db.part/*.old; do
   [ -d "$old" ] || continue
@@ -125,7 +135,10 @@ rm -rf db.part"""
 
 
 def wait_for(container: Container, database: str, wait_seconds: float = READY_WAIT) -> str:
-    """Wait until `postgres` or `mongo` answers; return "" or what is wrong with it. Raises ContainerUnavailable."""
+    """Wait until `postgres` or `mongo` answers; return "" or what is wrong with it.
+
+    Raises ContainerUnavailable.
+    """
     probe = {
         "postgres": ["sh", "-c", "cd / && su postgres -s /bin/sh -c \"psql -qAtc 'select 1'\""],
         "mongo": ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/27017"],
@@ -146,7 +159,9 @@ def dump_mongo(
     databases: list[str],
     dump_one: Callable[[str], Result],
 ) -> Result:
-    """Dump every database by `dump_one` and sum up: failed when none could be dumped, else suspect for those that were not."""
+    """Dump every database by `dump_one` and sum up: failed when none could be dumped, else suspect for those
+    that were not.
+    """
     findings: list[str] = []
     notes: list[str] = []
     documents: dict[str, object] = {}
@@ -170,7 +185,7 @@ def _absent() -> Result:
 
 
 def _walk_dump(folder: Path, database: str, said: dict[str, int]) -> tuple[dict[str, int], list[str]]:
-    """Return documents per collection by walking the files, and what contradicts it or what mongodump said."""
+    """Return documents per collection by walking the files, and what contradicts what mongodump said."""
     counts: dict[str, int] = {}
     findings: list[str] = []
     for file in sorted(folder.glob("*.bson")):

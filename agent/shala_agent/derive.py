@@ -1,7 +1,7 @@
 """Derivations: have the platform make its derived data, and decide by what it made whether it did.
 
-Success is new files, their content and the words on stdout; the exit codes of these scripts say 0 whatever happened
-(facts/gstudio.md 2). The caller has claimed the container.
+Success is new files, their content and the words on stdout; the exit codes of these scripts say 0 whatever
+happened (facts/gstudio.md 2). The caller has claimed the container.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ _CREATED = re.compile(r"^\s*-\s*(NOT )?CREATED:\s*(\d+)", re.MULTILINE)
 
 
 def derive_activity_of_user(container: Container, reach: Reach, user: str, timeout_seconds: float) -> Result:
-    """Make the activity timestamps of one user. Raises UsageError for what cannot be a user, ContainerUnavailable."""
+    """Make the activity timestamps of one user.
+
+    Raises UsageError for what cannot be a user, ContainerUnavailable.
+    """
     if not _USER.fullmatch(user):
         raise UsageError(f"'{user}' cannot be a user's name (such as green-apple-mz17)")
     before = reach.listing(ACTIVITY_FOLDER)
@@ -71,7 +74,7 @@ def derive_activity_of_all(
     def count(line: str) -> None:
         nonlocal users
         users += line.count(_VISITS)
-        if watch is not None:
+        if watch is not None and _VISITS in line:
             watch(f"{users} users")
 
     script = f"echo \"execfile('{ALL_USERS_SCRIPT}')\" | {PYTHON} manage.py shell"
@@ -128,7 +131,9 @@ def derive_progress(
 
 
 def derive_assessments(container: Container, reach: Reach, timeout_seconds: float) -> Result:
-    """Have the MIT script dump the assessments, and compare what it packed with our own dump of the same databases."""
+    """Have the MIT script dump the assessments, and compare what it packed with our own dump of the same
+    databases.
+    """
     before = reach.listing(QBANK_FOLDER)
     ran = container.run(
         [PYTHON, "single_school_get_MIT_activity_data.py"],
@@ -176,7 +181,9 @@ def _fewer_than_own_dump(dumped: Path, reach: Reach) -> list[str]:
 
 
 def _new(before: dict[str, Stat], after: dict[str, Stat]) -> list[str]:
-    """Return the names that are new or whose files changed (a second run in one minute overwrites the first)."""
+    """Return the names that are new or whose files changed (a second run in one minute overwrites the
+    first).
+    """
     return sorted(name for name, seen in after.items() if before.get(name) != seen)
 
 

@@ -1,4 +1,7 @@
-"""Doctor: what hinders the agent on this server, one line per problem, each with its remedy. Changes nothing."""
+"""Doctor: what hinders the agent on this server, one line per problem, each with its remedy.
+
+Changes nothing.
+"""
 
 from __future__ import annotations
 

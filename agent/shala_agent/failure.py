@@ -16,4 +16,7 @@ class Busy(AgentError):
 
 
 class Stopped(BaseException):
-    """SIGTERM or SIGINT came: leave everything as it is, cleanly. Not an Exception, so that nothing swallows it."""
+    """SIGTERM or SIGINT came: leave everything as it is, cleanly.
+
+    Not an Exception, so that nothing swallows it.
+    """

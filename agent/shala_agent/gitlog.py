@@ -1,4 +1,6 @@
-"""The git log: in which state the platform's code is, by the four commands of the hierarchy for each repository."""
+"""The git log: in which state the platform's code is, by the four commands of the hierarchy for each
+repository.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ def _one_repository(container: Container, repository: str) -> str:
     """Return what the four commands say in a repository."""
     script = "".join(
         f"echo; echo '## git {' '.join(command)}'; "
-        f"git --no-pager -c safe.directory='*' -c color.ui=false {' '.join(command)} 2>&1 | head -c {MAX_OUTPUT}; "
+        f"git --no-pager -c safe.directory='*' -c color.ui=false {' '.join(command)} 2>&1"
+        f" | head -c {MAX_OUTPUT}; "
         for command in COMMANDS
     )
     ran = container.run(

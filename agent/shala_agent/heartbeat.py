@@ -1,6 +1,8 @@
-"""Heartbeat: one timed reading of the server, made by the agent itself, for people (a log) and for `status` (JSON).
+"""Heartbeat: one timed reading of the server, made by the agent itself, for people (a log) and for `status`
+(JSON).
 
-Unlike the platform's own script it says whose it is, works with the container down, and is whole or not there.
+Unlike the platform's own script it says whose it is, works with the container down, and is whole or not
+there.
 """
 
 from __future__ import annotations
@@ -49,7 +51,10 @@ class Heartbeat(msgspec.Struct, kw_only=True):
 def take_heartbeat(
     config: Config, container: Container, reach: Reach, identity: Identity | None, why: str = ""
 ) -> Result:
-    """Write one heartbeat. A server without an identity has one too; then `why` says what is wrong with it."""
+    """Write one heartbeat.
+
+    A server without an identity has one too; then `why` says what is wrong with it.
+    """
     state = container.state()
     beat = _read(config, identity, state)
     findings = [why] if why else []

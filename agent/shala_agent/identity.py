@@ -96,8 +96,8 @@ def _statements(source: str, file: str) -> Iterator[ast.stmt]:
                 yield from ast.parse(line.strip()).body
             except (SyntaxError, ValueError, RecursionError, MemoryError):
                 raise IdentityRefused(
-                    f"{file} line {number}: {_shown(line.strip())} is not valid Python, often a quote in the school's"
-                    " name (playbooks/provision.yml writes the file anew)"
+                    f"{file} line {number}: {_shown(line.strip())} is not valid Python, often a quote in the"
+                    " school's name (playbooks/provision.yml writes the file anew)"
                 ) from None
 
 

@@ -1,4 +1,7 @@
-"""The LEVEL 4 items: where each one is, how it is read, how it is checked, and which step makes it. Data, no deeds."""
+"""The LEVEL 4 items: where each one is, how it is read, how it is checked, and which step makes it.
+
+Data, no deeds.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +113,9 @@ GIT_LOG = "git-commit.log"  # the one item that is made while collecting
 
 
 def _item(name: str, check: Check, *, version: int = 1, **more: object) -> Item:
-    """An item that lies in /data under its own name, unless `parts` says otherwise; `version` grows with its check."""
+    """An item that lies in /data under its own name, unless `parts` says otherwise; `version` grows with its
+    check.
+    """
     parts = more.pop("parts", (("", f"{DATA}/{name}"),))
     return Item(name=name, parts=parts, check=check, check_id=f"{name}/{version}", **more)  # type: ignore[arg-type]
 

@@ -1,4 +1,7 @@
-"""The ledger: which runs there were, which of their steps are done and how they ended. A cut chain resumes from it."""
+"""The ledger: which runs there were, which of their steps are done and how they ended.
+
+A cut chain resumes from it.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ BY_HAND = "by hand"  # a single command
 KEPT_RUNS = 500  # older ones are forgotten: three weeks of hourly runs
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, started TEXT NOT NULL,
-  ended TEXT, outcome TEXT);
+CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL,
+  started TEXT NOT NULL, ended TEXT, outcome TEXT);
 CREATE TABLE IF NOT EXISTS steps (run INTEGER NOT NULL REFERENCES runs ON DELETE CASCADE, step TEXT NOT NULL,
-  attempts INTEGER NOT NULL DEFAULT 0, started TEXT NOT NULL, ended TEXT, outcome TEXT, reasons TEXT, detail TEXT,
-  seconds REAL, PRIMARY KEY (run, step));
+  attempts INTEGER NOT NULL DEFAULT 0, started TEXT NOT NULL, ended TEXT, outcome TEXT, reasons TEXT,
+  detail TEXT, seconds REAL, PRIMARY KEY (run, step));
 CREATE INDEX IF NOT EXISTS steps_by_name ON steps (step, run);
 CREATE TABLE IF NOT EXISTS marks (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 """
@@ -96,11 +99,12 @@ class Ledger:
             self._db.execute("UPDATE runs SET ended = ?, outcome = ? WHERE id = ?", (now(), outcome, run))
 
     def begin(self, run: int, step: str) -> int:
-        """Note that a step is being done; return how many times it was begun in this run, this one included."""
+        """Note that a step is being done; return how many times it was begun in this run, now included."""
         with self._db:
             self._db.execute(
                 "INSERT INTO steps (run, step, attempts, started) VALUES (?, ?, 1, ?) ON CONFLICT (run, step)"
-                " DO UPDATE SET attempts = attempts + 1, started = excluded.started, ended = NULL, outcome = NULL",
+                " DO UPDATE SET attempts = attempts + 1, started = excluded.started, ended = NULL,"
+                " outcome = NULL",
                 (run, step, now()),
             )
         row = self._db.execute(
@@ -121,9 +125,9 @@ class Ledger:
         with self._db:
             self._db.execute(
                 "INSERT INTO steps (run, step, attempts, started, ended, outcome, reasons, detail, seconds)"
-                " VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?) ON CONFLICT (run, step) DO UPDATE SET ended = excluded.ended,"
-                " outcome = excluded.outcome, reasons = excluded.reasons, detail = excluded.detail,"
-                " seconds = excluded.seconds",
+                " VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?) ON CONFLICT (run, step)"
+                " DO UPDATE SET ended = excluded.ended, outcome = excluded.outcome,"
+                " reasons = excluded.reasons, detail = excluded.detail, seconds = excluded.seconds",
                 (run, step, now(), now(), result.outcome, reasons, detail, result.seconds),
             )
 
@@ -145,7 +149,8 @@ class Ledger:
     def runs(self, limit: int, kind: str | None = None) -> list[RunRecord]:
         """Return the newest runs first."""
         rows = self._db.execute(
-            "SELECT id, kind, started, ended, outcome FROM runs WHERE kind = coalesce(?, kind) ORDER BY id DESC LIMIT ?",
+            "SELECT id, kind, started, ended, outcome FROM runs WHERE kind = coalesce(?, kind)"
+            " ORDER BY id DESC LIMIT ?",
             (kind, limit),
         )
         return [RunRecord(*row) for row in rows]
@@ -178,12 +183,18 @@ def _step(row: tuple[object, ...]) -> StepRecord:
     run, step, attempts, started, ended, outcome, reasons, detail, seconds = row
     return msgspec.convert(
         {
-            "run": run, "step": step, "attempts": attempts, "started": started, "ended": ended, "outcome": outcome,
-            "reasons": msgspec.json.decode(str(reasons or "[]")), "detail": msgspec.json.decode(str(detail or "{}")),
+            "run": run,
+            "step": step,
+            "attempts": attempts,
+            "started": started,
+            "ended": ended,
+            "outcome": outcome,
+            "reasons": msgspec.json.decode(str(reasons or "[]")),
+            "detail": msgspec.json.decode(str(detail or "{}")),
             "seconds": seconds or 0.0,
         },
         StepRecord,
-    )  # fmt: skip
+    )
 
 
 def _opened(path: Path) -> sqlite3.Connection:

@@ -1,4 +1,7 @@
-"""Locks: one chain at a time, one user of a container at a time. The kernel frees them when their holder dies."""
+"""Locks: one chain at a time, one user of a container at a time.
+
+The kernel frees them when their holder dies.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ POLL_SECONDS = 0.5
 
 @contextmanager
 def held(path: Path, purpose: str, wait_seconds: float = 0.0) -> Iterator[None]:
-    """Hold the lock file while the block runs. Raises Busy, naming the holder, when it is not free in time."""
+    """Hold the lock file while the block runs.
+
+    Raises Busy, naming the holder, when it is not free in time.
+    """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:

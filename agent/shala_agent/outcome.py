@@ -15,7 +15,9 @@ MAX_REASONS = 20  # shown in full; the rest is counted
 
 
 class Result(msgspec.Struct):
-    """How one step or item ended: `reasons` for a person, `detail` for the next run (counts to compare with)."""
+    """How one step or item ended: `reasons` for a person, `detail` for the next run (counts to compare
+    with).
+    """
 
     outcome: str
     reasons: list[str] = msgspec.field(default_factory=list)
@@ -26,7 +28,9 @@ class Result(msgspec.Struct):
 def judged(
     findings: list[str], notes: list[str] | None = None, detail: dict[str, Any] | None = None
 ) -> Result:
-    """Given findings, return `suspect` with them, or `ok` when there is none; notes are said but do not count."""
+    """Given findings, return `suspect` with them, or `ok` when there is none; notes are said but do not
+    count.
+    """
     reasons = shortened([*findings, *(notes or [])])
     return Result(SUSPECT if findings else OK, reasons, detail or {})
 

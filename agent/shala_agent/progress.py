@@ -1,4 +1,6 @@
-"""Progress: a line that moves, on anything over two seconds, when a terminal is attached, and nothing otherwise."""
+"""Progress: a line that moves, on anything over two seconds, when a terminal is attached, and nothing
+otherwise.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ AFTER_SECONDS = 2.0
 
 
 class Progress:
-    """Shows the step at work and the files of a collection; without a terminal it prints each step on stderr."""
+    """Shows the step at work and the files of a collection; without a terminal it prints each step on
+    stderr.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -32,12 +36,17 @@ class Progress:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """Show a step, or how far it is."""
+        """Show a step."""
         self._step = text
         if self._terminal:
             self._show(text)
         elif not self._quiet and not text.endswith("..."):
             print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+    def tick(self, text: str) -> None:
+        """Show how far the step is; only a terminal hears of it."""
+        if self._terminal:
+            self._show(f"{self._step} {text}")
 
     def files(self, item: str, files: int, size: int) -> None:
         """Count files of a collection."""
@@ -55,9 +64,12 @@ class Progress:
             from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
             self._live = Bar(
-                SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=Console(stderr=True),
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                console=Console(stderr=True),
                 transient=True,
-            )  # fmt: skip
+            )
             self._live.start()
             self._task = self._live.add_task(text, total=None)
         self._live.update(self._task, description=text.replace("[", "\\["))

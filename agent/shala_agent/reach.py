@@ -1,4 +1,6 @@
-"""Reach: how the agent gets at a path of the container, on the host where it is mounted, else through the engine."""
+"""Reach: how the agent gets at a path of the container, on the host where it is mounted, else through the
+engine.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ Stat = tuple[int, int, int]
 
 
 class Reach:
-    """The container's paths as local ones. `scratch` holds what had to be fetched; it is emptied by `forget`."""
+    """The container's paths as local ones.
+
+    `scratch` holds what had to be fetched; it is emptied by `forget`.
+    """
 
     def __init__(self, paths: PathsConfig, container: Container, scratch: Path) -> None:
         self._container = container
@@ -54,7 +59,9 @@ class Reach:
         return copy
 
     def listing(self, folder: str) -> dict[str, Stat]:
-        """Return {name: (size, mtime, inode)} of the plain files in a folder; empty when there is no such folder."""
+        """Return {name: (size, mtime, inode)} of the plain files in a folder; empty when there is no such
+        folder.
+        """
         host = self.host(folder)
         if host is None or not host.is_dir():
             try:

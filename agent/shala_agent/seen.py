@@ -1,8 +1,10 @@
-"""What was seen: which file had which content when it was last read, so that an unchanged file is not read again.
+"""What was seen: which file had which content when it was last read, so that an unchanged file is not read
+again.
 
-Four tables in one SQLite file that may be thrown away at any time: `seen` (source files: size, mtime, inode -> digest and
-findings), `sealed` (the files of the newest sealed collection), `staged` (files copied for the next one and known to be
-on the disk), `plan` (what the next collection consists of). Memory stays flat however many files there are.
+Four tables in one SQLite file that may be thrown away at any time: `seen` (source files: size, mtime, inode
+-> digest and findings), `sealed` (the files of the newest sealed collection), `staged` (files copied for the
+next one and known to be on the disk), `plan` (what the next collection consists of). Memory stays flat
+however many files there are.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS seen (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, inode INTEGER, check_id TEXT,
-  sha256 TEXT, findings TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS seen (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER,
+  inode INTEGER, check_id TEXT, sha256 TEXT, findings TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS sealed (path TEXT PRIMARY KEY, sha256 TEXT, size INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS staged (path TEXT PRIMARY KEY, sha256 TEXT, size INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS base (sequence INTEGER, manifest_sha256 TEXT);
@@ -45,7 +47,10 @@ class Planned:
 
 
 class Seen:
-    """The cache in the file `path`. Nothing in it is needed for correctness: it is made anew when it is damaged."""
+    """The cache in the file `path`.
+
+    Nothing in it is needed for correctness: it is made anew when it is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
@@ -66,8 +71,9 @@ class Seen:
     def sight(self, path: str, stat: os.stat_result, check_id: str) -> Sight | None:
         """Return what the file held, if it is still the one that was read and checked in this way."""
         row = self._db.execute(
-            "SELECT sha256, findings FROM seen WHERE path = ? AND size = ? AND mtime_ns = ? AND inode = ? AND check_id = ?",
-            (path, stat.st_size, stat.st_mtime_ns, stat.st_ino, check_id),
+            "SELECT sha256, findings FROM seen"
+            " WHERE path = ? AND size = ? AND mtime_ns = ? AND ctime_ns = ? AND inode = ? AND check_id = ?",
+            (path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, check_id),
         ).fetchone()
         return Sight(row[0], tuple(row[1].split("\n")) if row[1] else ()) if row else None
 
@@ -81,17 +87,10 @@ class Seen:
 
     def remember(self, path: str, stat: os.stat_result, check_id: str, sight: Sight) -> None:
         """Note what a file held."""
+        times = (stat.st_mtime_ns, stat.st_ctime_ns)
         self._db.execute(
-            "INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                path,
-                stat.st_size,
-                stat.st_mtime_ns,
-                stat.st_ino,
-                check_id,
-                sight.sha256,
-                "\n".join(sight.findings),
-            ),
+            "INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (path, stat.st_size, *times, stat.st_ino, check_id, sight.sha256, "\n".join(sight.findings)),
         )
 
     def base(self) -> tuple[int, str] | None:
@@ -148,11 +147,14 @@ class Seen:
         self._db.execute("INSERT OR REPLACE INTO plan VALUES (?, ?, ?, ?)", (path, sha256, size, origin))
 
     def plan_sealed(self, item: str) -> int:
-        """Plan an item as it is in the newest sealed collection, instead of what was planned; return its files."""
+        """Plan an item as it is in the newest sealed collection, instead of what was planned; return its
+        files.
+        """
         bounds = (item, item + "/", item + "0")  # '0' follows '/'
         self._db.execute("DELETE FROM plan WHERE path = ? OR (path > ? AND path < ?)", bounds)
         return self._db.execute(
-            "INSERT INTO plan SELECT path, sha256, size, 'sealed' FROM sealed WHERE path = ? OR (path > ? AND path < ?)",
+            "INSERT INTO plan SELECT path, sha256, size, 'sealed' FROM sealed"
+            " WHERE path = ? OR (path > ? AND path < ?)",
             bounds,
         ).rowcount
 

@@ -1,7 +1,7 @@
 """The spool: sealed collections, and HEAD that names the newest. A collection appears whole or not at all.
 
-Order of writing, each on the disk before the next: payload and tag files in `.assembling` -> rename into `collections`
--> HEAD. A kill between the last two leaves a whole collection that the next run adopts.
+Order of writing, each on the disk before the next: payload and tag files in `.assembling` -> rename into
+`collections` -> HEAD. A kill between the last two leaves a whole collection that the next run adopts.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Spool:
             ) from None
 
     def prepare(self, seen: Seen) -> None:
-        """Remove what a cut run left, adopt what it sealed, and make `seen` describe the newest collection."""
+        """Remove what a cut run left, adopt what it sealed, make `seen` describe the newest collection."""
         for folder in (self.root, self.collections):
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(FOLDER_MODE)
@@ -94,7 +94,9 @@ class Spool:
         return read_collection((self.folder(sequence) / "collection.json").read_bytes())
 
     def files(self, sequence: int) -> Iterator[tuple[str, str, int]]:
-        """Yield (path, sha256, size) of the payload of a sealed collection; what is missing on the disk is left out."""
+        """Yield (path, sha256, size) of the payload of a sealed collection; what is missing on the disk is
+        left out.
+        """
         folder = self.folder(sequence)
         with (folder / MANIFEST).open(encoding="utf-8") as manifest:
             for line in manifest:
@@ -130,7 +132,9 @@ class Spool:
         return digest.hexdigest(), size, count
 
     def seal(self, seen: Seen, collection: Collection, manifest_sha256: str, size: int, count: int) -> Head:
-        """Complete the bag (links to what did not change), make it durable, rename it into place and move HEAD."""
+        """Complete the bag (links to what did not change), make it durable, rename it into place and move
+        HEAD.
+        """
         previous = self.head()
         for file in seen.planned():
             if file.origin == STAGED:
@@ -150,7 +154,7 @@ class Spool:
             self._write(name, content)
         tags[MANIFEST] = (self.bag / MANIFEST).read_bytes()
         self._write("tagmanifest-sha256.txt", tag_manifest(tags))
-        os.sync()
+        durable.sync_filesystem(self.root)
         target = self.folder(collection.sequence)
         durable.rename(self.bag, target)
         head = Head(

@@ -1,4 +1,7 @@
-"""Status: what is done, what is open, what is in the spool. Reads only; needs neither the engine nor the container."""
+"""Status: what is done, what is open, what is in the spool.
+
+Reads only; needs neither the engine nor the container.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import msgspec
+import pytest
+from agent_school import QuietContainer, School
+from click.testing import CliRunner
+from shala_agent import chain as chain_module
+from shala_agent import cli, container
+from shala_agent.chain import STEPS, Chain
+from shala_agent.failure import AgentError, Stopped
+from shala_agent.outcome import Result
+from shala_agent.status import read_status
+
+
+@pytest.fixture
+def done(monkeypatch) -> list[str]:
+    """The steps that were really done, each replaced by nothing."""
+    order: list[str] = []
+
+    def step(name):
+        return lambda *_: order.append(name) or Result("ok")
+
+    for method, name in {
+        "_heartbeat": "heartbeat",
+        "_postgres": "postgres-dump",
+        "_mongo": "mongo-dump",
+        "_activity": "activity-timestamps",
+        "_progress": "progress",
+        "_assessments": "assessments",
+        "_collect": "collect",
+    }.items():
+        monkeypatch.setattr(Chain, method, step(name))
+    return order
+
+
+def test_the_chain_goes_in_its_order(school: School, done):
+    passage = Chain(school.config, school.ledger()).run()
+    assert done == list(STEPS)
+    assert passage.exit_code == 0
+
+
+def test_a_chain_that_is_stopped_goes_on_at_its_step(school: School, done, monkeypatch):
+    with monkeypatch.context() as patch:
+
+        def stop(*_):
+            raise Stopped
+
+        patch.setattr(Chain, "_progress", stop)
+        with pytest.raises(Stopped):
+            Chain(school.config, school.ledger()).run()
+    del done[:]
+    status = read_status(school.config, school.ledger())
+    assert status.open_steps == ["progress", "assessments", "collect"]
+    passage = Chain(school.config, school.ledger()).run()
+    assert passage.resumed
+    assert done == ["heartbeat", "progress", "assessments", "collect"]
+
+
+def test_one_failing_step_does_not_stop_the_others(school: School, done, monkeypatch):
+    def fail(*_):
+        raise AgentError("container gstudio is paused (docker unpause gstudio)")
+
+    monkeypatch.setattr(Chain, "_mongo", fail)
+    passage = Chain(school.config, school.ledger()).run()
+    assert done == [step for step in STEPS if step != "mongo-dump"]
+    assert passage.exit_code == 3
+
+
+def test_a_step_that_is_cut_again_and_again_is_passed_over(school: School, done):
+    ledger = school.ledger()
+    run, _ = ledger.open_chain()
+    for _ in range(3):
+        ledger.begin(run, "progress")
+    passage = Chain(school.config, ledger).run()
+    assert "progress" not in done
+    assert done[-1] == "collect"
+    assert "cut 3 times" in dict(passage.steps)["progress"].reasons[0]
+
+
+def test_the_deadline_leaves_the_rest_for_the_next_time(school: School, done, monkeypatch):
+    config = msgspec.structs.replace(
+        school.config, chain=msgspec.structs.replace(school.config.chain, deadline_minutes=1)
+    )
+    clock = iter(range(0, 10_000, 15))
+    monkeypatch.setattr(chain_module.time, "monotonic", lambda: next(clock))
+    passage = Chain(config, school.ledger()).run()
+    assert passage.left
+    assert passage.exit_code == 3
+    monkeypatch.undo()
+
+
+def test_heartbeats_are_written_with_the_container_down(school: School, monkeypatch):
+    monkeypatch.setattr(chain_module, "Container", _down)
+    passage = Chain(school.config, school.ledger()).by_hand(("heartbeat",))
+    assert passage.steps[0][1].outcome == "suspect"
+    logs = sorted((school.data / "system-heartbeat").glob("system-heartbeat-2*.log"))
+    text = logs[-1].read_text()
+    for part in (
+        "2031017",
+        "mz17",
+        "Hill School",
+        "## free -h",
+        "## df -h",
+        "## ps aux",
+        "## uptime",
+        "exited",
+    ):
+        assert part in text
+    assert text.endswith("end of heartbeat\n")
+    assert read_status(school.config, school.ledger()).heartbeat.server_name == "2031017-mz17"
+
+
+def _down(name, locks):
+    made = QuietContainer(name, locks)
+    made.up = False
+    return made
+
+
+def test_status_and_doctor_speak_json_and_plain(school: School):
+    call = CliRunner().invoke
+    arguments = ["--config", str(school.config_path)]
+    assert json.loads(call(cli.shala_agent, [*arguments, "status", "--json"]).output)["sealed"] is None
+    assert "Nothing was collected yet" in call(cli.shala_agent, [*arguments, "status"]).output
+    report = call(cli.shala_agent, [*arguments, "doctor"])
+    assert report.exit_code == 1
+    assert "nothing was ever collected -> shala-agent run" in report.output
+    school.collect()
+    assert "collection 1" in call(cli.shala_agent, [*arguments, "status"]).output
+
+
+@pytest.mark.parametrize("arguments", [[], *([name] for name in cli.shala_agent.commands)])
+def test_every_help_has_an_example(arguments):
+    shown = CliRunner().invoke(cli.shala_agent, [*arguments, "--help"])
+    assert shown.exit_code == 0
+    assert "Example:" in shown.output
+
+
+def test_a_wrong_configuration_is_exit_code_two(tmp_path, monkeypatch, capsys):
+    (tmp_path / "bad.toml").write_text("format = 1\n[chian]\n")
+    monkeypatch.setattr("sys.argv", ["shala-agent", "check-config", str(tmp_path / "bad.toml")])
+    with pytest.raises(SystemExit) as leaving:
+        cli.main()
+    assert leaving.value.code == 2
+    assert "did you mean chain?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/outside", "x/../../outside"])
+def test_what_climbs_out_of_a_containers_archive_is_refused(tmp_path, name):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    packed.seek(0)
+    with tarfile.open(fileobj=packed, mode="r|") as archive, pytest.raises(container.FetchRefused):
+        container._unpack(archive, tmp_path / "taken", 1000)
+
+
+def test_links_in_a_containers_archive_are_left_out_and_too_much_is_refused(tmp_path):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        link = tarfile.TarInfo("media/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc"
+        archive.addfile(link)
+        file = tarfile.TarInfo("media/link2/file")
+        file.size = 10
+        archive.addfile(file, io.BytesIO(b"0123456789"))
+    for limit in (1000, 5):
+        packed.seek(0)
+        with tarfile.open(fileobj=packed, mode="r|") as archive:
+            if limit == 5:
+                with pytest.raises(container.FetchRefused, match="more than 5 bytes"):
+                    container._unpack(archive, tmp_path / "less", limit)
+            else:
+                container._unpack(archive, tmp_path / "taken", limit)
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["link2"]
+
+
+def test_output_is_bounded_and_keeps_both_ends():
+    kept = container._Kept()
+    kept.add(b"first")
+    for _ in range(100):
+        kept.add(b"x" * 100_000)
+    kept.add(b"last")
+    text = kept.text()
+    assert text.startswith("first")
+    assert text.endswith("last")
+    assert len(text) < 2 * container.KEPT_OUTPUT
+    assert "bytes left out" in text

@@ -1,0 +1,423 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import bagit
+import msgspec
+import pytest
+from agent_school import EARLIER, School, bson, school_in
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from shala_agent import collect as collect_module
+from shala_agent.collection import read_collection, write_collection
+from shala_agent.failure import AgentError
+from shala_agent.identity import IdentityRefused
+from shala_agent.outcome import Result, failed
+
+
+def item(collected, name, platform="gstudio"):
+    return collected.collection.item(platform, name)
+
+
+def judge(school: School) -> None:
+    """Let the reference implementation of BagIt decide, and check HEAD."""
+    bag = bagit.Bag(str(school.bag()))
+    assert bag.validate()
+    head = school.spool.head()
+    digest = hashlib.sha256((school.bag() / "manifest-sha256.txt").read_bytes()).hexdigest()
+    assert head is not None
+    assert head.manifest_sha256 == digest
+    paths = [path for path in school.bag().rglob("*") if path.is_file()]
+    assert all(path.stat().st_mode & 0o777 == 0o640 for path in paths)
+    assert all(path.stat().st_mode & 0o777 == 0o750 for path in school.bag().rglob("*") if path.is_dir())
+
+
+def test_a_whole_school_is_collected_as_a_valid_bag(school):
+    collected = school.collect()
+    assert collected.sealed
+    assert {i.name: i.outcome for i in collected.collection.items} == dict.fromkeys(
+        (i.name for i in collected.collection.items), "ok"
+    )
+    assert len(collected.collection.items) == 15
+    judge(school)
+    assert (school.bag() / "data/gstudio/db/gstudio-mongodb/Nodes.bson").read_bytes() == bson(5)
+    assert (school.bag() / "data/gstudio/assessment-media/studentResponseFiles/a.wav").exists()
+    assert (school.bag() / "data/gstudio/media").stat().st_mtime > EARLIER
+    head = json.loads((school.root / "spool/HEAD").read_bytes())
+    assert head["server_name"] == "2031017-mz17"
+    assert head["format"] == 1
+    assert int((school.bag() / "data/gstudio/nginx-logs/access.log").stat().st_mtime) == EARLIER
+
+
+def test_nothing_new_seals_nothing(school):
+    first = school.collect()
+    second = school.collect()
+    assert not second.sealed
+    assert second.head == first.head
+    assert school.spool.sequences() == [1]
+    assert not school.spool.assembling.exists()
+
+
+def test_unchanged_files_are_the_same_inode_and_changed_ones_are_not(school):
+    school.collect()
+    before = school.bag()
+    school.write("data/nginx-logs/access.log", "GET /\nGET /2\n")
+    collected = school.collect()
+    after = school.bag()
+    assert collected.sealed
+    judge(school)
+    same = "data/gstudio/server_settings.py"
+    assert (before / same).stat().st_ino == (after / same).stat().st_ino
+    log = "data/gstudio/nginx-logs/access.log"
+    assert (before / log).stat().st_ino != (after / log).stat().st_ino
+    assert (
+        collected.collection.previous_manifest_sha256
+        == hashlib.sha256((before / "manifest-sha256.txt").read_bytes()).hexdigest()
+    )
+
+
+def test_an_unchanged_file_is_not_read_again(school, monkeypatch):
+    school.collect()
+    school.write("data/nginx-logs/access.log", "GET /\nGET /2\n")
+    read = []
+    copy = collect_module._copy
+    monkeypatch.setattr(collect_module, "_copy", lambda *a: read.append(a) or copy(*a))
+    school.collect()
+    assert len(read) == 1
+
+
+def test_the_same_content_under_a_new_time_is_not_stored_twice(school):
+    school.collect()
+    dump = school.data / "postgres-dump/pg_dump_all.sql"
+    os.utime(dump)
+    school.write("data/nginx-logs/access.log", "other\n")
+    school.collect()
+    name = "data/gstudio/postgres-dump/pg_dump_all.sql"
+    assert (school.bag(1) / name).stat().st_ino == (school.bag(2) / name).stat().st_ino
+
+
+def test_only_the_newest_collections_stay(school):
+    for day in range(4):
+        school.write("data/nginx-logs/access.log", f"day {day}\n")
+        school.collect()
+    assert school.spool.sequences() == [3, 4]
+    judge(school)
+
+
+def test_an_item_that_cannot_be_made_keeps_the_last_good_copy(school):
+    school.collect()
+    with closing(school.ledger()) as ledger:
+        ledger.finish(ledger.start("by hand"), "postgres-dump", failed("PostgreSQL: it does not answer"))
+    school.write("data/postgres-dump/pg_dump_all.sql", "half\n")
+    school.write("data/nginx-logs/access.log", "new\n")
+    collected = school.collect()
+    kept = item(collected, "postgres-dump")
+    assert (kept.outcome, kept.carried_from) == ("failed", 1)
+    assert any("PostgreSQL: it does not answer" in reason for reason in kept.reasons)
+    assert b"complete" in (school.bag(2) / "data/gstudio/postgres-dump/pg_dump_all.sql").read_bytes()
+    school.write("data/nginx-logs/access.log", "newer\n")
+    assert item(school.collect(), "postgres-dump").carried_from == 1
+    judge(school)
+
+
+def test_an_item_that_has_gone_is_carried_and_said(school):
+    school.collect()
+    (school.data / "rcs-repo").rename(school.root / "away")
+    school.write("data/nginx-logs/access.log", "new\n")
+    gone = item(school.collect(), "rcs-repo")
+    assert (gone.outcome, gone.carried_from, gone.files) == ("failed", 1, 1)
+    judge(school)
+
+
+def test_an_item_that_never_was_is_skipped(school):
+    (school.data / "qbank").rename(school.root / "away")
+    assert item(school.collect(), "qbank").outcome == "skipped"
+
+
+def test_what_is_not_whole_is_labelled(school):
+    school.write("data/gstudio-exported-users-analytics-csvs/empty.csv", b"")
+    school.write("data/qbank/student-activities/activity-data.csv", b"Username,UserID\r\n")
+    school.write("data/.shala/db/gstudio-mongodb/Triples.bson", bson(3)[:-1])
+    school.write(f"data/media/a/a/a/{'a' * 61}.ogg", b"another thing")
+    collected = school.collect()
+    for name, reason in {
+        "gstudio-exported-users-analytics-csvs": "empty.csv is empty",
+        "qbank": "holds only its header",
+        "db": "is cut inside document 3",
+        "media": "not what its name promises",
+    }.items():
+        assert item(collected, name).outcome == "suspect"
+        assert any(reason in said for said in item(collected, name).reasons)
+    # Findings are remembered with the file: an unchanged broken file stays suspect.
+    assert item(school.collect(), "media").outcome == "suspect"
+
+
+def test_a_csv_that_is_still_being_written_waits_for_the_next_time(school):
+    school.write("data/gstudio-exported-users-analytics-csvs/new.csv", b"server_id,sch", age=1)
+    collected = school.collect()
+    assert item(collected, "gstudio-exported-users-analytics-csvs").outcome == "ok"
+    assert not (school.bag() / "data/gstudio/gstudio-exported-users-analytics-csvs/new.csv").exists()
+
+
+def test_a_log_is_cut_at_its_last_whole_line_and_taken_whole_later(school):
+    log = school.write("data/nginx-logs/access.log", "GET /\nGET /ha", age=1)
+    collected = school.collect()
+    taken = school.bag() / "data/gstudio/nginx-logs/access.log"
+    assert taken.read_text() == "GET /\n"
+    assert any("last whole line" in reason for reason in item(collected, "nginx-logs").reasons)
+    os.utime(log, (EARLIER, EARLIER))
+    school.collect()
+    assert (school.bag() / "data/gstudio/nginx-logs/access.log").read_text() == "GET /\nGET /ha"
+
+
+def test_a_tool_log_in_mid_rewrite_is_read_again_until_it_parses(school, monkeypatch):
+    log = school.write("data/gstudio_tools_logs/policesquad/7-policesquad.json", "", age=1)
+    monkeypatch.setattr(
+        collect_module.time, "sleep", lambda _s: log.write_text('[{"appName": "policesquad"}]')
+    )
+    assert item(school.collect(), "gstudio_tools_logs").outcome == "ok"
+    assert (
+        "appName"
+        in (school.bag() / "data/gstudio/gstudio_tools_logs/policesquad/7-policesquad.json").read_text()
+    )
+
+
+def test_a_torn_tool_log_never_replaces_the_good_one(school, monkeypatch):
+    monkeypatch.setattr(collect_module, "PAUSE", 0.001)
+    school.collect()
+    school.write("data/gstudio_tools_logs/policesquad/7-policesquad.json", '[{"a', age=1)
+    school.write("data/nginx-logs/access.log", "new\n")
+    collected = school.collect()
+    assert item(collected, "gstudio_tools_logs").outcome == "suspect"
+    assert (
+        school.bag() / "data/gstudio/gstudio_tools_logs/policesquad/7-policesquad.json"
+    ).read_text() == "[]"
+
+
+def test_no_torn_json_under_a_writer_that_truncates_and_rewrites(school):
+    log = school.write("data/gstudio_tools_logs/policesquad/7-policesquad.json", "[]", age=1)
+    stop = threading.Event()
+
+    def rewrite() -> None:
+        body = json.dumps([{"n": n} for n in range(2000)])
+        while not stop.is_set():
+            with log.open("w") as file:
+                for start in range(0, len(body), 4096):
+                    file.write(body[start : start + 4096])
+                    file.flush()
+            time.sleep(0.002)
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    try:
+        for _ in range(15):
+            collected = school.collect()
+            taken = (
+                school.bag() / "data/gstudio/gstudio_tools_logs/policesquad/7-policesquad.json"
+            ).read_text()
+            if item(collected, "gstudio_tools_logs").outcome == "ok":
+                json.loads(taken)
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_links_devices_and_impossible_names_never_enter(school):
+    secret = school.write("secret", "root's own")
+    media = school.data / "media"
+    (media / "link").symlink_to(secret)
+    (media / "folder").symlink_to(school.root)
+    os.mkfifo(media / "pipe")
+    (media / "new\nline").write_text("x")
+    (media / os.fsdecode(b"\xff\xfe")).write_text("x")
+    collected = school.collect()
+    names = {path.name for path in (school.bag() / "data/gstudio/media").rglob("*")}
+    assert not names & {"link", "folder", "pipe", "new\nline"}
+    assert item(collected, "media").outcome == "suspect"
+    judge(school)
+
+
+def test_a_link_in_place_of_an_item_is_not_followed(school):
+    (school.data / "media").rename(school.root / "elsewhere")
+    (school.data / "media").symlink_to(school.root / "elsewhere")
+    media = item(school.collect(), "media")
+    assert media.outcome == "failed"
+    assert "not followed" in media.reasons[0]
+
+
+def test_another_identity_than_the_inventorys_or_the_last_one_is_refused(school):
+    school.collect()
+    text = school.settings.read_text().replace("mz17", "mz18")
+    school.settings.write_text(text)
+    with pytest.raises(IdentityRefused, match="the inventory says 2031017-mz17"):
+        school.collect()
+    identity = msgspec.structs.replace(school.config.identity, server_name="")
+    school.config = msgspec.structs.replace(school.config, identity=identity)
+    with pytest.raises(IdentityRefused, match="is now 2031017-mz18"):
+        school.collect()
+    assert school.spool.sequences() == [1]
+
+
+def test_a_container_that_is_down_costs_only_what_it_makes(school):
+    school.collect()
+    school.container.up = False
+    school.write("data/nginx-logs/access.log", "new\n")
+    collected = school.collect()
+    assert {i.name for i in collected.collection.items if i.outcome == "failed"} == {"git-commit.log"}
+    assert item(collected, "git-commit.log").carried_from == 1
+
+
+def test_unplatform_has_an_item_for_each_entry(school):
+    school.write("unplatform/lesson/data.json", "{}")
+    school.write("unplatform/log.txt", "x")
+    paths = msgspec.structs.replace(school.config.paths, unplatform=str(school.root / "unplatform"))
+    school.config = msgspec.structs.replace(school.config, paths=paths)
+    collected = school.collect()
+    assert item(collected, "lesson", "unplatform").files == 1
+    assert (school.bag() / "data/unplatform/log.txt").read_text() == "x"
+    judge(school)
+
+
+def test_a_full_disk_changes_nothing_and_says_so(school, monkeypatch):
+    school.collect()
+    school.write("data/nginx-logs/access.log", "new\n")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collect_module, "_copy", full)
+        with pytest.raises(AgentError, match="No space left"):
+            school.collect()
+    assert school.spool.sequences() == [1]
+    assert school.collect().sealed
+    judge(school)
+
+
+def test_a_lost_or_broken_cache_costs_time_only(school):
+    school.collect()
+    inode = (school.bag() / "data/gstudio/server_settings.py").stat().st_ino
+    (school.root / "state/seen.sqlite").write_bytes(b"rubbish" * 1000)
+    for suffix in ("-wal", "-shm"):
+        (school.root / f"state/seen.sqlite{suffix}").unlink(missing_ok=True)
+    assert not school.collect().sealed
+    school.write("data/nginx-logs/access.log", "new\n")
+    school.collect()
+    assert (school.bag() / "data/gstudio/server_settings.py").stat().st_ino == inode
+    judge(school)
+
+
+def test_a_kill_between_seal_and_head_is_adopted(school):
+    school.collect()
+    old = (school.root / "spool/HEAD").read_bytes()
+    school.write("data/nginx-logs/access.log", "new\n")
+    school.collect()
+    (school.root / "spool/HEAD").write_bytes(old)
+    assert not school.collect().sealed
+    assert school.spool.head().sequence == 2
+    judge(school)
+
+
+def test_the_sequence_never_goes_back_even_when_the_spool_is_lost(school):
+    school.collect()
+    (school.root / "spool").rename(school.root / "lost")
+    assert school.collect().head.sequence == 2
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_kill_at_any_instant_leaves_whole_collections_and_the_next_run_succeeds(school, seed):
+    chance = random.Random(seed)
+    for _ in range(150):
+        content = chance.randbytes(20_000)
+        digest = hashlib.sha256(content).hexdigest()
+        school.write(f"data/media/{digest[0]}/{digest[1]}/{digest[2]}/{digest[3:]}.ogg", content)
+    school.collect()
+    before = school.spool.head()
+    for number in range(300):
+        school.write(f"data/rcs-repo/{number}.json", chance.randbytes(30_000))
+    script = (
+        "import sys; from contextlib import closing; from pathlib import Path\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from agent_school import QuietContainer, School; from shala_agent.config import read_config\n"
+        "root = Path(sys.argv[1])\n"
+        "import shala_agent.collect as c; c.CHECKPOINT_FILES = 50\n"
+        "s = School(root, read_config(root / 'agent.toml'), root / 'agent.toml',"
+        " QuietContainer('none', root / 'state/locks'))\n"
+        "print('go', flush=True); s.collect(); print('done', flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(school.root)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "go\n"
+    time.sleep(chance.random() * 0.25)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    # Whatever is visible now is whole.
+    for sequence in school.spool.sequences():
+        assert bagit.Bag(str(school.spool.folder(sequence))).validate()
+    assert school.spool.head().sequence >= before.sequence
+    collected = school.collect()
+    assert all(i.outcome == "ok" for i in collected.collection.items)
+    judge(school)
+    assert not (school.root / "spool/.assembling").exists()
+    assert not list((school.root / "spool").glob(".shala-*"))
+    assert item(collected, "rcs-repo").files == 301
+
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=12).filter(
+    lambda n: n not in (".", "..") and not n.startswith(".shala-")
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.dictionaries(NAMES, st.binary(max_size=40), max_size=6), min_size=1, max_size=4))
+def test_any_sequence_of_trees_gives_valid_bags_that_hold_what_is_there(tmp_path_factory, days):
+    root = tmp_path_factory.mktemp("school")
+    school = school_in(root)
+    folder = school.data / "rcs-repo"
+    for day in days:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                path.unlink()
+        for name, content in day.items():
+            (folder / name).write_bytes(content)
+            os.utime(folder / name, (EARLIER, EARLIER))
+        school.collect()
+        judge(school)
+        bag = school.bag() / "data/gstudio/rcs-repo"
+        taken = {p.name: p.read_bytes() for p in bag.iterdir()} if bag.is_dir() else {}
+        assert taken.items() <= day.items()
+        plain = {n: c for n, c in day.items() if n.isprintable() and "%" not in n and n == n.strip()}
+        assert plain.items() <= taken.items()
+
+
+def test_unknown_fields_of_a_collection_survive_a_round_trip(school):
+    school.collect()
+    raw = json.loads((school.bag() / "collection.json").read_bytes())
+    raw["signature"] = {"key": 1}
+    raw["items"][0]["sensitive"] = True
+    raw["container"]["version"] = "2"
+    original = json.dumps(raw).encode()
+    again = json.loads(write_collection(read_collection(original), original))
+    assert again == raw
+
+
+def test_a_result_of_a_step_is_what_the_item_says(school):
+    with closing(school.ledger()) as ledger:
+        ledger.finish(
+            ledger.start("by hand"), "progress", Result("suspect", ["3 CSVs, the last time it were 28"])
+        )
+    progress = item(school.collect(), "gstudio-exported-users-analytics-csvs")
+    assert progress.outcome == "suspect"
+    assert "progress: 3 CSVs, the last time it were 28" in progress.reasons
