@@ -41,7 +41,8 @@ DATABASES = {
 }  # fmt: skip
 # facts/gstudio.md 2.1 and 2.3
 ACTIVITY_COLUMNS = [
-    "Unit", "Lesson", "Activity", "Language", "VisitedOn", "OutTime", "OutAction", "TimeSpentInSeconds", "Buddies",
+    "Unit", "Lesson", "Activity", "Language", "VisitedOn", "OutTime", "OutAction", "TimeSpentInSeconds",
+    "Buddies",
 ]  # fmt: skip
 PROGRESS_COLUMNS_FIRST = [
     "server_id",
