@@ -219,9 +219,10 @@ class Container:
             problem = self.state().problem or f"container {self.name}: {_short(error)}"
             raise ContainerUnavailable(problem) from None
         lines.end()
-        if overran and (problem := self.state().problem):
-            raise ContainerUnavailable(problem)
         exit_code = int(code) if code is not None else None
+        # 137, or no code at all, is also what is left of a command whose container was killed.
+        if (overran or exit_code in (None, 137)) and (problem := self.state().problem):
+            raise ContainerUnavailable(problem)
         elapsed = time.monotonic() - started
         # 124 is what timeout answers; 137 when it had to kill.
         timed_out = overran or exit_code == 124 or (exit_code == 137 and elapsed >= seconds)

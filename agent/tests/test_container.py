@@ -1,4 +1,7 @@
-"""The agent against the stand-in of the platform, in a real container. Needs a Docker engine and the image gstudio:lab."""
+"""The agent against the stand-in of the platform, in a real container.
+
+Needs a Docker engine and the image gstudio:lab.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,8 @@ class Platform:
         docker("rm", seed)
         settings = self.root / "code/gstudio/gnowsys-ndf/gnowsys_ndf/server_settings.py"
         settings.write_text(
-            "GSTUDIO_INSTITUTE_ID ='mz17'\nGSTUDIO_INSTITUTE_ID_SECONDARY ='2031017'\nGSTUDIO_INSTITUTE_NAME ='Hill School'\n"
+            "GSTUDIO_INSTITUTE_ID ='mz17'\nGSTUDIO_INSTITUTE_ID_SECONDARY ='2031017'\n"
+            "GSTUDIO_INSTITUTE_NAME ='Hill School'\n"
         )
         volumes = {"data": "/data", "code": CODE, "assessments": DATASTORE, "faults": "/faults"}
         mounts = [word for host, inside in volumes.items() for word in ("-v", f"{self.root / host}:{inside}")]
@@ -64,10 +68,8 @@ class Platform:
             assert wait_for(self.container, "postgres", 120) == ""
             assert wait_for(self.container, "mongo", 120) == ""
         for _ in range(120):
-            ran = subprocess.run(
-                ["docker", "exec", self.name, "bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/80"], check=False
-            )
-            if ran.returncode == 0:
+            probe = ["docker", "exec", self.name, "bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/80"]
+            if subprocess.run(probe, check=False, capture_output=True).returncode == 0:
                 return
             time.sleep(0.5)
         raise AssertionError("the stand-in's nginx does not answer")
@@ -290,9 +292,9 @@ def test_sigterm_stops_the_chain_cleanly_and_the_next_run_resumes(platform):
 def test_a_paused_and_a_stopped_container_are_named_with_the_way_out(platform):
     docker("pause", platform.name)
     try:
-        with pytest.raises(ContainerUnavailable, match=f"is paused.*docker unpause {platform.name}"):
-            with platform.container.claimed("test"):
-                pass
+        way_out = f"is paused.*docker unpause {platform.name}"
+        with pytest.raises(ContainerUnavailable, match=way_out), platform.container.claimed("test"):
+            pass
         passage = platform.do(lambda chain: chain.by_hand(("progress",)))
         assert passage.exit_code == 1
     finally:
@@ -328,4 +330,4 @@ def test_what_is_not_on_the_host_is_read_through_the_container(platform):
     outcomes = {item.name: (item.outcome, item.reasons) for item in passage.collected.collection.items}
     for name in ("db", "postgres-dump", "media", "rcs-repo", "assessment-media", "server_settings.py"):
         assert outcomes[name][0] == "ok", outcomes[name]
-    assert bagit.Bag(f"{spool}/collections/00000001").validate()
+    assert bagit.Bag(f"{spool}/collections/{passage.collected.head.sequence:08d}").validate()
