@@ -53,9 +53,16 @@ class Passage:
     def exit_code(self) -> int:
         """0 done, 1 nothing came of it, 3 partly done."""
         bad = [name for name, result in self.steps if result.outcome == FAILED]
-        if not bad and not self.left:
+        if not self.missed and not self.left:
             return 0
-        return 1 if self.steps and len(bad) == len(self.steps) else 3
+        return 1 if bad and len(bad) == len(self.steps) else 3
+
+    @property
+    def missed(self) -> list[str]:
+        """The steps and items that failed."""
+        items = self.collected.collection.items if self.collected else []
+        steps = [name for name, result in self.steps if result.outcome == FAILED]
+        return [*steps, *(f"{item.platform}/{item.name}" for item in items if item.outcome == FAILED)]
 
 
 class Chain:

@@ -308,8 +308,7 @@ def _passage_lines(passage: Passage) -> list[str]:
     if passage.left:
         lines.append(f"Left for the next run: {', '.join(passage.left)}. More: shala-agent status")
     elif passage.exit_code:
-        bad = ", ".join(name for name, result in passage.steps if result.outcome == "failed")
-        lines.append(f"Not done: {bad}. More: shala-agent status; shala-agent doctor")
+        lines.append(f"Not done: {', '.join(passage.missed)}. More: shala-agent status; shala-agent doctor")
     else:
         lines.append("Done.")
     return lines

@@ -63,7 +63,8 @@ class Collected:
         """The outcome as a step of the chain."""
         bad = [i for i in self.collection.items if i.outcome in (FAILED, SUSPECT)]
         reasons = [f"{i.platform}/{i.name} {i.outcome}: {'; '.join(i.reasons[:2])}" for i in bad]
-        outcome = FAILED if any(i.outcome == FAILED for i in bad) else SUSPECT if bad else OK
+        # What was gathered is sealed whole whatever single items lack: the step itself has not failed.
+        outcome = SUSPECT if bad else OK
         sequence = self.head.sequence if self.head else 0
         return Result(outcome, shortened(reasons), {"sealed": self.sealed, "sequence": sequence})
 

@@ -189,3 +189,11 @@ def test_output_is_bounded_and_keeps_both_ends():
     assert text.endswith("last")
     assert len(text) < 2 * container.KEPT_OUTPUT
     assert "bytes left out" in text
+
+
+def test_a_sealed_collection_with_a_failed_item_is_partly_done(school: School, monkeypatch):
+    monkeypatch.setattr(chain_module, "Container", _down)
+    passage = Chain(school.config, school.ledger()).by_hand(("collect",))
+    assert passage.collected.sealed
+    assert passage.missed == ["gstudio/git-commit.log"]
+    assert passage.exit_code == 3

@@ -58,7 +58,8 @@ class Platform:
         docker("run", "-d", "--name", self.name, *mounts, IMAGE)
         self.config_path.write_text(
             f'format = 1\n[container]\nname = "{self.name}"\n[paths]\nstate = "{self.root}/state"\n'
-            f'spool = "{self.root}/spool"\nspool_group = ""\ndata = "{self.root}/data"\ncode = "{self.root}/code"\n'
+            f'spool = "{self.root}/spool"\nspool_group = ""\ndata = "{self.root}/data"\n'
+            f'code = "{self.root}/code"\n'
             f'assessments = "{self.root}/assessments"\n[identity]\nserver_name = "2031017-mz17"\n'
         )
         self.ready()
