@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH=$PWD/.venv/bin:$PATH ANSIBLE_CONFIG=$PWD/ansible.cfg
-roles=${ROLES:-docker gstudio}
+roles=${ROLES:-gstudio}
 started=$SECONDS
 step() { printf '\n==> [%d:%02d] %s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60)) "$1"; }
 engine_was_there=no; docker info >/dev/null 2>&1 && engine_was_there=yes
