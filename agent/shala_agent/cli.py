@@ -35,7 +35,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _stop)
     try:
-        shala_agent(standalone_mode=False)
+        code = shala_agent(standalone_mode=False)  # Click returns what a command gave to Exit
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
@@ -53,6 +53,7 @@ def main() -> None:
     except (Stopped, click.Abort):
         click.echo("shala-agent: stopped; nothing is half done, the next run goes on at this step", err=True)
         sys.exit(PARTLY)
+    sys.exit(code if isinstance(code, int) else DONE)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -197,3 +197,22 @@ def test_a_sealed_collection_with_a_failed_item_is_partly_done(school: School, m
     assert passage.collected.sealed
     assert passage.missed == ["gstudio/git-commit.log"]
     assert passage.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "arguments, code",
+    [
+        (["doctor"], 1),
+        (["status"], 0),
+        (["--help"], 0),
+        (["collect", "--without-dumps"], 3),
+        (["collect", "--x"], 2),
+        (["x"], 2),
+    ],
+)
+def test_the_programs_exit_codes_are_those_it_promises(school: School, monkeypatch, arguments, code):
+    monkeypatch.setattr(chain_module, "Container", _down)
+    monkeypatch.setattr("sys.argv", ["shala-agent", "--config", str(school.config_path), *arguments])
+    with pytest.raises(SystemExit) as leaving:
+        cli.main()
+    assert leaving.value.code == code
