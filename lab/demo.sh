@@ -18,6 +18,7 @@ up() {
   lab/images.sh
   lab/wheelhouse.sh
   step "Booting a centre and three school servers"
+  molecule reset -s fleet >/dev/null 2>&1  # what it remembers may be gone; creating is safe to repeat
   molecule create -s fleet
   step "Provisioning (playbooks/site.yml)"
   ansible-playbook playbooks/site.yml

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH=$PWD/.venv/bin:$PATH ANSIBLE_CONFIG=$PWD/ansible.cfg
-roles=${ROLES:-gstudio}
+roles=${ROLES-baseline docker gstudio agent central}
 started=$SECONDS
 step() { printf '\n==> [%d:%02d] %s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60)) "$1"; }
 engine_was_there=no; docker info >/dev/null 2>&1 && engine_was_there=yes
@@ -21,13 +21,19 @@ clean_up() {
 }
 trap clean_up EXIT
 
+run_scenario() {  # <what it is called> <folder> <scenario>; the log is shown when it fails
+  local log=$PWD/build/molecule-${1// /-}.log
+  (cd "$2" && molecule test -s "$3" > "$log" 2>&1) || { tail -n 150 "$log"; echo "shala: the scenario of $1 failed; the whole log is $log" >&2; exit 1; }
+  grep -oE '[0-9]+ passed.*' "$log" || { echo "shala: the scenario of $1 ran no test ($log)" >&2; exit 1; }
+}
+
 step "Bootstrap"; lab/bootstrap.sh all
 step "Check: lint, types, unit tests"; lab/check.sh
 step "Images and wheelhouses"; lab/images.sh; lab/wheelhouse.sh
-step "Packages on real parts: ssh, rsync, docker exec"; python -m pytest -q -m "ssh and not fleet"
+step "Packages on real parts: ssh, rsync, docker exec"; python -m pytest -q --durations=5 -m "(docker or ssh) and not fleet"
 for role in $roles; do
   step "molecule: role $role"
-  log=build/molecule-$role.log
-  (cd "roles/$role" && molecule test > "../../$log" 2>&1) || { tail -n 150 "$log"; echo "shala: role $role failed; the whole log is $log" >&2; exit 1; }
-  grep -E '[0-9]+ passed' "$log" || { echo "shala: the scenario of role $role ran no test ($log)" >&2; exit 1; }
+  run_scenario "role $role" "roles/$role" default
 done
+step "molecule: the fleet"
+run_scenario "the fleet" . fleet
