@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 KILL_AFTER = 10  # seconds between TERM and KILL of what overruns
 GRACE = 30  # seconds that the engine may take beyond the inner timeout (a paused container never answers)
+SETTLE = 3  # seconds in which the engine must have noticed that a container ended
 KEPT_OUTPUT = 256 * 1024  # bytes kept of each stream: the first and the last half
 ENGINE_TIMEOUT = 60  # seconds for one request to the engine
 PID_FILES = "/tmp/.shala-exec."  # noqa: S108  in the container, where only root writes
@@ -221,9 +222,9 @@ class Container:
         lines.end()
         exit_code = int(code) if code is not None else None
         # 137, or no code at all, is also what is left of a command whose container was killed.
-        if (overran or exit_code in (None, 137)) and (problem := self.state().problem):
-            raise ContainerUnavailable(problem)
         elapsed = time.monotonic() - started
+        if (overran or exit_code in (None, 137)) and (problem := self._settled_problem()):
+            raise ContainerUnavailable(problem)
         # 124 is what timeout answers; 137 when it had to kill.
         timed_out = overran or exit_code == 124 or (exit_code == 137 and elapsed >= seconds)
         return Execution(exit_code, out.text(), err.text(), timed_out, elapsed)
@@ -267,6 +268,16 @@ class Container:
             raise ContainerUnavailable(
                 self.state().problem or f"container {self.name}: {_short(error)}"
             ) from None
+
+    def _settled_problem(self) -> str:
+        """Return what is wrong with the container, or "".
+
+        The engine reports the end of a command some moments before that of the container it died with.
+        """
+        deadline = time.monotonic() + SETTLE
+        while not (problem := self.state().problem) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return problem
 
     def _stop_all(self) -> None:
         """End every command of ours that still runs in the container, and wait for it."""
