@@ -106,7 +106,7 @@ def heartbeat(config_path: Path, as_json: bool) -> None:
     _pass(config_path, as_json, lambda chain: chain.by_hand(("heartbeat",)))
 
 
-@shala_agent.command()
+@shala_agent.command(short_help="Gather all items and seal them.")
 @_json
 @_wait
 @click.option(
@@ -172,7 +172,7 @@ def derive_assessments(config_path: Path, as_json: bool, wait: int) -> None:
     _pass(config_path, as_json, lambda chain: chain.by_hand(("assessments",), wait * 60.0))
 
 
-@shala_agent.command()
+@shala_agent.command(short_help="Show what is done and what is open.")
 @_json
 @click.pass_obj
 def status(config_path: Path, as_json: bool) -> None:
@@ -214,7 +214,7 @@ def status(config_path: Path, as_json: bool) -> None:
     _table(["item", "outcome", "files", "MB", "reason"], [_item_row(item) for item in now.sealed.items])
 
 
-@shala_agent.command()
+@shala_agent.command(short_help="Say what is wrong, and the remedy.")
 @_json
 @click.pass_obj
 def doctor(config_path: Path, as_json: bool) -> None:

@@ -110,7 +110,7 @@ def shala() -> None:
 # -- pull ----------------------------------------------------------------------------------------------------
 
 
-@shala.command("pull")
+@shala.command("pull", short_help="Fetch new collections into the archive.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option(
     "--limit",
@@ -229,7 +229,7 @@ def archive_group() -> None:
     """
 
 
-@archive_group.command("tree")
+@archive_group.command("tree", short_help="Print the tree with sizes.")
 @click.argument("path", default="", metavar="[PATH]")
 @click.option("--depth", type=click.IntRange(0, 20), default=4, show_default=True, help="Down to this LEVEL.")
 @_config_option
@@ -281,7 +281,7 @@ def _print_tree(root: str, entries: Sequence[Entry]) -> None:
         click.echo(f"{text:<{width}}  {size(entry.bytes):>8}  {_counted(entry.files, 'file'):>12}")
 
 
-@archive_group.command("show")
+@archive_group.command("show", short_help="Show what is known of one server.")
 @click.argument("name")
 @_config_option
 @_json_option
@@ -357,7 +357,7 @@ def _print_committed(committed: Committed) -> None:
         click.echo(f"  {line}")
 
 
-@archive_group.command("verify")
+@archive_group.command("verify", short_help="Compare every file with its manifest.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @_config_option
 @_json_option
@@ -411,7 +411,7 @@ class _ProbeTarget(msgspec.Struct, forbid_unknown_fields=False):
     port: int = 22
 
 
-@shala.command("probe")
+@shala.command("probe", short_help="Find out which servers answer now.")
 @click.argument("file", type=click.File("rb"), required=False)
 @click.option(
     "--timeout", type=click.FloatRange(0.1, 60), default=TIMEOUT_SECONDS, show_default=True, help="Seconds."
@@ -480,7 +480,7 @@ def schools_group() -> None:
     """
 
 
-@schools_group.command("check")
+@schools_group.command("check", short_help="Check a list of schools.")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--states", default=",".join(STATES), show_default=True, help="The state codes there are.")
 @click.option(
