@@ -30,8 +30,8 @@ make_venv() {
   say "Making the virtual environment .venv (about a minute)"
   [ -x .venv/bin/python ] || "$python" -m venv .venv
   export PIP_DISABLE_PIP_VERSION_CHECK=1
-  .venv/bin/pip install -q --no-deps --require-hashes -r requirements/dev.txt
-  .venv/bin/pip install -q --no-deps --no-build-isolation -e agent -e central
+  .venv/bin/pip install -qq --no-deps --require-hashes -r requirements/dev.txt
+  .venv/bin/pip install -qq --no-deps --no-build-isolation -e agent -e central
   .venv/bin/pip check >/dev/null || die "requirements/dev.txt does not fit the packages' needs: $(.venv/bin/pip check | head -3)"
   echo "$wanted" > "$stamp"
 }

@@ -13,12 +13,12 @@ pack() { # NAME: agent or central; the further arguments are the package folders
   [ "$(cat "$target.sources" 2>/dev/null)" = "$digest" ] && [ -f "$target" ] && return
   echo "==> Packing $target for Python $version"
   local wheels; wheels=$(mktemp -d)
-  python -m pip download -q --no-deps --require-hashes --only-binary :all: --python-version "$version" -d "$wheels" -r "requirements/$name.txt"
+  python -m pip download -qq --no-deps --require-hashes --only-binary :all: --python-version "$version" -d "$wheels" -r "requirements/$name.txt"
   for folder in "$@"; do
     local copy; copy=$(mktemp -d)
     cp -r "$folder/." "$copy/"
     find "$copy" -name __pycache__ -prune -exec rm -rf {} + ; rm -rf "$copy"/*.egg-info "$copy/build"
-    python -m pip wheel -q --no-deps --no-build-isolation -w "$wheels" "$copy"
+    python -m pip wheel -qq --no-deps --no-build-isolation -w "$wheels" "$copy"
     rm -rf "$copy"
   done
   tar --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --mode=0644 -C "$wheels" -cf "$target.part" .

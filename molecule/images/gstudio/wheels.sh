@@ -8,6 +8,6 @@ python=${1:-../../../.venv/bin/python}
 wanted=$(sha256sum < requirements.txt)
 [ "$(cat .wheels/.requirements 2>/dev/null)" = "$wanted" ] && exit 0
 rm -rf .wheels
-"$python" -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.11 \
+"$python" -m pip download -qq --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.11 \
   -d .wheels -r requirements.txt
 echo "$wanted" > .wheels/.requirements
