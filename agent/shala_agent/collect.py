@@ -30,9 +30,10 @@ from shala_agent.gitlog import write_git_log
 from shala_agent.identity import Identity, IdentityRefused, read_identity
 from shala_agent.items import FRESH, JSON, LOG, Item
 from shala_agent.ledger import Ledger, now
+from shala_agent.manifest import File
 from shala_agent.outcome import FAILED, OK, SKIPPED, SUSPECT, Result, shortened
 from shala_agent.reach import SETTINGS, Reach
-from shala_agent.seen import SEALED, STAGED, Seen, Sight
+from shala_agent.seen import SEALED, STAGED, Seen, Sight, Signs
 from shala_agent.spool import Spool
 
 CHUNK = 1 << 20  # bytes
@@ -167,16 +168,16 @@ class _Collector:
         if previous is not None and previous.server_name != identity.server_name:
             raise IdentityRefused(
                 f"this server was {previous.server_name} and is now {identity.server_name}: nothing is taken"
-                f" (if it was set up anew, move {self._spool.root}/collections and HEAD away)"
+                f" (if it was set up anew, move the folder {self._spool.root} away)"
             )
         self._seen.clear_plan()
         results = [self._gather(item, "gstudio") for item in items.GSTUDIO_ITEMS]
         results += [self._gather(item, "unplatform") for item in self._unplatform_items()]
         self._checkpoint()
         self._spool.remove_unplanned(self._seen)
-        digest, size, count = self._spool.write_manifest(self._seen)
+        totals = self._spool.write_manifest(self._seen)
         image = self._container.state()
-        last = max(self._ledger.mark("sequence"), *(self._spool.sequences() or [0]))
+        last = max(self._ledger.mark("sequence"), self._head.sequence if self._head else 0)
         collection = Collection(
             server_name=identity.server_name,
             state=identity.state,
@@ -191,14 +192,14 @@ class _Collector:
             container=ContainerImage(image=image.image, image_id=image.image_id),
             items=results,
         )
-        if count == 0:
+        if totals.count == 0:
             self._spool.discard()
             raise AgentError(
                 "there was nothing to collect: " + (results[0].reasons or ["no item was found"])[0]
             )
         if (
             self._head is not None
-            and digest == self._head.manifest_sha256
+            and totals.manifest_sha256 == self._head.manifest_sha256
             and self._head.year == collection.year
         ):
             self._seen.commit()
@@ -206,9 +207,8 @@ class _Collector:
             collection.sequence = self._head.sequence
             return Collected(False, self._head, collection)
         self._ledger.set_mark("sequence", collection.sequence)
-        head = self._spool.seal(self._seen, collection, digest, size, count)
-        self._spool.prune(self._config.collect.keep)
-        self._spool.discard()
+        head = self._spool.seal(self._seen, collection, totals)
+        self._spool.prune(self._config.collect.changes_kept)
         return Collected(True, head, collection)
 
     def _gather(self, item: Item, platform: str) -> ItemResult:
@@ -309,7 +309,7 @@ class _Collector:
                     "has a name that no manifest can hold (control characters, a blank at its end): left out"
                 )
             path.encode("utf-8")
-            known = self._seen.sight(path, entry.stat, gathering.item.check_id)
+            known = self._seen.sight(path, _signs(gathering.item, entry.stat), gathering.item.check_id)
             if known is None or not self._plan_known(path, known.sha256):
                 known = self._read(gathering, entry, path, shown)
             if known is not None:
@@ -330,15 +330,15 @@ class _Collector:
     def _plan_known(self, path: str, sha256: str) -> bool:
         """Plan a file whose digest is known without reading it; return whether its bytes are at hand."""
         for origin, at_hand in ((SEALED, self._seen.sealed(path)), (STAGED, self._seen.staged(path))):
-            if at_hand is not None and at_hand[0] == sha256:
-                self._seen.plan(path, sha256, at_hand[1], origin)
+            if at_hand is not None and at_hand.sha256 == sha256:
+                self._seen.plan(at_hand, origin)
                 return True
         return False
 
     def _plan_sealed(self, path: str) -> bool:
         at_hand = self._seen.sealed(path)
         if at_hand is not None:
-            self._seen.plan(path, at_hand[0], at_hand[1], SEALED)
+            self._seen.plan(at_hand, SEALED)
         return at_hand is not None
 
     def _read(self, gathering: _Gathering, entry: _Entry, path: str, shown: str) -> Sight | None:
@@ -376,18 +376,18 @@ class _Collector:
             gathering.notes.append(f"{shown} was being written: it is cut at its last whole line")
         sight = Sight(copy.sha256, findings)
         if steady and not copy.cut and time.time_ns() - copy.stat.st_ctime_ns > RACY_NS:
-            self._seen.remember(path, copy.stat, item.check_id, sight)
+            self._seen.remember(path, _signs(item, copy.stat), item.check_id, sight)
         if copy.target is None:
             self._plan_sealed(path)
         else:
-            self._seen.plan(path, copy.sha256, copy.size, STAGED)
-            self._staged(path, copy)
+            self._staged(copy.file())
         return sight
 
-    def _staged(self, path: str, copy: _Copy) -> None:
-        self._seen.stage(path, copy.sha256, copy.size)
+    def _staged(self, file: File) -> None:
+        self._seen.plan(file, STAGED)
+        self._seen.stage(file)
         self._copied_files += 1
-        self._copied_bytes += copy.size
+        self._copied_bytes += file.size
         if self._copied_files >= CHECKPOINT_FILES or self._copied_bytes >= CHECKPOINT_BYTES:
             self._checkpoint()
 
@@ -415,7 +415,7 @@ class _Collector:
         if self._head is None:
             return None
         try:
-            return self._spool.collection(self._head.sequence)
+            return self._spool.collection()
         except (OSError, msgspec.MsgspecError):
             return None
 
@@ -451,7 +451,6 @@ class _Copy:
 
     def __init__(self, collector: _Collector, item: Item, entry: _Entry, path: str, shown: str) -> None:
         self._spool, self._seen = collector._spool, collector._seen
-        self._head = collector._head
         self._item, self._entry, self._path, self._shown = item, entry, path, shown
         self.stat = entry.stat
         self.sha256 = ""
@@ -472,13 +471,18 @@ class _Copy:
                 raise _Refused("is no plain file: it was left out")
             limit = self._limit(source)
             sealed = self._seen.sealed(self._path)
-            if sealed is not None and sealed[1] == (self.stat.st_size if limit is None else limit):
+            if sealed is not None and sealed.size == (self.stat.st_size if limit is None else limit):
                 # Probably the same bytes under a new time (a dump): reading is cheaper than writing.
                 self.sha256, self.size = _copy(source, None, limit)
-                if self.sha256 == sealed[0]:
+                if self.sha256 == sealed.sha256:
                     self.drop()
                     return True
                 os.lseek(source, 0, os.SEEK_SET)
+            if self._item.written_once and self._may_be_shared():
+                self.target = self._spool.link_file(self._path, source)
+                if self.target is not None:
+                    self.sha256, self.size = _copy(source, None, None)
+                    return _unchanged(self.stat, os.fstat(source))
             descriptor, self.target = self._spool.new_file(self._path)
             try:
                 self.sha256, self.size = _copy(source, descriptor, limit)
@@ -490,17 +494,18 @@ class _Copy:
             os.close(source)
         if self._item.reading == LOG:
             return True
-        return (after.st_size, after.st_mtime_ns) == (self.stat.st_size, self.stat.st_mtime_ns)
+        return _unchanged(self.stat, after)
+
+    def file(self) -> File:
+        """Return the file that was taken, as the manifest lists it."""
+        mode = stat.S_IMODE(self.stat.st_mode) & 0o777
+        return File(self._path, self.sha256, self.size, self.stat.st_mtime_ns, mode)
 
     def findings(self) -> tuple[str, ...]:
         """Return what the item's check finds in the bytes that were taken."""
         if (known := self._seen.findings(self._path, self.sha256, self._item.check_id)) is not None:
             return known
-        taken = self.target
-        if taken is None and self._head is not None:
-            taken = self._spool.folder(self._head.sequence) / self._path
-        if taken is None:
-            return ()
+        taken = self.target or self._spool.bag / self._path
         return tuple(f.replace("\n", " ") for f in self._item.check(taken, self._shown, self.sha256))
 
     def drop(self) -> None:
@@ -509,6 +514,12 @@ class _Copy:
             self.target.unlink(missing_ok=True)
             self._seen.unstage(self._path)
             self.target = None
+
+    def _may_be_shared(self) -> bool:
+        """Return whether the mirror may hold the very file: who pulls must be able to read it, and only its
+        owner to write it.
+        """
+        return bool(self.stat.st_mode & stat.S_IROTH) and not self.stat.st_mode & 0o6022
 
     def _limit(self, source: int) -> int | None:
         """Return how many bytes of a log to take: to its last line end while somebody may be writing it."""
@@ -521,6 +532,15 @@ class _Copy:
             return size
         self.cut = True
         return size - len(tail) + whole
+
+
+def _signs(item: Item, seen: os.stat_result) -> Signs:
+    """Return by what a file is known again. Our own links move the ctime of what is written once."""
+    return Signs(seen.st_size, seen.st_mtime_ns, 0 if item.written_once else seen.st_ctime_ns, seen.st_ino)
+
+
+def _unchanged(before: os.stat_result, after: os.stat_result) -> bool:
+    return (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
 
 def _copy(source: int, target: int | None, limit: int | None) -> tuple[str, int]:

@@ -5,7 +5,6 @@ Shared with the centre, which imports it.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import msgspec
@@ -13,6 +12,7 @@ import msgspec
 from shala_agent import __version__
 
 FORMAT = 1
+HEAD_FORMAT = 2  # 1 had a folder per collection
 
 
 class ContainerImage(msgspec.Struct, kw_only=True):
@@ -61,11 +61,13 @@ class Collection(msgspec.Struct, kw_only=True):
 class Head(msgspec.Struct, kw_only=True):
     """The newest sealed collection of a spool: the file HEAD."""
 
-    format: int = FORMAT
+    format: int = HEAD_FORMAT
     server_name: str
     sequence: int
     year: int
     manifest_sha256: str
+    files_sha256: str
+    tag_manifest_sha256: str
 
 
 def read_collection(raw: bytes) -> Collection:
@@ -103,11 +105,9 @@ def bag_info(collection: Collection, payload_bytes: int, payload_files: int) -> 
 BAGIT = b"BagIt-Version: 1.0\nTag-File-Character-Encoding: UTF-8\n"
 
 
-def tag_manifest(files: dict[str, bytes]) -> bytes:
-    """Given the small tag files by name, return tagmanifest-sha256.txt."""
-    return "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files)).encode(
-        "utf-8"
-    )
+def tag_manifest(digests: dict[str, str]) -> bytes:
+    """Given the sha256 of each tag file by name, return tagmanifest-sha256.txt."""
+    return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode("utf-8")
 
 
 def _overlaid(original: Any, known: dict[str, Any]) -> dict[str, Any]:

@@ -108,9 +108,11 @@ class DeriveConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CollectConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How many sealed collections stay in the spool."""
+    """Of how many collections the spool still knows what changed: the centre then need not ask for all."""
 
-    keep: Annotated[int, msgspec.Meta(ge=1, le=100, description="a whole number from 1 to 100")] = 2
+    changes_kept: Annotated[
+        int, msgspec.Meta(ge=1, le=10_000, description="a whole number from 1 to 10000")
+    ] = 400
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

@@ -90,7 +90,7 @@ def _folders(config: Config) -> Iterator[Problem]:
         if free < LOW_DISK:
             yield Problem(
                 f"only {free // 1_000_000} MB are free at {folder}",
-                "free some space: collect.keep, old backups",
+                "free some space: old backups, other people's files",
             )
     try:
         if paths.spool_group:

@@ -39,6 +39,8 @@ class Item:
     when_step_failed: str = LABEL
     # Names of the top folder that are taken; empty means all.
     only: tuple[str, ...] = ()
+    # Files that are never changed under their name: the mirror may hold a link to them.
+    written_once: bool = False
 
 
 def check_nothing(_file: Path, _relative: str, _sha256: str) -> Iterator[str]:
@@ -143,7 +145,8 @@ GSTUDIO_ITEMS = (
             ("repository", f"{DATASTORE}/repository"),
             ("studentResponseFiles", f"{DATASTORE}/studentResponseFiles"),
         ),
+        written_once=True,
     ),
     _item("rcs-repo", check_nothing),
-    _item("media", _check_media),
+    _item("media", _check_media, written_once=True),
 )

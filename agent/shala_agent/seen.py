@@ -9,23 +9,41 @@ however many files there are.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-_SCHEMA = """
+import msgspec
+
+from shala_agent.manifest import Change, File, changes_between
+
+VERSION = 2  # of the tables; a cache of another version is made anew
+_FILE = "path TEXT PRIMARY KEY, sha256 TEXT, size INTEGER, mtime_ns INTEGER, mode INTEGER"
+_SCHEMA = f"""
+PRAGMA user_version = {VERSION};
 CREATE TABLE IF NOT EXISTS seen (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER,
   inode INTEGER, check_id TEXT, sha256 TEXT, findings TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS sealed (path TEXT PRIMARY KEY, sha256 TEXT, size INTEGER) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS staged (path TEXT PRIMARY KEY, sha256 TEXT, size INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sealed ({_FILE}) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS staged ({_FILE}) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS base (sequence INTEGER, manifest_sha256 TEXT);
-CREATE TEMP TABLE plan (path TEXT PRIMARY KEY, sha256 TEXT, size INTEGER, origin TEXT) WITHOUT ROWID;
+CREATE TEMP TABLE plan ({_FILE}, origin TEXT) WITHOUT ROWID;
 """
+# The order of manifests, see shala_agent.manifest.sort_key.
+_IN_ORDER = "ORDER BY replace(path, '/', char(1))"
 
 SEALED = "sealed"
 STAGED = "staged"
+
+
+class Signs(NamedTuple):
+    """By what a source file is known again."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +52,6 @@ class Sight:
 
     sha256: str
     findings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """One file of the next collection; `origin` says where its bytes are: `sealed` or `staged`."""
-
-    path: str
-    sha256: str
-    size: int
-    origin: str
 
 
 class Seen:
@@ -68,12 +76,12 @@ class Seen:
         """Keep what was noted. Call it only when the staged files are on the disk."""
         self._db.commit()
 
-    def sight(self, path: str, stat: os.stat_result, check_id: str) -> Sight | None:
+    def sight(self, path: str, signs: Signs, check_id: str) -> Sight | None:
         """Return what the file held, if it is still the one that was read and checked in this way."""
         row = self._db.execute(
             "SELECT sha256, findings FROM seen"
             " WHERE path = ? AND size = ? AND mtime_ns = ? AND ctime_ns = ? AND inode = ? AND check_id = ?",
-            (path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, check_id),
+            (path, *signs, check_id),
         ).fetchone()
         return Sight(row[0], tuple(row[1].split("\n")) if row[1] else ()) if row else None
 
@@ -85,12 +93,11 @@ class Seen:
         ).fetchone()
         return (tuple(row[0].split("\n")) if row[0] else ()) if row else None
 
-    def remember(self, path: str, stat: os.stat_result, check_id: str, sight: Sight) -> None:
+    def remember(self, path: str, signs: Signs, check_id: str, sight: Sight) -> None:
         """Note what a file held."""
-        times = (stat.st_mtime_ns, stat.st_ctime_ns)
         self._db.execute(
             "INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (path, stat.st_size, *times, stat.st_ino, check_id, sight.sha256, "\n".join(sight.findings)),
+            (path, *signs, check_id, sight.sha256, "\n".join(sight.findings)),
         )
 
     def base(self) -> tuple[int, str] | None:
@@ -98,13 +105,15 @@ class Seen:
         row = self._db.execute("SELECT sequence, manifest_sha256 FROM base").fetchone()
         return (int(row[0]), str(row[1])) if row else None
 
-    def set_base(self, sequence: int, manifest_sha256: str, files: Iterable[tuple[str, str, int]]) -> None:
-        """Make `sealed` describe a collection: (path, sha256, size) of all its payload files."""
+    def set_base(self, sequence: int, manifest_sha256: str, files: Iterable[File]) -> None:
+        """Make `sealed` describe a collection, given its files."""
         self._db.commit()
         with self._db:
             for statement in ("DELETE FROM sealed", "DELETE FROM staged", "DELETE FROM base"):
                 self._db.execute(statement)
-            self._db.executemany("INSERT INTO sealed VALUES (?, ?, ?)", files)
+            self._db.executemany(
+                "INSERT INTO sealed VALUES (?, ?, ?, ?, ?)", map(msgspec.structs.astuple, files)
+            )
             self._db.execute("INSERT INTO base VALUES (?, ?)", (sequence, manifest_sha256))
 
     def set_base_to_plan(self, sequence: int, manifest_sha256: str) -> None:
@@ -113,26 +122,26 @@ class Seen:
         with self._db:
             for statement in ("DELETE FROM sealed", "DELETE FROM staged", "DELETE FROM base"):
                 self._db.execute(statement)
-            self._db.execute("INSERT INTO sealed SELECT path, sha256, size FROM plan")
+            self._db.execute("INSERT INTO sealed SELECT path, sha256, size, mtime_ns, mode FROM plan")
             self._db.execute("INSERT INTO base VALUES (?, ?)", (sequence, manifest_sha256))
 
     def clear_base(self) -> None:
         """Forget the sealed collection and all that was staged on top of it."""
         self.set_base(0, "", ())
 
-    def sealed(self, path: str) -> tuple[str, int] | None:
-        """Return (sha256, size) of a file in the newest sealed collection."""
-        row = self._db.execute("SELECT sha256, size FROM sealed WHERE path = ?", (path,)).fetchone()
-        return (row[0], row[1]) if row else None
+    def sealed(self, path: str) -> File | None:
+        """Return a file of the newest sealed collection."""
+        return self._file("SELECT * FROM sealed WHERE path = ?", path)
 
-    def staged(self, path: str) -> tuple[str, int] | None:
-        """Return (sha256, size) of a file that an earlier, cut attempt has staged."""
-        row = self._db.execute("SELECT sha256, size FROM staged WHERE path = ?", (path,)).fetchone()
-        return (row[0], row[1]) if row else None
+    def staged(self, path: str) -> File | None:
+        """Return a file that an earlier, cut attempt has staged."""
+        return self._file("SELECT * FROM staged WHERE path = ?", path)
 
-    def stage(self, path: str, sha256: str, size: int) -> None:
+    def stage(self, file: File) -> None:
         """Note that a file is staged."""
-        self._db.execute("INSERT OR REPLACE INTO staged VALUES (?, ?, ?)", (path, sha256, size))
+        self._db.execute(
+            "INSERT OR REPLACE INTO staged VALUES (?, ?, ?, ?, ?)", msgspec.structs.astuple(file)
+        )
 
     def unstage(self, path: str) -> None:
         """Note that a file is staged no more."""
@@ -142,9 +151,11 @@ class Seen:
         """Begin a new plan."""
         self._db.execute("DELETE FROM plan")
 
-    def plan(self, path: str, sha256: str, size: int, origin: str) -> None:
-        """Make a file part of the next collection."""
-        self._db.execute("INSERT OR REPLACE INTO plan VALUES (?, ?, ?, ?)", (path, sha256, size, origin))
+    def plan(self, file: File, origin: str) -> None:
+        """Make a file part of the next collection; its bytes are `sealed` or `staged`, says `origin`."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO plan VALUES (?, ?, ?, ?, ?, ?)", (*msgspec.structs.astuple(file), origin)
+        )
 
     def plan_sealed(self, item: str) -> int:
         """Plan an item as it is in the newest sealed collection, instead of what was planned; return its
@@ -153,8 +164,7 @@ class Seen:
         bounds = (item, item + "/", item + "0")  # '0' follows '/'
         self._db.execute("DELETE FROM plan WHERE path = ? OR (path > ? AND path < ?)", bounds)
         return self._db.execute(
-            "INSERT INTO plan SELECT path, sha256, size, 'sealed' FROM sealed"
-            " WHERE path = ? OR (path > ? AND path < ?)",
+            "INSERT INTO plan SELECT *, 'sealed' FROM sealed WHERE path = ? OR (path > ? AND path < ?)",
             bounds,
         ).rowcount
 
@@ -172,15 +182,25 @@ class Seen:
         ).fetchone()
         return int(row[0]), int(row[1])
 
-    def planned(self) -> Iterator[Planned]:
-        """Yield the plan in the order of its paths."""
-        for row in self._db.execute("SELECT path, sha256, size, origin FROM plan ORDER BY path"):
-            yield Planned(*row)
+    def planned(self) -> Iterator[File]:
+        """Yield the plan in the order of manifests."""
+        query = f"SELECT path, sha256, size, mtime_ns, mode FROM plan {_IN_ORDER}"  # noqa: S608 - constants
+        for row in self._db.execute(query):
+            yield File(*row)
+
+    def planned_changes(self) -> Iterator[Change]:
+        """Yield how the plan differs from the newest sealed collection, in the order of manifests."""
+        sealed = self._db.execute(f"SELECT * FROM sealed {_IN_ORDER}")  # noqa: S608 - constants
+        return changes_between((File(*row) for row in sealed), self.planned())
 
     def is_planned_staged(self, path: str) -> bool:
         """Return whether the plan takes this path from what is staged."""
         query = "SELECT 1 FROM plan WHERE path = ? AND origin = 'staged'"
         return self._db.execute(query, (path,)).fetchone() is not None
+
+    def _file(self, query: str, path: str) -> File | None:
+        row = self._db.execute(query, (path,)).fetchone()
+        return File(*row) if row else None
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -192,6 +212,8 @@ def _opened(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA temp_store = FILE")
         db.execute("PRAGMA cache_size = -4096")
+        if db.execute("PRAGMA user_version").fetchone()[0] not in (0, VERSION):
+            raise sqlite3.DatabaseError("of another version")
         db.executescript(_SCHEMA)
     except BaseException:
         db.close()

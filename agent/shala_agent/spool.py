@@ -1,7 +1,13 @@
-"""The spool: sealed collections, and HEAD that names the newest. A collection appears whole or not at all.
+"""The spool: one mirror of the newest sealed collection, and what changed from each collection to the next.
 
-Order of writing, each on the disk before the next: payload and tag files in `.assembling` -> rename into
-`collections` -> HEAD. A kill between the last two leaves a whole collection that the next run adopts.
+    HEAD                  which collection the mirror holds
+    bag/                  the mirror: a BagIt bag
+    changes/00000007.txt  what collection 7 changed in the mirror (shala_agent.manifest)
+    NEXT                  only while collection 8 is being put into the mirror: whoever reads comes back later
+
+Order of writing, each on the disk before the next: files, tag files and changes of the new collection in
+`.assembling` -> NEXT -> the mirror, file by file -> HEAD -> NEXT is removed. A kill before NEXT leaves the
+old collection; after it, the next run goes on with putting the new one in its place.
 """
 
 from __future__ import annotations
@@ -10,9 +16,10 @@ import grp
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -27,11 +34,23 @@ from shala_agent.collection import (
     write_collection,
 )
 from shala_agent.failure import AgentError
-from shala_agent.seen import STAGED, Seen
+from shala_agent.manifest import Change, File, Gone, ManifestError, read_changes, read_files, write_line
+from shala_agent.seen import Seen
 
 MANIFEST = "manifest-sha256.txt"
+FILES = "files.txt"  # the manifest with sizes, times and permissions, in the order of shala_agent.manifest
+TAG_MANIFEST = "tagmanifest-sha256.txt"
+CHANGES_BYTES = 64 << 20  # bytes: more than that of old changes is not kept, however few collections they are
 FOLDER_MODE = 0o750
 FILE_MODE = 0o640
+
+
+class Totals(msgspec.Struct, frozen=True):
+    """What the next collection comes to: digest of its MANIFEST, bytes and files of its payload."""
+
+    manifest_sha256: str
+    size: int
+    count: int
 
 
 class Spool:
@@ -39,10 +58,10 @@ class Spool:
 
     def __init__(self, root: Path, group: str = "") -> None:
         self.root = root
-        self.collections = root / "collections"
+        self.bag = root / "bag"
+        self.changes = root / "changes"
         self.assembling = root / ".assembling"
-        self.bag = self.assembling / "bag"
-        self._removing = root / ".removing"
+        self._staged = self.assembling / "bag"
         try:
             self._gid = grp.getgrnam(group).gr_gid if group else None
         except KeyError:
@@ -50,65 +69,58 @@ class Spool:
                 f"there is no group '{group}' (playbooks/provision.yml makes it; paths.spool_group)"
             ) from None
 
+    # -- what is sealed --------------------------------------------------------------------------------------
+
+    def head(self) -> Head | None:
+        """Return what HEAD says, or None when nothing was ever sealed (or its collection is gone)."""
+        return self._read_head("HEAD") if (self.bag / MANIFEST).is_file() else None
+
+    def collection(self) -> Collection:
+        """Return collection.json of the mirror. Raises OSError, msgspec.MsgspecError."""
+        return read_collection((self.bag / "collection.json").read_bytes())
+
+    def files(self) -> Iterator[File]:
+        """Yield the files of the mirror; what is missing on the disk is left out. Raises ManifestError."""
+        with (self.bag / FILES).open("rb") as lines:
+            for file in read_files(lines):
+                with suppress(OSError):
+                    if (self.bag / file.path).lstat().st_size == file.size:
+                        yield file
+
+    def sequences(self) -> list[int]:
+        """Return the sequences of the collections whose changes are there, ascending."""
+        with suppress(FileNotFoundError):
+            names = os.listdir(self.changes)  # noqa: PTH208
+            return sorted(int(name[:8]) for name in names if re.fullmatch(r"[0-9]{8}\.txt", name))
+        return []
+
+    # -- the next collection ---------------------------------------------------------------------------------
+
     def prepare(self, seen: Seen) -> None:
-        """Remove what a cut run left, adopt what it sealed, make `seen` describe the newest collection."""
-        for folder in (self.root, self.collections):
+        """Finish what a cut run sealed, remove what it left else, make `seen` describe the mirror."""
+        for folder in (self.root, self.changes, self.bag):
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(FOLDER_MODE)
             self._give(folder)
-        durable.remove(self._removing)
         for name in os.listdir(self.root):  # noqa: PTH208  names are wanted
             if name.startswith(durable.TEMPORARY):
                 durable.remove(self.root / name)
-        self._adopt()
-        head = self.head()
+        self._finish()
+        head = self.head() or self._adopt()
         base = seen.base()
         if head is None:
             if base != (0, ""):
                 seen.clear_base()
         elif base != (head.sequence, head.manifest_sha256):
-            seen.set_base(head.sequence, head.manifest_sha256, self.files(head.sequence))
+            try:
+                seen.set_base(head.sequence, head.manifest_sha256, self.files())
+            except (OSError, ManifestError):
+                seen.clear_base()
         self._clean_staging(seen)
 
-    def head(self) -> Head | None:
-        """Return what HEAD says, or None when nothing was ever sealed (or its collection is gone)."""
-        try:
-            head = msgspec.json.decode((self.root / "HEAD").read_bytes(), type=Head)
-        except (FileNotFoundError, msgspec.MsgspecError):
-            return None
-        return head if (self.folder(head.sequence) / MANIFEST).is_file() else None
-
-    def folder(self, sequence: int) -> Path:
-        """Return where the collection of that sequence is."""
-        return self.collections / f"{sequence:08d}"
-
-    def sequences(self) -> list[int]:
-        """Return the sequences of the collections that are there, ascending."""
-        with suppress(FileNotFoundError):
-            names = os.listdir(self.collections)  # noqa: PTH208
-            return sorted(int(name) for name in names if re.fullmatch(r"[0-9]{8}", name))
-        return []
-
-    def collection(self, sequence: int) -> Collection:
-        """Return collection.json of a sealed collection. Raises OSError, msgspec.MsgspecError."""
-        return read_collection((self.folder(sequence) / "collection.json").read_bytes())
-
-    def files(self, sequence: int) -> Iterator[tuple[str, str, int]]:
-        """Yield (path, sha256, size) of the payload of a sealed collection; what is missing on the disk is
-        left out.
-        """
-        folder = self.folder(sequence)
-        with (folder / MANIFEST).open(encoding="utf-8") as manifest:
-            for line in manifest:
-                sha256, _, path = line.rstrip("\n").partition("  ")
-                with suppress(FileNotFoundError):
-                    yield path, sha256, (folder / path).lstat().st_size
-
     def new_file(self, path: str) -> tuple[int, Path]:
-        """Return an open descriptor and the place for a payload file of the next collection."""
-        target = self.bag / path
-        self._make_folder(target.parent)
-        target.unlink(missing_ok=True)
+        """Return an open descriptor and the place for a file of the next collection."""
+        target = self._place(path)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(target, flags, 0o600)
         os.fchmod(descriptor, FILE_MODE)
@@ -116,54 +128,59 @@ class Spool:
             os.fchown(descriptor, -1, self._gid)
         return descriptor, target
 
-    def write_manifest(self, seen: Seen) -> tuple[str, int, int]:
-        """Write the manifest of the plan; return (its sha256, payload bytes, payload files)."""
-        self._make_folder(self.bag)
+    def link_file(self, path: str, source: int) -> Path | None:
+        """Make a file of the next collection a hard link to an open one, and return its place.
+
+        Returns None where that cannot be: another file system or mount, or as many links as there may be.
+        """
+        target = self._place(path)
+        try:
+            # With a src_dir_fd, which an absolute path does not need, Python calls linkat, which can follow.
+            os.link(f"/proc/self/fd/{source}", target, src_dir_fd=source, follow_symlinks=True)
+        except OSError:
+            return None
+        return target
+
+    def write_manifest(self, seen: Seen) -> Totals:
+        """Write both manifests of the plan, and return what it comes to."""
+        self._make_folder(self._staged)
         digest = hashlib.sha256()
         size = count = 0
-        descriptor, _ = self.new_file(MANIFEST)
-        with os.fdopen(descriptor, "wb") as manifest:
+        with self._open(MANIFEST) as manifest, self._open(FILES) as files:
             for file in seen.planned():
                 line = f"{file.sha256}  {file.path}\n".encode()
                 digest.update(line)
                 manifest.write(line)
+                files.write(write_line(file))
                 size += file.size
                 count += 1
-        return digest.hexdigest(), size, count
+        return Totals(digest.hexdigest(), size, count)
 
-    def seal(self, seen: Seen, collection: Collection, manifest_sha256: str, size: int, count: int) -> Head:
-        """Complete the bag (links to what did not change), make it durable, rename it into place and move
-        HEAD.
-        """
-        previous = self.head()
-        for file in seen.planned():
-            if file.origin == STAGED:
-                continue
-            if previous is None:
-                raise AgentError(f"{file.path} is planned from a collection that is gone (run collect again)")
-            target = self.bag / file.path
-            self._make_folder(target.parent)
-            target.unlink(missing_ok=True)
-            target.hardlink_to(self.folder(previous.sequence) / file.path)
+    def seal(self, seen: Seen, collection: Collection, totals: Totals) -> Head:
+        """Complete the next collection, make it durable, and put it into the mirror."""
         tags = {
             "bagit.txt": BAGIT,
-            "bag-info.txt": bag_info(collection, size, count),
+            "bag-info.txt": bag_info(collection, totals.size, totals.count),
             "collection.json": write_collection(collection),
         }
         for name, content in tags.items():
             self._write(name, content)
-        tags[MANIFEST] = (self.bag / MANIFEST).read_bytes()
-        self._write("tagmanifest-sha256.txt", tag_manifest(tags))
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in tags.items()}
+        digests |= {name: _digest(self._staged / name) for name in (MANIFEST, FILES)}
+        tag_list = tag_manifest(digests)
+        self._write(TAG_MANIFEST, tag_list)
+        self._write_changes(seen.planned_changes())
         durable.sync_filesystem(self.root)
-        target = self.folder(collection.sequence)
-        durable.rename(self.bag, target)
         head = Head(
             server_name=collection.server_name,
             sequence=collection.sequence,
             year=collection.year,
-            manifest_sha256=manifest_sha256,
+            manifest_sha256=totals.manifest_sha256,
+            files_sha256=digests[FILES],
+            tag_manifest_sha256=hashlib.sha256(tag_list).hexdigest(),
         )
-        self._write_head(head)
+        self._write_head("NEXT", head)
+        self._finish()
         seen.set_base_to_plan(head.sequence, head.manifest_sha256)
         return head
 
@@ -171,72 +188,147 @@ class Spool:
         """Remove what was assembled."""
         durable.remove(self.assembling)
 
-    def prune(self, keep: int) -> list[int]:
-        """Remove the oldest collections beyond `keep`, never the one that HEAD names; return what went."""
-        head = self.head()
-        gone = [
-            sequence for sequence in self.sequences()[:-keep] if head is None or sequence != head.sequence
-        ]
-        for sequence in gone:
-            self._removing.mkdir(mode=0o700, exist_ok=True)
-            self.folder(sequence).rename(self._removing / f"{sequence:08d}")
-        durable.remove(self._removing)
-        return gone
-
-    def _adopt(self) -> None:
-        """Let HEAD name the newest whole collection; remove a newer one that is not whole."""
-        head = self.head()
-        for sequence in reversed(self.sequences()):
-            if head is not None and sequence <= head.sequence:
-                return
-            folder = self.folder(sequence)
-            if _tags_agree(folder):
-                collection = self.collection(sequence)
-                digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-                self._write_head(
-                    Head(
-                        server_name=collection.server_name,
-                        sequence=sequence,
-                        year=collection.year,
-                        manifest_sha256=digest,
-                    )
-                )
-                return
-            durable.remove(folder)
-
-    def _clean_staging(self, seen: Seen) -> None:
-        """Keep of `.assembling` what is known to be whole and on the disk; remove the rest."""
-        if not self.bag.is_dir():
-            self.discard()
-            return
-        for folder, _, names in os.walk(self.bag, topdown=False):
-            for name in names:
-                path = Path(folder, name)
-                relative = path.relative_to(self.bag).as_posix()
-                known = seen.staged(relative)
-                if known is None or path.lstat().st_size != known[1] or path.lstat().st_nlink != 1:
-                    path.unlink()
-                    seen.unstage(relative)
+    def prune(self, keep: int) -> None:
+        """Remove the oldest changes beyond the newest `keep` collections and CHANGES_BYTES."""
+        size = 0
+        for number, sequence in enumerate(reversed(self.sequences())):
+            changes = self._changes_of(sequence)
+            size += changes.stat().st_size
+            if number and (number >= keep or size > CHANGES_BYTES):
+                changes.unlink()
 
     def remove_unplanned(self, seen: Seen) -> None:
         """Remove staged files that the plan does not take."""
-        for folder, _, names in os.walk(self.bag / "data", topdown=False):
+        for folder, _, names in os.walk(self._staged / "data", topdown=False):
             for name in names:
                 path = Path(folder, name)
-                relative = path.relative_to(self.bag).as_posix()
+                relative = path.relative_to(self._staged).as_posix()
                 if not seen.is_planned_staged(relative):
                     path.unlink()
                     seen.unstage(relative)
             with suppress(OSError):
                 Path(folder).rmdir()  # only when it is empty
 
-    def _write_head(self, head: Head) -> None:
-        durable.write(self.root / "HEAD", msgspec.json.encode(head) + b"\n", FILE_MODE, self._gid)
+    # -- putting it in its place -----------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """Put the collection that NEXT names into the mirror; every step may be repeated."""
+        head = self._read_head("NEXT")
+        if head is None:
+            (self.root / "NEXT").unlink(missing_ok=True)
+            return
+        changes = self.assembling / "changes.txt"
+        if changes.is_file():
+            self._apply(changes)
+            for name in ("bagit.txt", "bag-info.txt", "collection.json", MANIFEST, FILES, TAG_MANIFEST):
+                with suppress(FileNotFoundError):
+                    (self._staged / name).rename(self.bag / name)
+            durable.sync_filesystem(self.root)
+            self._write_head("HEAD", head)
+            durable.rename(changes, self._changes_of(head.sequence))
+        (self.root / "NEXT").unlink()
+        durable.sync(self.root)
+        self.discard()
+
+    def _apply(self, changes: Path) -> None:
+        # First what is gone: a file may give its name to a folder, or a folder to a file.
+        for path in _gone(changes):
+            target = self.bag / path
+            with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                target.unlink()
+            self._remove_empty(target.parent)
+        with changes.open("rb") as lines:
+            for change in read_changes(lines):
+                if isinstance(change, File):
+                    target = self.bag / change.path
+                    self._make_folder(target.parent)
+                    with suppress(FileNotFoundError):  # it is in its place since the run that was cut
+                        (self._staged / change.path).rename(target)
+
+    def _remove_empty(self, folder: Path) -> None:
+        """Remove a folder of the mirror, and those above it, as far as they are empty."""
+        while folder != self.bag:
+            try:
+                folder.rmdir()
+            except FileNotFoundError:
+                pass  # since the run that was cut; the one above may still be there
+            except OSError:
+                return
+            folder = folder.parent
+
+    def _adopt(self) -> Head | None:
+        """Write the HEAD that is lost anew from a mirror that is whole; remove one that is not."""
+        try:
+            listed = (self.bag / TAG_MANIFEST).read_bytes()
+            digests = {line[66:]: line[:64] for line in listed.decode("utf-8").splitlines()}
+            whole = all(_digest(self.bag / name) == digest for name, digest in digests.items())
+            if not whole or not {MANIFEST, FILES, "collection.json"} <= digests.keys():
+                raise FileNotFoundError
+            collection = self.collection()
+        except (OSError, UnicodeDecodeError, msgspec.MsgspecError):
+            durable.empty_folder(self.bag, FOLDER_MODE)
+            self._give(self.bag)
+            return None
+        head = Head(
+            server_name=collection.server_name,
+            sequence=collection.sequence,
+            year=collection.year,
+            manifest_sha256=digests[MANIFEST],
+            files_sha256=digests[FILES],
+            tag_manifest_sha256=hashlib.sha256(listed).hexdigest(),
+        )
+        self._write_head("HEAD", head)
+        return head
+
+    def _clean_staging(self, seen: Seen) -> None:
+        """Keep of `.assembling` what is known to be whole and on the disk; remove the rest."""
+        if not self._staged.is_dir():
+            self.discard()
+            return
+        for folder, _, names in os.walk(self._staged, topdown=False):
+            for name in names:
+                path = Path(folder, name)
+                relative = path.relative_to(self._staged).as_posix()
+                known = seen.staged(relative)
+                if known is None or path.lstat().st_size != known.size:
+                    path.unlink()
+                    seen.unstage(relative)
+
+    # -- files and folders -----------------------------------------------------------------------------------
+
+    def _changes_of(self, sequence: int) -> Path:
+        return self.changes / f"{sequence:08d}.txt"
+
+    def _write_changes(self, changes: Iterable[Change]) -> None:
+        target = self.assembling / "changes.txt"
+        target.unlink(missing_ok=True)
+        with target.open("wb") as lines:
+            os.fchmod(lines.fileno(), FILE_MODE)
+            if self._gid is not None:
+                os.fchown(lines.fileno(), -1, self._gid)
+            lines.writelines(map(write_line, changes))
+
+    def _read_head(self, name: str) -> Head | None:
+        try:
+            return msgspec.json.decode((self.root / name).read_bytes(), type=Head)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
+
+    def _write_head(self, name: str, head: Head) -> None:
+        durable.write(self.root / name, msgspec.json.encode(head) + b"\n", FILE_MODE, self._gid)
 
     def _write(self, name: str, content: bytes) -> None:
-        descriptor, _ = self.new_file(name)
-        with os.fdopen(descriptor, "wb") as file:
+        with self._open(name) as file:
             file.write(content)
+
+    def _open(self, name: str) -> IO[bytes]:
+        return os.fdopen(self.new_file(name)[0], "wb")
+
+    def _place(self, path: str) -> Path:
+        target = self._staged / path
+        self._make_folder(target.parent)
+        target.unlink(missing_ok=True)
+        return target
 
     def _make_folder(self, folder: Path) -> None:
         if folder.is_dir():
@@ -251,14 +343,16 @@ class Spool:
             os.chown(path, -1, self._gid)
 
 
-def _tags_agree(folder: Path) -> bool:
-    """Return whether the tag files of a bag are those that its tag manifest lists."""
-    try:
-        listed = (folder / "tagmanifest-sha256.txt").read_text(encoding="utf-8").splitlines()
-        names = {line[66:]: line[:64] for line in listed}
-        return MANIFEST in names and all(
-            hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
-            for name, digest in names.items()
-        )
-    except (OSError, UnicodeDecodeError):
-        return False
+def _gone(changes: Path) -> Iterator[str]:
+    with changes.open("rb") as lines:
+        for change in read_changes(lines):
+            if isinstance(change, Gone):
+                yield change.path
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -68,7 +68,7 @@ def _sealed(config: Config) -> Sealed | None:
     try:
         spool = Spool(Path(config.paths.spool))
         head = spool.head()
-        collection = spool.collection(head.sequence) if head else None
+        collection = spool.collection() if head else None
     except (OSError, AgentError, msgspec.MsgspecError):
         return None
     if collection is None:

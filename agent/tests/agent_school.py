@@ -80,9 +80,8 @@ class School:
         with closing(self.ledger()) as ledger:
             return collect(self.config, self.container, self.reach(), ledger)
 
-    def bag(self, sequence: int | None = None) -> Path:
-        head = self.spool.head()
-        return self.spool.folder(sequence or (head.sequence if head else 0))
+    def bag(self) -> Path:
+        return self.spool.bag
 
     def write(self, path: str, content: bytes | str, age: float = 0) -> Path:
         """Write a file below the school; `age` 0 means long ago."""
