@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 from shala_agent.collection import Collection
 
-from shala_central.bag import MANIFEST, PLATFORMS, Bag, BagRefused, read_manifest
+from shala_central.bag import FILES, MANIFEST, PLATFORMS, Bag, BagRefused, read_manifest
 from shala_central.config import Limits
 from shala_central.failure import CentralError, UsageError
 from shala_central.publish import (
@@ -37,7 +37,7 @@ from shala_central.publish import (
 )
 from shala_central.staging import digest_of
 
-RECORD_FILES = ("collection.json", MANIFEST, "bag-info.txt")
+RECORD_FILES = ("HEAD", "collection.json", FILES, MANIFEST, "bag-info.txt")
 YEAR = re.compile(r"[0-9]{4}")
 
 
@@ -85,6 +85,10 @@ class Committed:
     def manifest(self) -> dict[str, str]:
         """Return {payload path: sha256} of what is published."""
         return read_manifest((self.record / MANIFEST).read_bytes(), Limits(case_collisions="allow"))
+
+    def files(self) -> bytes:
+        """Return FILES of the collection."""
+        return (self.record / FILES).read_bytes()
 
     def collection(self) -> Collection:
         """Return what the school said about it."""

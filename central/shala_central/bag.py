@@ -9,14 +9,25 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import io
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 from shala_agent.collection import Collection
+from shala_agent.manifest import (
+    File,
+    Gone,
+    ManifestError,
+    bagit_lines,
+    fold,
+    read_changes,
+    read_files,
+    write_line,
+)
 
 from shala_central.config import Limits
 from shala_central.fleet import Server
@@ -24,7 +35,10 @@ from shala_central.fleet import Server
 PLATFORMS = ("gstudio", "unplatform")
 TAG_MANIFEST = "tagmanifest-sha256.txt"
 MANIFEST = "manifest-sha256.txt"
-TAG_FILES = ("bagit.txt", "bag-info.txt", "collection.json", MANIFEST, TAG_MANIFEST)
+FILES = "files.txt"  # the manifest with sizes, times and permissions (shala_agent.manifest)
+SMALL_TAG_FILES = ("bagit.txt", "bag-info.txt", "collection.json", TAG_MANIFEST)
+TAG_FILES = (*SMALL_TAG_FILES, FILES, MANIFEST)
+HEAD_FORMAT = 2
 # Where rsync keeps the first part of a file whose transfer was cut; no payload file may bear this name.
 PARTIAL_DIR = ".shala-partial"
 
@@ -56,6 +70,7 @@ _LINE = re.compile(r"([0-9a-fA-F]{64})[ \t]+(.+)")
 _PLAIN_PATH = re.compile(r"[!-~ ]+")
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
+Line = TypeVar("Line", File, File | Gone)
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -81,6 +96,12 @@ class Head(msgspec.Struct, frozen=True):
     sequence: Annotated[int, msgspec.Meta(ge=1, le=99_999_999)]
     year: int
     manifest_sha256: Sha256
+    files_sha256: Sha256
+    tag_manifest_sha256: Sha256
+
+
+class _Format(msgspec.Struct):
+    format: Annotated[int, msgspec.Meta(ge=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +117,12 @@ class Bag:
 def read_head(raw: bytes, server: Server) -> Head:
     """Given the bytes of HEAD and the server that was asked, return it. Raises BagRefused."""
     try:
+        if (found := msgspec.json.decode(raw, type=_Format).format) != HEAD_FORMAT:
+            older = "the agent: playbooks/provision.yml" if found < HEAD_FORMAT else "the centre"
+            raise BagRefused([f"HEAD is of format {found}, this shala reads {HEAD_FORMAT} (update {older})"])
         head = msgspec.json.decode(raw, type=Head)
     except msgspec.MsgspecError as error:
         raise BagRefused([f"HEAD is not readable: {_shown(str(error))}"]) from None
-    if head.format != 1:
-        raise BagRefused([f"HEAD is of format {head.format}, this shala reads 1 (update the centre)"])
     reasons = []
     if head.server_name != server.name:
         reasons.append(f"{server.name} was asked, but it says that it is '{_shown(head.server_name)}'")
@@ -123,8 +145,14 @@ def read_bag(tag_files: Mapping[str, bytes], head: Head, server: Server, limits:
     if missing:
         raise BagRefused([f"{name} is missing" for name in missing], missing)
     manifest_raw = tag_files[MANIFEST]
-    if hashlib.sha256(manifest_raw).hexdigest() != head.manifest_sha256:
-        raise BagRefused([f"{MANIFEST} is not the one that HEAD names"], [MANIFEST])
+    named = (
+        (MANIFEST, head.manifest_sha256),
+        (FILES, head.files_sha256),
+        (TAG_MANIFEST, head.tag_manifest_sha256),
+    )
+    others = [name for name, digest in named if hashlib.sha256(tag_files[name]).hexdigest() != digest]
+    if others:
+        raise BagRefused([f"{name} is not the one that HEAD names" for name in others], others)
     _check_tag_manifest(tag_files)
     _check_declaration(tag_files["bagit.txt"])
     manifest = read_manifest(manifest_raw, limits)
@@ -134,6 +162,20 @@ def read_bag(tag_files: Mapping[str, bytes], head: Head, server: Server, limits:
     if reasons:
         raise BagRefused(reasons)
     return Bag(head, manifest, collection, payload_bytes)
+
+
+def fold_files(old: bytes, changes: Sequence[bytes]) -> bytes:
+    """Given an older FILES and the changes of each collection since, return the newest. Raises BagRefused."""
+    files: Iterable[File] = read_files(io.BytesIO(old))
+    for number, lines in enumerate(changes, 1):
+        name = f"the list of changes {number} of {len(changes)}"
+        files = fold(files, _of_manifest(read_changes(io.BytesIO(lines)), name))
+    return b"".join(map(write_line, _of_manifest(files, FILES)))
+
+
+def manifest_of(files: bytes) -> bytes:
+    """Given FILES, return the MANIFEST of the same collection. Raises BagRefused."""
+    return b"".join(bagit_lines(_of_manifest(read_files(io.BytesIO(files)), FILES)))
 
 
 def read_manifest(raw: bytes, limits: Limits) -> dict[str, str]:
@@ -207,6 +249,13 @@ def count_items(collection: Collection) -> dict[str, int]:
         counts[outcome if outcome in counts else "missing"] += 1
     counts["missing"] += len(set(GSTUDIO_ITEMS) - seen)
     return counts
+
+
+def _of_manifest(lines: Iterable[Line], name: str) -> Iterator[Line]:
+    try:
+        yield from lines
+    except ManifestError as error:
+        raise BagRefused([f"{name}: {_shown(str(error))}"], [name]) from None
 
 
 def _manifest_lines(raw: bytes, name: str) -> Iterator[tuple[int, str, str, str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import hashlib
 import os
 import shutil
 import tempfile
@@ -22,13 +23,17 @@ import msgspec
 
 from shala_central.archive import Archive, Committed, PullRecord
 from shala_central.bag import (
+    FILES,
+    MANIFEST,
     MAX_HEAD,
     MAX_TAG_FILE,
-    TAG_FILES,
+    SMALL_TAG_FILES,
     Bag,
     BagRefused,
     Head,
     count_items,
+    fold_files,
+    manifest_of,
     read_bag,
     read_head,
 )
@@ -45,6 +50,8 @@ GOOD: tuple[Result, ...] = ("committed", "unchanged")
 # The school may seal a new collection, and drop the one being fetched, while we fetch: so often we start
 # over.
 ATTEMPTS = 2
+RETRY_SECONDS = 2.0  # in which a school has put a new collection into its mirror, as a rule
+ASKED_AHEAD = 3  # so many changes are asked for together with HEAD, to save a round trip
 RESERVE = 64 << 20  # bytes left free on the archive's disk
 
 
@@ -93,7 +100,7 @@ class NoWatcher:
 
 
 class _SourceChanged(Exception):
-    """The school sealed anew while we fetched."""
+    """The school sealed anew while we fetched, or is just doing so."""
 
 
 async def pull(
@@ -225,31 +232,30 @@ class _ServerPull:
                 except _SourceChanged:
                     if attempt == ATTEMPTS:
                         raise TransferFailed(
-                            "sealed a new collection while this one was fetched (run again)"
+                            "was sealing a new collection while this one was fetched (run again)"
                         ) from None
+                    await asyncio.sleep(RETRY_SECONDS)
         finally:
             with contextlib.suppress(OSError):
                 await transport.close()
 
     async def _once(self, transport: Transport) -> None:
         server, result = self.server, self.result
-        self.tag_files = {}
         self.watcher.step(server.name, "asking")
-        head = await self._head(transport)
-        result.sequence = head.sequence
         committed = await asyncio.to_thread(self.archive.committed, server.name)
+        head, changes = await self._ask(transport, committed.pull.sequence if committed is not None else None)
+        result.sequence = head.sequence
         if committed is not None and committed.pull.manifest_sha256 == head.manifest_sha256:
             self._unchanged(committed)
             return
         self._require_progress(head, committed)
 
-        folder = f"collections/{head.sequence:08d}"
-        tags = await self._fetch_small(transport, folder, TAG_FILES, MAX_TAG_FILE)
-        if not tags:
-            await self._require_same_head(transport, head)
-            raise TransferFailed(f"its HEAD names collection {head.sequence}, which it does not have")
-        self.tag_files |= tags
-        bag = await asyncio.to_thread(read_bag, tags, head, server, self.config.limits)
+        await self._fetch_tag_files(transport, head, committed, changes)
+        try:
+            bag = await asyncio.to_thread(read_bag, self.tag_files, head, server, self.config.limits)
+        except BagRefused:
+            await self._require_same_head(transport)
+            raise
         plan = await self._prepare(bag, committed)
         staged = self.archive.staging(server.name) / "data"
         if plan.wanted:
@@ -258,7 +264,7 @@ class _ServerPull:
             self._require_space(needed)
             self._count(
                 await transport.fetch(
-                    f"{folder}/data",
+                    "bag/data",
                     plan.wanted,
                     staged,
                     max_file=needed,
@@ -271,24 +277,51 @@ class _ServerPull:
         try:
             await asyncio.to_thread(check, staged, bag.manifest, plan, bag.payload_bytes)
         except BagRefused:
-            await self._require_same_head(transport, head)
+            await self._require_same_head(transport)
             raise
         await asyncio.shield(asyncio.to_thread(self._commit, bag))
         result.result = "committed"
 
-    async def _head(self, transport: Transport) -> Head:
-        files = await self._fetch_small(transport, ".", ("HEAD",), MAX_HEAD)
+    async def _ask(self, transport: Transport, known: int | None) -> tuple[Head, dict[int, bytes]]:
+        """Return HEAD, and the changes of the collections after `known` that came along."""
+        ahead = range(known + 1, known + 1 + ASKED_AHEAD) if known is not None else ()
+        names = {sequence: _changes_of(sequence) for sequence in ahead}
+        files = await self._fetch_small(transport, ".", ("HEAD", "NEXT", *names.values()), MAX_TAG_FILE)
+        if "NEXT" in files:
+            raise _SourceChanged
         if "HEAD" not in files:
             raise TransferFailed(
                 "has not sealed a collection yet (shala-agent status on the server says why)"
             )
-        self.tag_files = files
-        return read_head(files["HEAD"], self.server)
+        self.tag_files = {"HEAD": files["HEAD"][:MAX_HEAD]}
+        changes = {sequence: files[name] for sequence, name in names.items() if name in files}
+        return read_head(files["HEAD"][:MAX_HEAD], self.server), changes
 
-    async def _require_same_head(self, transport: Transport, head: Head) -> None:
+    async def _fetch_tag_files(
+        self, transport: Transport, head: Head, committed: Committed | None, changes: dict[int, bytes]
+    ) -> None:
+        """Fetch the tag files of the mirror: of the lists of files only what changed, where that is known."""
+        since = range(committed.pull.sequence + 1, head.sequence + 1) if committed is not None else range(0)
+        names = {sequence: _changes_of(sequence) for sequence in since if sequence not in changes}
+        tags = await self._fetch_small(transport, "bag", SMALL_TAG_FILES, MAX_TAG_FILE)
+        if names:
+            more = await self._fetch_small(transport, ".", tuple(names.values()), MAX_TAG_FILE)
+            changes = changes | {sequence: more[name] for sequence, name in names.items() if name in more}
+        files = None
+        if committed is not None and all(sequence in changes for sequence in since):
+            chain = [changes[sequence] for sequence in since]
+            files = await asyncio.to_thread(_folded, committed, chain, head.files_sha256)
+        if files is None:
+            files = (await self._fetch_small(transport, "bag", (FILES,), MAX_TAG_FILE)).get(FILES)
+        self.tag_files |= tags
+        if files is not None:
+            self.tag_files[FILES] = files
+            self.tag_files[MANIFEST] = await asyncio.to_thread(manifest_of, files)
+
+    async def _require_same_head(self, transport: Transport) -> None:
         """Raise _SourceChanged if what looks wrong is only that the school has sealed anew meanwhile."""
-        files = await self._fetch_small(transport, ".", ("HEAD",), MAX_HEAD)
-        if "HEAD" in files and files["HEAD"] != self.tag_files.get("HEAD") and head.sequence:
+        files = await self._fetch_small(transport, ".", ("HEAD", "NEXT"), MAX_HEAD)
+        if "NEXT" in files or ("HEAD" in files and files["HEAD"] != self.tag_files.get("HEAD")):
             raise _SourceChanged
 
     async def _fetch_small(
@@ -362,6 +395,19 @@ class _ServerPull:
         self.result.bytes_received += transfer.bytes_received
         if payload:
             self.result.files_received += transfer.files_received
+
+
+def _changes_of(sequence: int) -> str:
+    return f"changes/{sequence:08d}.txt"
+
+
+def _folded(committed: Committed, chain: Sequence[bytes], wanted: str) -> bytes | None:
+    """Return FILES after the changes of a chain; None if it does not come to the wanted digest."""
+    try:
+        files = fold_files(committed.files(), chain)
+    except (OSError, BagRefused):
+        return None
+    return files if hashlib.sha256(files).hexdigest() == wanted else None
 
 
 def _prepare(staged: Path, bag: Bag, committed: Committed | None) -> Plan:

@@ -16,6 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from shala_agent.manifest import (
+    File,
+    ManifestError,
+    bagit_lines,
+    changes_between,
+    read_files,
+    sort_key,
+    write_line,
+)
 from shala_central.archive import Archive
 from shala_central.bag import TAG_FILES
 
@@ -76,13 +85,22 @@ class School:
 
     def tag_files(self, files: dict[str, bytes], **changes: object) -> dict[str, bytes]:
         """Return the tag files of a bag with these payload files (paths without data/)."""
-        manifest = "".join(f"{sha256(content)}  data/{path}\n" for path, content in sorted(files.items()))
-        size = sum(len(content) for content in files.values())
+        listed = [
+            File(f"data/{path}", sha256(content), len(content), 1_700_000_000 * 10**9, 0o644)
+            for path, content in files.items()
+        ]
+        return self.tag_files_of(listed, **changes)
+
+    def tag_files_of(self, listed: list[File], **changes: object) -> dict[str, bytes]:
+        """Return the tag files of a bag whose manifest says this, whatever it is."""
+        listed = sorted(listed, key=lambda file: sort_key(file.path))
+        size = sum(file.size for file in listed)
         tags = {
             "bagit.txt": b"BagIt-Version: 1.0\nTag-File-Character-Encoding: UTF-8\n",
-            "bag-info.txt": f"Source-Organization: {self.name}\nPayload-Oxum: {size}.{len(files)}\n".encode(),
+            "bag-info.txt": f"Source-Organization: {self.name}\nPayload-Oxum: {size}.{len(listed)}\n".encode(),
             "collection.json": json.dumps(self.collection(**changes)).encode(),
-            "manifest-sha256.txt": manifest.encode(),
+            "files.txt": b"".join(map(write_line, listed)),
+            "manifest-sha256.txt": b"".join(bagit_lines(listed)),
         }
         return sealed(tags)
 
@@ -91,32 +109,49 @@ class School:
         return sealed(tags)
 
     def seal(self, files: dict[str, bytes], **changes: object) -> Path:
-        """Seal a collection into the spool; unchanged files keep their time, as the agent's hard links do."""
+        """Seal a collection into the spool; unchanged files stay as they are in the mirror."""
         self.sequence += 1
-        bag = self.spool / "collections" / f"{self.sequence:08d}"
-        previous = self.spool / "collections" / f"{self.sequence - 1:08d}"
+        bag = self.spool / "bag"
         for path, content in files.items():
             target = bag / "data" / path
+            if target.is_dir():
+                shutil.rmtree(target)
+            for above in (*target.parents,):
+                if above.is_file():
+                    above.unlink()
             target.parent.mkdir(parents=True, exist_ok=True)
-            old = previous / "data" / path
-            if old.is_file() and old.read_bytes() == content:
-                os.link(old, target)
-            else:
+            if not target.is_file() or target.read_bytes() != content:
                 target.write_bytes(content)
+                os.utime(target, (1_700_000_000, 1_700_000_000))
+        for target in (bag / "data").rglob("*"):
+            if target.is_file() and str(target.relative_to(bag / "data")) not in files:
+                target.unlink()
         self.write_tags(bag, self.tag_files(files, **changes))
         return bag
 
     def write_tags(self, bag: Path, tags: dict[str, bytes]) -> None:
+        """Write the tag files of a bag, the list of what changed in it, and HEAD."""
+        old = (bag / "files.txt").read_bytes().splitlines(keepends=True) if self.sequence > 1 else []
         for name, content in tags.items():
             (bag / name).write_bytes(content)
-        self.write_head(manifest_sha256=sha256(tags["manifest-sha256.txt"]))
+        (self.spool / "changes").mkdir(exist_ok=True)
+        new = read_files(tags["files.txt"].splitlines(keepends=True))
+        with contextlib.suppress(ManifestError):
+            lines = list(map(write_line, changes_between(read_files(old), new)))
+            (self.spool / f"changes/{self.sequence:08d}.txt").write_bytes(b"".join(lines))
+        self.write_head(tags)
 
-    def write_head(self, **changes: object) -> None:
+    def write_head(self, tags: dict[str, bytes] | None = None, **changes: object) -> None:
+        """Write the HEAD of these tag files, by default of those in the mirror."""
+        tags = tags or {name: (self.spool / "bag" / name).read_bytes() for name in TAG_FILES}
         head = {
-            "format": 1,
+            "format": 2,
             "server_name": self.name,
             "sequence": self.sequence,
             "year": self.year,
+            "manifest_sha256": sha256(tags["manifest-sha256.txt"]),
+            "files_sha256": sha256(tags["files.txt"]),
+            "tag_manifest_sha256": sha256(tags["tagmanifest-sha256.txt"]),
             **changes,
         }
         (self.spool / "HEAD").write_text(json.dumps(head))

@@ -42,7 +42,7 @@ def receive(archive, school):
     def receive(files: dict[str, bytes], sequence: int, year: int = 2026) -> None:
         school.sequence, school.year = sequence, year
         tags = school.tag_files(files)
-        school.write_head(manifest_sha256=hashlib.sha256(tags["manifest-sha256.txt"]).hexdigest())
+        school.write_head(tags)
         server = Server(school.name, school.state, "127.0.0.1")
         head = read_head((school.spool / "HEAD").read_bytes(), server)
         bag = read_bag(tags, head, server, Limits())
@@ -53,7 +53,9 @@ def receive(archive, school):
             if committed is not None and committed.pull.manifest_sha256 == head.manifest_sha256:
                 return
             stage(bag, committed, files)
-            archive.commit(school.name, bag, tags, record(bag))
+            archive.commit(
+                school.name, bag, {**tags, "HEAD": (school.spool / "HEAD").read_bytes()}, record(bag)
+            )
 
     def stage(bag: Bag, committed, files: dict[str, bytes]) -> None:
         data = archive.staging(school.name) / "data"

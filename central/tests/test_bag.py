@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import posixpath
 
@@ -10,11 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shala_agent.collection import BAGIT, bag_info, read_collection, tag_manifest, write_collection
+from shala_agent.manifest import File, bagit_lines, changes_between, sort_key, write_line
 from shala_central.bag import (
     MAX_REASONS,
     BagRefused,
     Head,
     count_items,
+    fold_files,
+    manifest_of,
     path_problem,
     read_bag,
     read_head,
@@ -33,7 +37,8 @@ def manifest(*paths: str) -> bytes:
 
 
 def head(**changes: object) -> bytes:
-    sound = {"format": 1, "server_name": SERVER.name, "sequence": 1, "year": 2026, "manifest_sha256": DIGEST}
+    digests = dict.fromkeys(("manifest_sha256", "files_sha256", "tag_manifest_sha256"), DIGEST)
+    sound = {"format": 2, "server_name": SERVER.name, "sequence": 1, "year": 2026, **digests}
     return json.dumps({**sound, **changes}).encode()
 
 
@@ -44,8 +49,9 @@ def refusal(*paths: str, **limits: object) -> str:
 
 
 def head_of(school, tags: dict[str, bytes]) -> Head:
-    digest = hashlib.sha256(tags["manifest-sha256.txt"]).hexdigest()
-    return Head(1, school.name, school.sequence, school.year, digest)
+    names = ("manifest-sha256.txt", "files.txt", "tagmanifest-sha256.txt")
+    digests = [hashlib.sha256(tags.get(name, b"")).hexdigest() for name in names]
+    return Head(2, school.name, school.sequence, school.year, *digests)
 
 
 @pytest.fixture
@@ -146,9 +152,10 @@ def test_what_is_no_manifest_is_refused(raw):
     [
         (b"", "is not readable"),
         (b"[]", "is not readable"),
-        (b'{"format":1}', "is not readable"),
+        (b'{"format":2}', "is not readable"),
         (b"\xff", "is not readable"),
-        (head(format=2), "update"),
+        (head(format=3), "update the centre"),
+        (head(format=1), "update the agent"),
         (head(server_name="a-b"), "'a-b'"),
         (head(year=1970), "clock"),
         (head(sequence=-1), "sequence"),
@@ -175,14 +182,18 @@ def test_a_sound_bag_is_believed(sealed_school):
 
 def test_a_bag_that_the_agent_writes_is_believed(sealed_school):
     said = read_collection(json.dumps(sealed_school.collection(school_name="नमस्ते: St. X\r")).encode())
-    lines = "".join(f"{hashlib.sha256(raw).hexdigest()}  data/{path}\n" for path, raw in FILES.items())
+    listed = [
+        File(f"data/{p}", hashlib.sha256(raw).hexdigest(), len(raw), 7, 0o600) for p, raw in FILES.items()
+    ]
     tags = {
         "bagit.txt": BAGIT,
         "bag-info.txt": bag_info(said, 3, len(FILES)),
         "collection.json": write_collection(said),
-        "manifest-sha256.txt": lines.encode(),
+        "files.txt": b"".join(map(write_line, listed)),
+        "manifest-sha256.txt": b"".join(bagit_lines(listed)),
     }
-    tags["tagmanifest-sha256.txt"] = tag_manifest(tags)
+    digests = {name: hashlib.sha256(raw).hexdigest() for name, raw in tags.items()}
+    tags["tagmanifest-sha256.txt"] = tag_manifest(digests)
     assert read_bag(tags, head_of(sealed_school, tags), SERVER, Limits()).collection == said
 
 
@@ -192,15 +203,45 @@ def test_a_tag_file_that_is_missing_or_changed_is_named(sealed_school, name):
     head = head_of(sealed_school, tags)
     with pytest.raises(BagRefused, match=f"{name} is missing"):
         read_bag({other: raw for other, raw in tags.items() if other != name}, head, SERVER, Limits())
+    changed = {**tags, name: tags[name] + b"x"}
     with pytest.raises(BagRefused, match=r"tagmanifest-sha256\.txt"):
-        read_bag({**tags, name: tags[name] + b"x"}, head, SERVER, Limits())
+        read_bag(changed, head_of(sealed_school, changed), SERVER, Limits())
 
 
 def test_a_manifest_that_head_does_not_name_is_refused(sealed_school):
     tags = sealed_school.tag_files(FILES)
-    head = Head(1, SERVER.name, 3, 2026, DIGEST)
-    with pytest.raises(BagRefused, match="is not the one that HEAD names"):
+    head = Head(2, SERVER.name, 3, 2026, DIGEST, DIGEST, DIGEST)
+    with pytest.raises(BagRefused) as refused:
         read_bag(tags, head, SERVER, Limits())
+    assert [reason.split()[0] for reason in refused.value.reasons] == [
+        "manifest-sha256.txt",
+        "files.txt",
+        "tagmanifest-sha256.txt",
+    ]
+
+
+PATHS = st.lists(st.sampled_from("abcd/"), min_size=1, max_size=4).map("".join)
+LISTED = st.dictionaries(PATHS, st.integers(0, 9), max_size=6).map(
+    lambda found: sorted(
+        (File(p, DIGEST, n, n, 0o644) for p, n in found.items()), key=lambda f: sort_key(f.path)
+    )
+)
+
+
+@given(st.lists(LISTED, min_size=1, max_size=5))
+def test_the_newest_list_of_files_follows_from_an_old_one_and_the_changes_since(days):
+    written = [b"".join(map(write_line, day)) for day in days]
+    changes = [b"".join(map(write_line, changes_between(a, b))) for a, b in itertools.pairwise(days)]
+    assert fold_files(written[0], changes) == written[-1]
+    assert manifest_of(written[-1]) == b"".join(bagit_lines(days[-1]))
+
+
+@pytest.mark.parametrize("lines", [b"nonsense\n", b"-a", b"-b\n-a\n", b"-\x00\xff\n"])
+def test_a_list_that_is_none_is_refused(lines):
+    with pytest.raises(BagRefused, match="list of changes 1 of 1"):
+        fold_files(b"", [lines])
+    with pytest.raises(BagRefused, match=r"files\.txt"):
+        manifest_of(lines)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import stat
@@ -82,11 +83,48 @@ def test_the_second_day_moves_only_what_has_changed(centre, school, online):
 def test_a_changed_file_with_the_old_size_and_time_is_fetched(centre, school, online):
     online(school).seal({**DAY_1, "gstudio/db/x": b"old"})
     centre.pull()
+    times = [(school.spool / "bag/data/gstudio/db/x").stat().st_mtime_ns]
     bag = school.seal({**DAY_1, "gstudio/db/x": b"new"})
-    old = school.spool / "collections/00000001/data/gstudio/db/x"
-    os.utime(bag / "data/gstudio/db/x", ns=(old.stat().st_mtime_ns, old.stat().st_mtime_ns))
+    assert [(bag / "data/gstudio/db/x").stat().st_mtime_ns] == times
     centre.pull()
     assert centre.published(school)["gstudio/db/x"] == b"new"
+
+
+def test_after_many_days_only_what_changed_travels_not_the_list_of_all_files(centre, school, online):
+    files = {f"gstudio/rcs-repo/{number:04d}.json": str(number).encode() for number in range(2000)}
+    online(school).seal(files)
+    centre.pull()
+    for day in range(6):
+        files |= {"gstudio/nginx-logs/access.log": b"GET /" * day, f"gstudio/db/{day}": b"x"}
+        school.seal(files)
+    _, results = centre.pull()
+    assert results[school.name]["result"] == "committed"
+    assert results[school.name]["bytes_received"] < 10_000
+    assert centre.published(school) == files
+
+
+def test_changes_that_are_lost_or_wrong_cost_bytes_only(centre, school, online):
+    online(school).seal(DAY_1)
+    centre.pull()
+    for content in (None, b"nonsense\n", b""):
+        files = {**DAY_1, "gstudio/db/day": repr(content).encode()}
+        school.seal(files)
+        changes = school.spool / f"changes/{school.sequence:08d}.txt"
+        changes.unlink() if content is None else changes.write_bytes(content)
+        _, results = centre.pull()
+        assert results[school.name]["result"] == "committed"
+        assert centre.published(school) == files
+
+
+def test_a_school_that_is_just_sealing_is_left_for_later(centre, school, online):
+    online(school).seal(DAY_1)
+    (school.spool / "NEXT").write_text("{}")
+    code, results = centre.pull()
+    assert (code, results[school.name]["result"]) == (1, "failed")
+    assert "was sealing a new collection" in results[school.name]["reason"]
+    (school.spool / "NEXT").unlink()
+    code, results = centre.pull()
+    assert (code, results[school.name]["result"]) == (0, "committed")
 
 
 def test_a_new_year_stands_beside_the_old_one(centre, school, online):
@@ -230,8 +268,8 @@ def test_a_number_that_goes_back_waits_for_the_operators_word(centre, school, on
     school.seal({**DAY_1, "gstudio/media/x": b"x"})
     centre.pull()
     school.sequence = 0
-    for old in (school.spool / "collections").iterdir():
-        subprocess.run(["rm", "-r", str(old)], check=True)
+    shutil.rmtree(school.spool / "bag")
+    shutil.rmtree(school.spool / "changes")
     school.seal({"gstudio/db/fresh": b"fresh"})
     _, results = centre.pull()
     assert results[school.name]["result"] == "quarantined"
