@@ -76,7 +76,9 @@ def play(name: str, *arguments: str) -> tuple[int, str, float]:
             **os.environ,
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
             "ANSIBLE_INVENTORY": str(ROOT / "inventories/lab"),
-            "NO_COLOR": "1",
+            # Molecule forces colours on what it runs; the figures are read here.
+            "ANSIBLE_FORCE_COLOR": "0",
+            "ANSIBLE_NOCOLOR": "1",
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
