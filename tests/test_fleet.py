@@ -195,6 +195,16 @@ def test_the_csvs_have_their_columns_and_are_whole(server: str) -> None:
     assert rows_of(activity)[0][:2] == ["Username", "UserID"]
 
 
+@pytest.mark.parametrize("server", SERVERS)
+def test_media_and_recordings_take_no_room_twice_on_the_school(server: str) -> None:
+    folders = [f"/var/spool/shala/bag/data/gstudio/{item}" for item in ("media", "assessment-media")]
+    links = run(
+        "docker", "exec", f"shala-lab-{server}", "find", *folders, "-type", "f", "-printf", "%n\\n"
+    )  # fmt: skip
+    assert links.returncode == 0, links.stderr.decode()
+    assert {int(count) for count in links.stdout.split()} == {2}
+
+
 # -- the round again ------------------------------------------------------------
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 SSH = (
     "ssh -i /root/pull_key -o IdentitiesOnly=yes -o BatchMode=yes -o StrictHostKeyChecking=no "
     "-o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
@@ -35,14 +37,13 @@ def test_it_starts_at_boot_and_at_its_interval(host):
 def test_the_unit_is_gentle_and_confined(host):
     shown = host.check_output(
         "systemctl show shala-agent.service -p Nice -p IOSchedulingClass -p MemoryMax -p ProtectSystem"
-        " -p NoNewPrivileges -p ProtectHome -p PrivateTmp"
+        " -p NoNewPrivileges -p ReadOnlyPaths -p PrivateTmp"
     )
     assert "Nice=19" in shown
     assert "IOSchedulingClass=3" in shown or "IOSchedulingClass=idle" in shown
     assert f"MemoryMax={512 * 1024 * 1024}" in shown
-    assert {"ProtectSystem=strict", "NoNewPrivileges=yes", "ProtectHome=read-only", "PrivateTmp=yes"} <= set(
-        shown.split()
-    )
+    assert {"ProtectSystem=full", "NoNewPrivileges=yes", "PrivateTmp=yes"} <= set(shown.split())
+    assert {"-/root", "-/opt", "-/srv"} <= set(re.split("[ =\n]", shown))
 
 
 def test_the_agent_itself_runs_in_that_confinement(host):
