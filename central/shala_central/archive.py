@@ -13,19 +13,24 @@ import contextlib
 import datetime
 import fcntl
 import hashlib
+import io
+import itertools
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 from shala_agent.collection import Collection
+from shala_agent.manifest import File, Gone, changes_between, read_files
 
 from shala_central.bag import FILES, MANIFEST, PLATFORMS, Bag, BagRefused, read_manifest
 from shala_central.config import Limits
 from shala_central.failure import CentralError, UsageError
+from shala_central.history import History, HistoryError, Version, superfluous
+from shala_central.objects import SHARED, Objects
 from shala_central.publish import (
     make_folders,
     make_read_only,
@@ -104,6 +109,24 @@ class Damage:
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """One file that differs between two collections: + new, - gone, * changed; its size in bytes."""
+
+    sign: str
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What pruning forgot and removed, `bytes` being the room that became free."""
+
+    versions: list[Version]
+    objects: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One line of the tree: `level` 0 is a year, 4 an item; sizes and counts are of everything below."""
 
@@ -117,9 +140,10 @@ class Entry:
 class Archive:
     """The archive below one root."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, shared_items: Sequence[str] = ()) -> None:
         self.root = root
         self.hidden = root / ".shala"
+        self.objects = Objects(self.hidden / "objects", shared_items)
 
     def open(self) -> None:
         """Make the folders of the archive.
@@ -127,7 +151,7 @@ class Archive:
         Raises CentralError if they cannot be made or folders cannot be exchanged.
         """
         try:
-            for folder in ("staging", "collections", "quarantine", "locks"):
+            for folder in ("staging", "collections", "objects", "quarantine", "locks"):
                 make_folders(self.hidden / folder)
             require_exchange(self.hidden / "staging")
         except OSError as error:
@@ -139,6 +163,38 @@ class Archive:
             raise UsageError(
                 f"{self.root} is not an archive yet (shala pull makes it; --config names another one)"
             )
+
+    @contextlib.contextmanager
+    def in_use(self, *, alone: bool = False) -> Iterator[None]:
+        """Keep objects from being removed while the block runs; `alone` keeps everybody else out.
+
+        Raises CentralError if that cannot be had now.
+        """
+        path = self.hidden / "locks" / ".objects"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            try:
+                fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                other = "a pull" if alone else "shala archive prune"
+                raise CentralError(
+                    f"{other} is at work in {self.root} (try again when it has ended)"
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def history(self) -> Iterator[History]:
+        """Open the history of all servers while the block runs. Raises CentralError."""
+        try:
+            history = History(self.hidden / "history.sqlite")
+        except HistoryError as error:
+            raise CentralError(str(error)) from None
+        try:
+            yield history
+        finally:
+            history.close()
 
     # -- one server ------------------------------------------------------------------------------------------
 
@@ -184,13 +240,13 @@ class Archive:
         folder = self.hidden / "collections"
         return sorted((path.parent.name for path in folder.glob("*/current.json")), key=_by_number)
 
-    def history(self, name: str) -> list[PullRecord]:
-        """Return the records of a server, oldest first."""
-        records = []
-        for path in sorted((self.hidden / "collections" / name).glob("*/pull.json")):
-            with contextlib.suppress(msgspec.MsgspecError, OSError):
-                records.append(msgspec.json.decode(path.read_bytes(), type=PullRecord))
-        return sorted(records, key=lambda record: record.pulled)
+    def records(self, name: str) -> list[PullRecord]:
+        """Return how each collection of a server that is kept was pulled, oldest first."""
+        with self.history() as history:
+            earlier = [history.record(version)["pull.json"] for version in history.versions(name)]
+        records = [msgspec.json.decode(raw, type=PullRecord) for raw in earlier]
+        committed = self.committed(name)
+        return [*records, committed.pull] if committed is not None else records
 
     def quarantined(self, name: str) -> list[dict[str, object]]:
         """Return what is in quarantine of a server, each with its folder and reasons, oldest first."""
@@ -226,6 +282,8 @@ class Archive:
         """Publish the checked staging tree of a server and write its record. Call with the lock held."""
         staging = self.staging(name)
         data, record = staging / "data", staging / "record"
+        for path, digest in bag.manifest.items():
+            self.objects.add(data / path, name, path, digest)
         make_read_only(data)
         remove_tree(record)
         record.mkdir(mode=0o750)
@@ -250,11 +308,27 @@ class Archive:
             (staging / "record").rename(history / record)
             sync_folder(history)
         write_file(history / "current.json", msgspec.json.encode(_Current(record)) + b"\n")
+        self._remember(name, history / record)
         if (staging / "data").exists():
             (staging / "data").rename(staging / f"old-{_stamp()}")
         (staging / "commit.json").unlink()
         for left in staging.iterdir():
             remove_tree(left)
+
+    def _remember(self, name: str, newest: Path) -> None:
+        """Move the records of all collections but the newest into the history."""
+        for record in newest.parent.iterdir():
+            if record == newest or not record.is_dir():
+                continue
+            files = {file.name: file.read_bytes() for file in record.iterdir()}
+            if all(file in files for file in (*RECORD_FILES, "pull.json")):
+                old, new = io.BytesIO(files.pop(FILES)), io.BytesIO((newest / FILES).read_bytes())
+                del files[MANIFEST]  # follows from FILES
+                pull = msgspec.json.decode(files["pull.json"], type=PullRecord)
+                with self.history() as history:
+                    history.add(name, pull.pulled, files, changes_between(read_files(new), read_files(old)))
+            # Otherwise an earlier run was cut while it removed what is remembered.
+            remove_tree(record)
 
     def quarantine(
         self, name: str, sequence: int | None, refused: BagRefused, tag_files: Mapping[str, bytes]
@@ -294,13 +368,138 @@ class Archive:
         write_file(folder / "reason.json", msgspec.json.format(msgspec.json.encode(reason), indent=1) + b"\n")
         return folder
 
+    # -- earlier collections --------------------------------------------------------------------------------
+
+    def versions(self, name: str) -> list[Version]:
+        """Return every collection of a server that is kept, oldest first; the newest has the id 0.
+
+        Raises UsageError if there is none.
+        """
+        committed = self._require(name)
+        pull = committed.pull
+        newest = Version(0, name, pull.pulled, pull.year, pull.sequence, pull.files, pull.bytes)
+        with self.history() as history:
+            return [*history.versions(name), newest]
+
+    def version(self, name: str, sequence: int | None) -> Version:
+        """Return the kept collection of that number (None: the newest). Raises UsageError."""
+        versions = self.versions(name)
+        for version in reversed(versions):
+            if sequence in (None, version.sequence):
+                return version
+        kept = ", ".join(str(version.sequence) for version in versions[-10:])
+        raise UsageError(f"{name} has no collection {sequence} (kept are: {kept}; shala archive log {name})")
+
+    def files(self, version: Version) -> Iterator[File]:
+        """Yield the files of a kept collection, in the order of manifests, paths below data/."""
+        newest = read_files(io.BytesIO(self._require(version.server).files()))
+        if version.id == 0:
+            yield from newest
+            return
+        with self.history() as history:
+            yield from history.files(version, newest)
+
+    def diff(self, old: Version, new: Version) -> list[Difference]:
+        """Return which files differ in content between two kept collections, in the order of manifests."""
+        before = {file.path: file for file in self.files(old)}
+        differences: list[Difference] = []
+        for change in changes_between(before.values(), self.files(new)):
+            path = change.path.removeprefix("data/")
+            known = before.get(change.path)
+            if isinstance(change, Gone):
+                differences.append(Difference("-", path, known.size if known else 0))
+            elif known is None:
+                differences.append(Difference("+", path, change.size))
+            elif known.sha256 != change.sha256:
+                differences.append(Difference("*", path, change.size))
+        return differences
+
+    def checkout(self, version: Version, destination: Path, below: str = "") -> tuple[int, int]:
+        """Write a collection, or what is below a path of it, to a new folder; return (files, bytes).
+
+        Content, times and permissions are those that the school sealed. Raises UsageError if the destination
+        is there already, CentralError for content that is damaged or gone.
+        """
+        if os.path.lexists(destination):
+            raise UsageError(f"{destination} exists already (name a folder that does not)")
+        unfinished = destination.with_name(f".{destination.name}.part")
+        remove_tree(unfinished)
+        files = size = 0
+        for file in self.files(version):
+            path = file.path.removeprefix("data/")
+            if below and path != below and not path.startswith(f"{below}/"):
+                continue
+            target = unfinished / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._copy_out(version, path, file, target)
+            files, size = files + 1, size + file.size
+        if not files:
+            raise UsageError(f"collection {version.sequence} of {version.server} holds nothing at '{below}'")
+        unfinished.rename(destination)
+        return files, size
+
+    def prune(self, keep_days: int, keep_months: int, *, pretend: bool = False) -> Pruned:
+        """Forget the collections that the policy lets go, and remove the objects that none needs any more.
+
+        It may be cut at any moment. Raises CentralError while somebody pulls.
+        """
+        now = datetime.datetime.now(datetime.UTC)
+        with self.in_use(alone=True), self.history() as history:
+            gone: list[Version] = []
+            needed: dict[str, set[str]] = {SHARED: set()}
+            for name in self.servers():
+                superfluous_ones = superfluous(history.versions(name), now, keep_days, keep_months)
+                gone += superfluous_ones
+                if not pretend:
+                    history.forget(superfluous_ones)
+                newest = read_files(io.BytesIO(self._require(name).files()))
+                needed[name] = set()
+                for file in itertools.chain(newest, history.digests(name)):
+                    shared = self.objects.is_shared(file.path.removeprefix("data/"))
+                    needed[SHARED if shared else name].add(file.sha256)
+            removed, size = self._sweep(needed, pretend=pretend)
+        return Pruned(gone, removed, size)
+
+    def _sweep(self, needed: Mapping[str, set[str]], *, pretend: bool) -> tuple[int, int]:
+        removed = size = 0
+        for pool in self.objects.pools():
+            wanted = needed.get(pool, set())
+            for digest, place in self.objects.stored(pool):
+                if digest not in wanted:
+                    seen = place.stat()
+                    removed += 1
+                    # What a published tree still links to takes its room there.
+                    size += seen.st_size if seen.st_nlink == 1 else 0
+                    if not pretend:
+                        place.unlink()
+        return removed, size
+
+    def _copy_out(self, version: Version, path: str, file: File, target: Path) -> None:
+        place = self.objects.find(version.server, path, file.sha256)
+        if place is None:
+            raise CentralError(f"the content of {path} is not in the archive any more (shala archive verify)")
+        digest = hashlib.sha256()
+        with place.open("rb") as source, target.open("xb") as copy:
+            while chunk := source.read(1 << 20):
+                digest.update(chunk)
+                copy.write(chunk)
+            os.fchmod(copy.fileno(), file.mode)
+            copy.flush()
+            os.utime(copy.fileno(), ns=(file.mtime_ns, file.mtime_ns))
+        if digest.hexdigest() != file.sha256:
+            raise CentralError(f"{place} is damaged: it is not {path} any more (shala archive verify)")
+
+    def _require(self, name: str) -> Committed:
+        committed = self.committed(name)
+        if committed is None:
+            raise UsageError(f"nothing of '{name}' is in the archive (shala archive tree shows what is)")
+        return committed
+
     # -- looking ---------------------------------------------------------------------------------------------
 
     def verify(self, name: str) -> list[Damage]:
         """Read every published file of a server and return what differs from its committed manifest."""
-        committed = self.committed(name)
-        if committed is None:
-            raise UsageError(f"nothing of '{name}' is in the archive (shala archive tree shows what is)")
+        committed = self._require(name)
         try:
             manifest = committed.manifest()
         except (OSError, BagRefused) as error:

@@ -275,7 +275,7 @@ def _print_tree(root: str, entries: Sequence[Entry]) -> None:
         rails = "".join("│   " if level in open_levels else "    " for level in range(base, entry.level))
         open_levels.add(entry.level)
         name = entry.path if entry.level == base else entry.name
-        lines.append((rails + branch + "".join(c if c.isprintable() else "?" for c in name), entry))
+        lines.append((rails + branch + _visible(name), entry))
     width = max(len(text) for text, _ in lines)
     for text, entry in reversed(lines):
         click.echo(f"{text:<{width}}  {size(entry.bytes):>8}  {_counted(entry.files, 'file'):>12}")
@@ -298,7 +298,7 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
         raise UsageError(
             f"nothing of '{name}' is in the archive (shala archive tree --depth 2 shows what is)"
         )
-    history = archive.history(name)
+    history = archive.records(name)
     if as_json:
         _print_json(
             {
@@ -329,6 +329,10 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
             click.echo(f"  {reason}")
     click.echo(f"\nMore: shala archive verify {name}, shala archive show {name} --json")
     return 0
+
+
+def _visible(name: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in name)
 
 
 def _print_committed(committed: Committed) -> None:
@@ -400,6 +404,127 @@ def archive_verify(names: tuple[str, ...], config: CentralConfig, as_json: bool)
     if not damaged:
         return 0
     return FAILED if len(damaged) == len(answers) else PARTLY
+
+
+@archive_group.command("log", short_help="List the kept collections of a server.")
+@click.argument("name")
+@_config_option
+@_json_option
+def archive_log(name: str, config: CentralConfig, as_json: bool) -> int:
+    """List the collections of a server that are kept, newest first.
+
+    \b
+    Example:
+      shala archive log 2031017-mz17
+    """
+    versions = _archive(config).versions(name)[::-1]
+    if as_json:
+        _print_json({"name": name, "collections": versions})
+        return 0
+    rows = [
+        {
+            "collection": version.sequence,
+            "year": version.year,
+            "pulled": version.pulled[:19],
+            "files": version.files,
+            "bytes": size(version.bytes),
+        }
+        for version in versions
+    ]
+    numbers = ("collection", "files", "bytes")
+    for line in table(rows, ("collection", "year", "pulled", "files", "bytes"), numbers):
+        click.echo(line)
+    click.echo(f"More: shala archive diff {name} OLD NEW, shala archive checkout {name} NUMBER FOLDER")
+    return 0
+
+
+@archive_group.command("diff", short_help="Show what changed between two collections.")
+@click.argument("name")
+@click.argument("old", type=int)
+@click.argument("new", type=int, required=False)
+@_config_option
+@_json_option
+def archive_diff(name: str, old: int, new: int | None, config: CentralConfig, as_json: bool) -> int:
+    """Show which files changed between two collections of a server: + new, - gone, * changed.
+
+    OLD and NEW are numbers of collections; without NEW it is the newest.
+
+    \b
+    Examples:
+      shala archive diff 2031017-mz17 3
+      shala archive diff 2031017-mz17 3 7
+    """
+    archive = _archive(config)
+    before, after = archive.version(name, old), archive.version(name, new)
+    changes = archive.diff(before, after)
+    if as_json:
+        _print_json({"name": name, "old": before, "new": after, "changes": changes})
+        return 0
+    for change in changes:
+        click.echo(f"{change.sign} {_visible(change.path)}  {size(change.bytes)}")
+    counts = {sign: sum(change.sign == sign for change in changes) for sign in "+-*"}
+    click.echo(f"{counts['+']} new, {counts['-']} gone, {counts['*']} changed")
+    return 0
+
+
+@archive_group.command("checkout", short_help="Write an earlier collection to a folder.")
+@click.argument("name")
+@click.argument("number", type=int)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--item", default="", metavar="PATH", help="Only what is below this, e.g. gstudio/db.")
+@_config_option
+@_json_option
+def archive_checkout(  # noqa: PLR0917 - click's
+    name: str, number: int, folder: Path, item: str, config: CentralConfig, as_json: bool
+) -> int:
+    """Write a collection of a server, as it was sealed, to a folder that does not exist yet.
+
+    \b
+    Examples:
+      shala archive checkout 2031017-mz17 3 /tmp/mz17-3
+      shala archive checkout 2031017-mz17 3 /tmp/db --item gstudio/db
+    """
+    archive = _archive(config)
+    version = archive.version(name, number)
+    files, written = archive.checkout(version, folder, item.strip("/"))
+    if as_json:
+        _print_json(
+            {"name": name, "collection": version, "folder": str(folder), "files": files, "bytes": written}
+        )
+    else:
+        click.echo(
+            f"{folder}: collection {version.sequence} of {name}, {_counted(files, 'file')}, {size(written)}"
+        )
+    return 0
+
+
+@archive_group.command("prune", short_help="Forget collections that the policy lets go.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@_config_option
+@_json_option
+def archive_prune(dry_run: bool, config: CentralConfig, as_json: bool) -> int:
+    """Forget the collections that the policy lets go, and free the room that only they needed.
+
+    All of the last archive.keep_days days stay, of the last archive.keep_months months the newest of each
+    month, then the newest of each year. It may be interrupted at any moment.
+
+    \b
+    Example:
+      shala archive prune --dry-run
+    """
+    settings = config.archive
+    pruned = _archive(config).prune(settings.keep_days, settings.keep_months, pretend=dry_run)
+    if as_json:
+        _print_json({"collections": pruned.versions, "objects": pruned.objects, "bytes": pruned.bytes})
+        return 0
+    for version in pruned.versions:
+        click.echo(f"{version.server}  collection {version.sequence} of {version.pulled[:10]}")
+    word = "would go" if dry_run else "are gone"
+    click.echo(
+        f"{_counted(len(pruned.versions), 'collection')} and {_counted(pruned.objects, 'object')} {word},"
+        f" {size(pruned.bytes)} of room"
+    )
+    return 0
 
 
 # -- probe and schools ---------------------------------------------------------------------------------------
@@ -562,7 +687,7 @@ def version_command(as_json: bool) -> int:
 
 
 def _archive(config: CentralConfig) -> Archive:
-    archive = Archive(Path(config.archive.root))
+    archive = Archive(Path(config.archive.root), config.archive.shared_items)
     archive.require()
     return archive
 

@@ -19,6 +19,15 @@ class ArchiveSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Where the archive lives."""
 
     root: str = "/srv/shala/archive"
+    # Below a server's folder: what these hold is the same at many schools, and moves once for all of them.
+    shared_items: tuple[str, ...] = (
+        "gstudio/media",
+        "gstudio/assessment-media/repository",
+        "gstudio/rcs-repo",
+    )
+    # Of earlier collections stay all of so many days, then the newest of so many months, then of each year.
+    keep_days: Count = 30
+    keep_months: Count = 24
 
 
 class PullSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import functools
 import hashlib
 import os
 import shutil
@@ -41,7 +42,7 @@ from shala_central.config import CentralConfig
 from shala_central.failure import CentralError
 from shala_central.fleet import Server
 from shala_central.probe import Target, probe
-from shala_central.staging import Plan, check, prepare
+from shala_central.staging import Find, Plan, check, prepare
 from shala_central.transport import Transfer, TransferFailed, Transport, missing_programs, require_rsync
 
 Result = Literal["committed", "unchanged", "offline", "quarantined", "failed"]
@@ -122,7 +123,7 @@ async def pull(
             raise CentralError(
                 f"{path} cannot be read (playbooks/central.yml makes it; run as the user it belongs to)"
             )
-    archive = Archive(Path(config.archive.root))
+    archive = Archive(Path(config.archive.root), config.archive.shared_items)
     archive.open()
     watcher = watcher or NoWatcher()
     offline = await probe(
@@ -144,17 +145,21 @@ async def pull(
         return result
 
     try:
-        return list(await asyncio.gather(*(one(server) for server in servers)))
+        with archive.in_use():
+            return list(await asyncio.gather(*(one(server) for server in servers)))
     finally:
         shutil.rmtree(workdir, ignore_errors=True)
 
 
 def exit_code(results: Sequence[ServerResult]) -> int:
-    """Return 0 if every server is up to date, 3 if some are, 1 if none is."""
+    """Return 0 if every server is up to date, 1 if none is and something went wrong, otherwise 3.
+
+    That nobody answers is nothing wrong: it is how schools are.
+    """
     good = sum(result.result in GOOD for result in results)
     if good == len(results):
         return 0
-    return 3 if good else 1
+    return 3 if good or all(result.result == "offline" for result in results) else 1
 
 
 def _workdir() -> Path:
@@ -344,7 +349,8 @@ class _ServerPull:
     async def _prepare(self, bag: Bag, committed: Committed | None) -> Plan:
         self.watcher.step(self.server.name, "comparing")
         staged = self.archive.staging(self.server.name) / "data"
-        return await asyncio.to_thread(_prepare, staged, bag, committed)
+        find = functools.partial(self.archive.objects.find, self.server.name)
+        return await asyncio.to_thread(_prepare, staged, bag, committed, find)
 
     def _require_progress(self, head: Head, committed: Committed | None) -> None:
         """A school's numbers only go up. Where they do not, a disk was restored, re-installed or copied."""
@@ -410,7 +416,7 @@ def _folded(committed: Committed, chain: Sequence[bytes], wanted: str) -> bytes 
     return files if hashlib.sha256(files).hexdigest() == wanted else None
 
 
-def _prepare(staged: Path, bag: Bag, committed: Committed | None) -> Plan:
+def _prepare(staged: Path, bag: Bag, committed: Committed | None, find: Find) -> Plan:
     """Read the committed manifest and compare, off the event loop."""
     old = committed.manifest() if committed is not None else {}
-    return prepare(staged, bag.manifest, committed.tree if committed is not None else None, old)
+    return prepare(staged, bag.manifest, committed.tree if committed is not None else None, old, find)

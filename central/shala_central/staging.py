@@ -6,10 +6,11 @@ not. Nothing here is visible to a reader of the archive.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from shala_central.publish import remove_tree
 
 READ_BYTES = 1 << 20
 
+# Given a path of the manifest and its sha256, return a file with that content which the server may use.
+Find = Callable[[str, str], Path | None]
+
 
 @dataclass(slots=True)
 class Plan:
@@ -25,6 +29,8 @@ class Plan:
 
     wanted: list[str] = field(default_factory=list)
     present: dict[str, int] = field(default_factory=dict)
+    # Files whose content comes with another wanted one: {path: that path}.
+    copies: dict[str, str] = field(default_factory=dict)
 
     @property
     def present_bytes(self) -> int:
@@ -33,27 +39,35 @@ class Plan:
 
 
 def prepare(
-    tree: Path, manifest: Mapping[str, str], published: Path | None, committed: Mapping[str, str]
+    tree: Path,
+    manifest: Mapping[str, str],
+    published: Path | None,
+    committed: Mapping[str, str],
+    find: Find = lambda _path, _digest: None,
 ) -> Plan:
     """Given a staging tree (maybe of an earlier run), a manifest and what is published, return the rest.
 
     Files that the committed manifest proves unchanged become hard links to the published ones; they are not
-    read again. What an earlier run left is kept when its digest is right, used as a basis when it is not.
+    read again. So do files of which `find` knows an object. What an earlier run left is kept when its digest
+    is right, used as a basis when it is not.
     """
     _clear(tree, manifest)
     plan = Plan()
     made: set[str] = set()
+    coming: dict[str, str] = {}
     for path, digest in manifest.items():
         staged = f"{tree}/{path}"
         old = f"{published}/{path}" if published is not None and committed.get(path) == digest else None
         size = _usable(staged, old, digest)
-        if size is None and old is not None:
+        if size is None and (known := old or _known(find, path, digest)) is not None:
             folder = os.path.dirname(staged)  # noqa: PTH120 - strings throughout: there may be a million
             if folder not in made:
                 os.makedirs(folder, mode=0o750, exist_ok=True)  # noqa: PTH103
                 made.add(folder)
-            size = _link(old, staged)
-        if size is None:
+            size = _link(known, staged)
+        if size is None and (first := coming.setdefault(digest, path)) != path:
+            plan.copies[path] = first
+        elif size is None:
             plan.wanted.append(path)
         else:
             plan.present[path] = size
@@ -65,6 +79,7 @@ def check(tree: Path, manifest: Mapping[str, str], plan: Plan, payload_bytes: in
 
     Raises BagRefused naming each file that is missing, too many, or not what the manifest says.
     """
+    _make_copies(tree, plan)
     reasons: list[str] = []
     paths: list[str] = []
     found: dict[str, int] = {}
@@ -93,6 +108,20 @@ def check(tree: Path, manifest: Mapping[str, str], plan: Plan, payload_bytes: in
     if reasons:
         raise BagRefused(reasons, paths)
     _remove_partials(tree)
+
+
+def _make_copies(tree: Path, plan: Plan) -> None:
+    """Make the files whose content came with another one."""
+    for path, first in plan.copies.items():
+        with contextlib.suppress(FileNotFoundError):  # it was not sent, which is said of `first`
+            (tree / path).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            (tree / path).unlink(missing_ok=True)
+            (tree / path).hardlink_to(tree / first)
+
+
+def _known(find: Find, path: str, digest: str) -> str | None:
+    place = find(path, digest)
+    return None if place is None else str(place)
 
 
 def digest_of(path: Path | str) -> str:

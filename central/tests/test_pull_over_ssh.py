@@ -103,6 +103,49 @@ def test_after_many_days_only_what_changed_travels_not_the_list_of_all_files(cen
     assert centre.published(school) == files
 
 
+def test_what_one_school_has_sent_does_not_travel_from_another(centre, school, online, another_school):
+    lesson = random.Random(2).randbytes(300_000)
+    centre.archive_settings = 'shared_items = ["gstudio/media"]\n'
+    online(school).seal({"gstudio/media/lesson": lesson, "gstudio/db/a": lesson[:100_000]})
+    other = online(another_school("2031008-mz8", zone="mz-aizawl"))
+    other.seal(
+        {"gstudio/media/the same": lesson, "gstudio/db/a": lesson[:100_000], "gstudio/db/b": lesson[:100_000]}
+    )
+    centre.pull(school.name)
+    _, results = centre.pull(other.name)
+    # A database is never taken from another school, but from one's own other file.
+    assert results[other.name]["files_received"] == 1
+    assert 100_000 < results[other.name]["bytes_received"] < 120_000
+    assert centre.published(other)["gstudio/media/the same"] == lesson
+    assert centre.published(other)["gstudio/db/b"] == lesson[:100_000]
+    code, results = centre.pull()
+    assert (code, results[other.name]["result"]) == (0, "unchanged")
+
+
+def test_earlier_collections_are_listed_compared_and_taken_out_again(centre, school, online, tmp_path):
+    online(school).seal(DAY_1)
+    centre.pull()
+    school.seal({**DAY_1, "gstudio/db/new": b"new"})
+    centre.pull()
+    said = centre.shala("archive", "log", school.name).stdout
+    assert [line.split()[0] for line in said.splitlines()[2:4]] == ["2", "1"]
+    assert "+ gstudio/db/new  3 B" in centre.shala("archive", "diff", school.name, "1").stdout
+    assert "0 new, 1 gone, 0 changed" in centre.shala("archive", "diff", school.name, "2", "1").stdout
+    done = centre.shala("archive", "checkout", school.name, "1", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    out = {
+        str(p.relative_to(tmp_path / "out")): p.read_bytes()
+        for p in (tmp_path / "out").rglob("*")
+        if p.is_file()
+    }
+    assert out == DAY_1
+    assert "0 collections and 0 objects are gone" in centre.shala("archive", "prune").stdout
+    for wrong in (("checkout", school.name, "9", "/tmp/x"), ("log", "nobody"), ("diff", school.name, "one")):
+        done = centre.shala("archive", *wrong)
+        assert done.returncode == 2
+        assert len(done.stderr.strip().splitlines()[-1]) > 20
+
+
 def test_changes_that_are_lost_or_wrong_cost_bytes_only(centre, school, online):
     online(school).seal(DAY_1)
     centre.pull()

@@ -11,6 +11,8 @@ GONE = (
     "/etc/shala/fleet.json",
     "/etc/systemd/system/shala-pull.service",
     "/etc/systemd/system/shala-pull.timer",
+    "/etc/systemd/system/shala-prune.service",
+    "/etc/systemd/system/shala-prune.timer",
 )
 
 

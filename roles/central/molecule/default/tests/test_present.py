@@ -43,14 +43,21 @@ def test_rsync_is_one_that_may_face_a_hostile_sender(host):
 
 
 def test_it_pulls_by_itself(host):
-    timer = host.service("shala-pull.timer")
-    assert timer.is_enabled
-    assert timer.is_running
+    for name in ("shala-pull.timer", "shala-prune.timer"):
+        timer = host.service(name)
+        assert timer.is_enabled
+        assert timer.is_running
+
+
+def test_it_prunes_in_the_same_confinement(host):
+    host.run("systemctl start shala-prune.service")
+    status = host.check_output("systemctl show shala-prune.service -p ExecMainStatus --value")
+    assert status == "0", host.run("journalctl -u shala-prune --no-pager -n 30").stdout
 
 
 def test_the_puller_runs_in_its_confinement(host):
-    # Nobody answers at these addresses: 1 is shala's own answer, systemd's refusals are above 200.
+    # Nobody answers at these addresses: 3 is shala's own answer, systemd's refusals are above 200.
     host.run("systemctl start shala-pull.service")
     status = host.check_output("systemctl show shala-pull.service -p ExecMainStatus --value")
-    assert status == "1", host.run("journalctl -u shala-pull --no-pager -n 30").stdout
+    assert status == "3", host.run("journalctl -u shala-pull --no-pager -n 30").stdout
     assert "2031017-mz17: offline" in host.run("journalctl -u shala-pull --no-pager -n 30").stdout

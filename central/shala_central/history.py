@@ -1,0 +1,176 @@
+"""The history of every server: each collection that was ever committed, as the way back from the one after.
+
+One SQLite file. The newest collection of a server is not in it: its record lies in plain files beside the
+archive (shala_central.archive). A row holds what changes to the collection after it lead back to this one, so
+that the newest is always at hand, and an old one costs the changes since. A day on which nothing but the
+heartbeat changed costs about a kilobyte.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import zstandard
+from shala_agent.manifest import Change, File, compose, fold, read_changes, write_line
+
+VERSION = 1
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS collection (
+  id INTEGER PRIMARY KEY, server TEXT NOT NULL, pulled TEXT NOT NULL, year INTEGER NOT NULL,
+  sequence INTEGER NOT NULL, files INTEGER NOT NULL, bytes INTEGER NOT NULL,
+  record BLOB NOT NULL, changes BLOB NOT NULL, UNIQUE (server, pulled));
+PRAGMA user_version = {VERSION};
+"""
+
+
+class HistoryError(Exception):
+    """The history cannot be read; the text says why."""
+
+
+class Version(msgspec.Struct, frozen=True):
+    """One earlier collection of a server. `pulled` is when it was committed, ISO 8601 in UTC."""
+
+    id: int
+    server: str
+    pulled: str
+    year: int
+    sequence: int
+    files: int
+    bytes: int
+
+
+class History:
+    """The history in one file, which is made when it is not there."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._db = sqlite3.connect(path, timeout=60)
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            found = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if found not in (0, VERSION):
+                raise HistoryError(
+                    f"{path} is of version {found}, this shala reads {VERSION} (update the centre)"
+                )
+            self._db.executescript(_SCHEMA)
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise HistoryError(f"{path}: {error} (bring back the copy of last night)") from None
+        except BaseException:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def add(self, server: str, pulled: str, record: dict[str, bytes], changes: Iterable[Change]) -> None:
+        """Add what was the newest collection until now: the files of its record, and the way back to it.
+
+        Adding it twice is adding it once.
+        """
+        pull = msgspec.json.decode(record["pull.json"])
+        with self._db:
+            self._db.execute(
+                "INSERT OR IGNORE INTO collection"
+                " (server, pulled, year, sequence, files, bytes, record, changes)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(server, pulled, pull["year"], pull["sequence"], pull["files"], pull["bytes"]),
+                    _packed(msgspec.msgpack.encode(record)),
+                    _packed(b"".join(map(write_line, changes))),
+                ),
+            )
+
+    def versions(self, server: str) -> list[Version]:
+        """Return the earlier collections of a server, oldest first."""
+        rows = self._db.execute(
+            "SELECT id, server, pulled, year, sequence, files, bytes FROM collection"
+            " WHERE server = ? ORDER BY id",
+            (server,),
+        )
+        return [Version(*row) for row in rows]
+
+    def record(self, version: Version) -> dict[str, bytes]:
+        """Return the files of the record of an earlier collection, by name."""
+        row = self._db.execute("SELECT record FROM collection WHERE id = ?", (version.id,)).fetchone()
+        if row is None:
+            raise HistoryError(f"collection {version.sequence} of {version.server} is not kept any more")
+        return msgspec.msgpack.decode(zstandard.decompress(row[0]), type=dict[str, bytes])
+
+    def files(self, version: Version, newest: Iterable[File]) -> Iterator[File]:
+        """Given the files of the newest collection, yield those of an earlier one."""
+        rows = self._db.execute(
+            "SELECT changes FROM collection WHERE server = ? AND id >= ? ORDER BY id DESC",
+            (version.server, version.id),
+        )
+        return fold(newest, _put_together([zstandard.decompress(row[0]) for row in rows]))
+
+    def digests(self, server: str) -> Iterator[File]:
+        """Yield every file that an earlier collection of a server needs and the newest may not have."""
+        for (packed,) in self._db.execute("SELECT changes FROM collection WHERE server = ?", (server,)):
+            for change in _read(zstandard.decompress(packed)):
+                if isinstance(change, File):
+                    yield change
+
+    def forget(self, versions: Sequence[Version]) -> None:
+        """Remove collections; those before them stay as they are."""
+        for version in versions:
+            with self._db:
+                row = self._db.execute(
+                    "SELECT changes FROM collection WHERE id = ?", (version.id,)
+                ).fetchone()
+                older = self._db.execute(
+                    "SELECT id, changes FROM collection WHERE server = ? AND id < ? ORDER BY id DESC LIMIT 1",
+                    (version.server, version.id),
+                ).fetchone()
+                if row is not None and older is not None:
+                    both = _put_together([zstandard.decompress(row[0]), zstandard.decompress(older[1])])
+                    self._db.execute(
+                        "UPDATE collection SET changes = ? WHERE id = ?",
+                        (_packed(b"".join(map(write_line, both))), older[0]),
+                    )
+                self._db.execute("DELETE FROM collection WHERE id = ?", (version.id,))
+
+
+def superfluous(
+    versions: Sequence[Version], now: datetime.datetime, keep_days: int, keep_months: int
+) -> list[Version]:
+    """Return what a policy lets go.
+
+    All of the last `keep_days` days stay, of the last `keep_months` months the newest of each month, and
+    before that the newest of each year.
+    """
+    kept: set[str] = set()
+    gone: list[Version] = []
+    for version in sorted(versions, key=lambda v: v.id, reverse=True):
+        pulled = datetime.datetime.fromisoformat(version.pulled)
+        months = (now.year - pulled.year) * 12 + now.month - pulled.month
+        if now - pulled <= datetime.timedelta(days=keep_days):
+            continue
+        period = f"{pulled:%Y-%m}" if months <= keep_months else f"{pulled:%Y}"
+        if period in kept:
+            gone.append(version)
+        kept.add(period)
+    return gone
+
+
+def _put_together(lists: Sequence[bytes]) -> Iterable[Change]:
+    changes: Iterable[Change] = ()
+    for lines in lists:
+        changes = compose(changes, _read(lines))
+    return changes
+
+
+def _read(lines: bytes) -> Iterator[Change]:
+    return read_changes(io.BytesIO(lines))
+
+
+def _packed(raw: bytes) -> bytes:
+    return zstandard.compress(raw, 12)
