@@ -236,6 +236,29 @@ def test_the_next_collection_moves_only_what_has_changed() -> None:
         assert len(changed) < len(before[server]) / 2
 
 
+def test_a_school_day_later_the_archive_shows_the_new_and_still_has_the_old() -> None:
+    server = SERVERS[0]
+    before, old = manifest(server), shown(server)["collection"]["sequence"]
+    day = run(
+        "docker", "exec", f"shala-lab-{server}", "docker", "exec", "gstudio", "standin", "next-day", "1"
+    )
+    assert day.returncode == 0, day.stderr.decode()
+    for name in ("collect", "pull"):
+        code, said, _ = play(name, "--limit", f"centre,{server}")
+        assert code == 0, said[-4000:]
+    new = shown(server)["collection"]["sequence"]
+    assert manifest(server) != before
+    logged = json.loads(at_the_centre("shala", "archive", "log", server, "--json"))["collections"]
+    assert [entry["sequence"] for entry in logged][:2] == [new, old]
+    changes = json.loads(at_the_centre("shala", "archive", "diff", server, str(old), "--json"))["changes"]
+    assert {"gstudio/media", "gstudio/db"} <= {"/".join(change["path"].split("/")[:2]) for change in changes}
+    at_the_centre("shala", "archive", "checkout", server, str(old), "/tmp/of-the-day-before")
+    out = at_the_centre("sh", "-c", "cd /tmp/of-the-day-before && find . -type f -exec sha256sum {} +")
+    taken_out = {line.replace(b"  ./", b"  data/", 1) for line in out.splitlines()}
+    at_the_centre("rm", "-r", "/tmp/of-the-day-before")
+    assert taken_out == before
+
+
 def manifest(server: str) -> set[bytes]:
     """Return the lines of the manifest of the collection that the archive shows."""
     collection = shown(server)["collection"]
