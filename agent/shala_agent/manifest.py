@@ -13,7 +13,7 @@ files.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -107,6 +107,17 @@ def compose(first: Iterable[Change], second: Iterable[Change]) -> Iterator[Chang
         change = before if after is None else after
         assert change is not None  # noqa: S101 - one of them is there
         yield change
+
+
+def compose_all(lists: Sequence[Iterable[Change]]) -> Iterable[Change]:
+    """Return the changes that do what all lists do, one after the other.
+
+    Two and two, so that a thousand lists stand only ten deep.
+    """
+    while len(lists) > 1:
+        pairs = [lists[i : i + 2] for i in range(0, len(lists), 2)]
+        lists = [compose(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    return lists[0] if lists else ()
 
 
 def bagit_lines(files: Iterable[File]) -> Iterator[bytes]:

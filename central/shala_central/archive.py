@@ -16,6 +16,7 @@ import hashlib
 import io
 import itertools
 import os
+import pwd
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,11 +25,11 @@ from pathlib import Path
 
 import msgspec
 from shala_agent.collection import Collection
-from shala_agent.manifest import File, Gone, changes_between, read_files
+from shala_agent.manifest import File, Gone, ManifestError, changes_between, read_files
 
-from shala_central.bag import FILES, MANIFEST, PLATFORMS, Bag, BagRefused, read_manifest
-from shala_central.config import Limits
+from shala_central.bag import FILES, MANIFEST, PLATFORMS, Bag, BagRefused
 from shala_central.failure import CentralError, UsageError
+from shala_central.fleet import SERVER_NAME
 from shala_central.history import History, HistoryError, Version, superfluous
 from shala_central.objects import SHARED, Objects
 from shala_central.publish import (
@@ -88,8 +89,12 @@ class Committed:
     tree: Path
 
     def manifest(self) -> dict[str, str]:
-        """Return {payload path: sha256} of what is published."""
-        return read_manifest((self.record / MANIFEST).read_bytes(), Limits(case_collisions="allow"))
+        """Return {payload path: sha256} of what is published. Raises CentralError for a damaged record."""
+        try:
+            listed = read_files(io.BytesIO(self.files()))
+            return {file.path.removeprefix("data/"): file.sha256 for file in listed}
+        except (OSError, ManifestError) as error:
+            raise CentralError(f"the record {self.record / FILES} is damaged: {error}") from None
 
     def files(self) -> bytes:
         """Return FILES of the collection."""
@@ -97,7 +102,11 @@ class Committed:
 
     def collection(self) -> Collection:
         """Return what the school said about it."""
-        return msgspec.json.decode((self.record / "collection.json").read_bytes(), type=Collection)
+        path = self.record / "collection.json"
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Collection)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise CentralError(f"the record {path} is damaged: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +157,15 @@ class Archive:
     def open(self) -> None:
         """Make the folders of the archive.
 
-        Raises CentralError if they cannot be made or folders cannot be exchanged.
+        Raises CentralError if they cannot be made or folders cannot be exchanged, or if the archive is
+        somebody else's: what root writes there, its owner could not replace.
         """
+        try:
+            owner = self.root.stat().st_uid
+        except FileNotFoundError:
+            owner = os.geteuid()
+        if owner != os.geteuid():
+            raise CentralError(f"{self.root} belongs to {_user(owner)} (sudo -u {_user(owner)} shala pull)")
         try:
             for folder in ("staging", "collections", "objects", "quarantine", "locks"):
                 make_folders(self.hidden / folder)
@@ -224,6 +240,8 @@ class Archive:
 
     def committed(self, name: str) -> Committed | None:
         """Return what is published of a server, or None if nothing is."""
+        if not SERVER_NAME.fullmatch(name):
+            return None
         folder = self.hidden / "collections" / name
         try:
             current = msgspec.json.decode((folder / "current.json").read_bytes(), type=_Current)
@@ -251,6 +269,8 @@ class Archive:
     def quarantined(self, name: str) -> list[dict[str, object]]:
         """Return what is in quarantine of a server, each with its folder and reasons, oldest first."""
         found: list[dict[str, object]] = []
+        if not SERVER_NAME.fullmatch(name):
+            return found
         for path in sorted((self.hidden / "quarantine").glob(f"{name}-*/reason.json")):
             with contextlib.suppress(msgspec.MsgspecError, OSError):
                 reason = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
@@ -302,7 +322,10 @@ class Archive:
         make_folders(history)
         record = f"{intent.year:04d}-{intent.sequence:08d}"
         if (staging / "record").is_dir():
-            if (history / record).exists():
+            if _manifest_of(history / record) == _manifest_of(staging / "record"):
+                # The same once more, because its tree was lost or damaged.
+                remove_tree(history / record)
+            elif (history / record).exists():
                 # Only after `--accept-reset`: the school counts anew and has come to a number it had used.
                 (history / record).rename(history / f"{record}.before-{_stamp()}")
             (staging / "record").rename(history / record)
@@ -498,34 +521,33 @@ class Archive:
     # -- looking ---------------------------------------------------------------------------------------------
 
     def verify(self, name: str) -> list[Damage]:
-        """Read every published file of a server and return what differs from its committed manifest."""
-        committed = self._require(name)
-        try:
-            manifest = committed.manifest()
-        except (OSError, BagRefused) as error:
-            return [Damage(MANIFEST, f"of the record is damaged: {error}")]
-        damage = []
+        """Read every published file of a server, of earlier years too; return what is damaged.
+
+        Raises UsageError if nothing of the server is published.
+        """
+        while True:
+            committed = self._require(name)
+            damage = self._damage(committed)
+            now = self.committed(name)
+            # A collection that was committed meanwhile explains every difference.
+            if now is not None and now.pull == committed.pull:
+                return sorted(damage, key=lambda item: item.path)
+
+    def _damage(self, committed: Committed) -> list[Damage]:
+        damage: list[Damage] = []
         if digest_of(committed.record / MANIFEST) != committed.pull.manifest_sha256:
             damage.append(Damage(MANIFEST, "of the record is not the one that was committed"))
-        found: set[str] = set()
-        for folder, folders, files in os.walk(committed.tree):
-            links = [name for name in folders if os.path.islink(os.path.join(folder, name))]  # noqa: PTH114, PTH118
-            for file in (*files, *links):
-                path = os.path.relpath(os.path.join(folder, file), committed.tree)  # noqa: PTH118
-                found.add(path)
-                if path not in manifest:
-                    damage.append(Damage(path, "does not belong to the collection"))
-                    continue
-                full = committed.tree / path
-                try:
-                    if not stat.S_ISREG(full.lstat().st_mode):
-                        damage.append(Damage(path, "is not a plain file"))
-                    elif digest_of(full) != manifest[path]:
-                        damage.append(Damage(path, "has changed (sha256 differs)"))
-                except OSError as error:
-                    damage.append(Damage(path, f"cannot be read: {error.strerror}"))
-        damage.extend(Damage(path, "is missing") for path in manifest if path not in found)
-        return sorted(damage, key=lambda item: item.path)
+        try:
+            damage += _differences(committed.tree, committed.manifest())
+            newest_of_year = {version.year: version for version in self.versions(committed.name)}
+            for year, version in newest_of_year.items():
+                tree = self.tree_of(year, committed.pull.state, committed.name)
+                if year != committed.pull.year and tree.is_dir():
+                    files = {file.path.removeprefix("data/"): file.sha256 for file in self.files(version)}
+                    damage += [Damage(f"{year}: {d.path}", d.problem) for d in _differences(tree, files)]
+        except (CentralError, ManifestError) as error:
+            damage.append(Damage(FILES, str(error)))
+        return damage
 
     def tree(self, below: str = "", depth: int = 4) -> list[Entry]:
         """Return the tree below a path, each folder before what is in it, down to LEVEL `depth`, with sizes.
@@ -541,7 +563,7 @@ class Archive:
         entries: list[Entry] = []
         level = len(parts) - 1
         if level >= 0:
-            self._entry(start, "/".join(parts), level, depth, entries)
+            self._entry(start, "/".join(parts), level, max(depth, level), entries)
         else:
             years = (path for path in self.root.iterdir() if YEAR.fullmatch(path.name) and path.is_dir())
             for year in sorted(years):
@@ -601,6 +623,45 @@ def _order(path: Path) -> tuple[int, str, int, str]:
 def _by_number(name: str) -> tuple[str, int, str]:
     match = re.fullmatch(r"[0-9]{7,8}-([a-z]+)([0-9]{1,9})", name)
     return (match[1], int(match[2]), name) if match else (name, 0, name)
+
+
+def _differences(tree: Path, manifest: Mapping[str, str]) -> list[Damage]:
+    """Return how a tree differs from {path: sha256}, reading every file of it."""
+    damage: list[Damage] = []
+    found: set[str] = set()
+    for folder, folders, files in os.walk(tree):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]  # noqa: PTH114, PTH118
+        for file in (*files, *links):
+            path = os.path.relpath(os.path.join(folder, file), tree)  # noqa: PTH118
+            found.add(path)
+            if path not in manifest:
+                damage.append(Damage(path, "does not belong to the collection"))
+                continue
+            full = tree / path
+            try:
+                if not stat.S_ISREG(full.lstat().st_mode):
+                    damage.append(Damage(path, "is not a plain file"))
+                elif digest_of(full) != manifest[path]:
+                    damage.append(Damage(path, "has changed (sha256 differs)"))
+            except OSError as error:
+                damage.append(Damage(path, f"cannot be read: {error.strerror}"))
+    damage.extend(Damage(path, "is missing") for path in manifest if path not in found)
+    return damage
+
+
+def _manifest_of(record: Path) -> str | None:
+    """Return the digest of the manifest that a record is of, or None if it cannot be told."""
+    try:
+        return msgspec.json.decode((record / "pull.json").read_bytes(), type=PullRecord).manifest_sha256
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def _inode(path: Path) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import io
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from shala_agent.manifest import (
     Gone,
     ManifestError,
     bagit_lines,
+    compose_all,
     fold,
     read_changes,
     read_files,
@@ -42,8 +44,10 @@ HEAD_FORMAT = 2
 # Where rsync keeps the first part of a file whose transfer was cut; no payload file may bear this name.
 PARTIAL_DIR = ".shala-partial"
 
-MAX_HEAD = 64 * 1024  # bytes; a real one has 150
-MAX_TAG_FILE = 512 * 1024 * 1024  # bytes; the manifest of a million files has about 150 MB
+MAX_HEAD = 64 * 1024  # bytes; a real one has 400
+MAX_SMALL_TAG_FILE = 4 << 20  # bytes; a real one has some thousand
+MAX_FILES = 512 << 20  # bytes of FILES or of a list of changes; of a million files it has about 150 MB
+MAX_CHAIN = 100  # lists of changes that are put together; of a school longer away all of FILES is fetched
 FIRST_YEAR = 2016  # the first CLIx servers
 MAX_REASONS = 50  # named in full; the rest is counted
 
@@ -80,9 +84,9 @@ class BagRefused(Exception):
     `reasons` are for a person; `paths` are the files concerned, if any.
     """
 
-    def __init__(self, reasons: list[str], paths: list[str] | None = None) -> None:
-        if len(reasons) > MAX_REASONS:
-            reasons = [*reasons[:MAX_REASONS], f"and {len(reasons) - MAX_REASONS} more"]
+    def __init__(self, reasons: list[str], paths: list[str] | None = None, more: int = 0) -> None:
+        if len(reasons) + more > MAX_REASONS:
+            reasons = [*reasons[:MAX_REASONS], f"and {len(reasons) + more - MAX_REASONS} more"]
         super().__init__("; ".join(reasons))
         self.reasons = reasons
         self.paths = paths or []
@@ -106,10 +110,14 @@ class _Format(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Bag:
-    """The tag files of one collection, believed: `manifest` maps payload path (below data/) to sha256."""
+    """The tag files of one collection, believed.
+
+    `manifest` maps payload path (below data/) to sha256, `sizes` to bytes.
+    """
 
     head: Head
     manifest: Mapping[str, str]
+    sizes: Mapping[str, int]
     collection: Collection
     payload_bytes: int
 
@@ -121,7 +129,7 @@ def read_head(raw: bytes, server: Server) -> Head:
             older = "the agent: playbooks/provision.yml" if found < HEAD_FORMAT else "the centre"
             raise BagRefused([f"HEAD is of format {found}, this shala reads {HEAD_FORMAT} (update {older})"])
         head = msgspec.json.decode(raw, type=Head)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise BagRefused([f"HEAD is not readable: {_shown(str(error))}"]) from None
     reasons = []
     if head.server_name != server.name:
@@ -156,20 +164,25 @@ def read_bag(tag_files: Mapping[str, bytes], head: Head, server: Server, limits:
     _check_tag_manifest(tag_files)
     _check_declaration(tag_files["bagit.txt"])
     manifest = read_manifest(manifest_raw, limits)
-    payload_bytes = _check_oxum(tag_files["bag-info.txt"], manifest, limits)
+    listed = _of_manifest(read_files(io.BytesIO(tag_files[FILES])), FILES)
+    sizes = {file.path.removeprefix("data/"): file.size for file in listed}
+    if sizes.keys() != manifest.keys():
+        raise BagRefused([f"{FILES} and {MANIFEST} do not list the same files"], [FILES])
+    payload_bytes = _check_oxum(tag_files["bag-info.txt"], sizes, limits)
     collection = _read_collection(tag_files["collection.json"])
-    reasons = list(_identity_reasons(collection, head, server))
+    reasons = [*_identity_reasons(collection, head, server), *_item_reasons(collection, manifest)]
     if reasons:
         raise BagRefused(reasons)
-    return Bag(head, manifest, collection, payload_bytes)
+    return Bag(head, manifest, sizes, collection, payload_bytes)
 
 
 def fold_files(old: bytes, changes: Sequence[bytes]) -> bytes:
     """Given an older FILES and the changes of each collection since, return the newest. Raises BagRefused."""
-    files: Iterable[File] = read_files(io.BytesIO(old))
-    for number, lines in enumerate(changes, 1):
-        name = f"the list of changes {number} of {len(changes)}"
-        files = fold(files, _of_manifest(read_changes(io.BytesIO(lines)), name))
+    lists = [
+        _of_manifest(read_changes(io.BytesIO(lines)), f"the list of changes {number} of {len(changes)}")
+        for number, lines in enumerate(changes, 1)
+    ]
+    files = fold(read_files(io.BytesIO(old)), compose_all(lists))
     return b"".join(map(write_line, _of_manifest(files, FILES)))
 
 
@@ -186,22 +199,26 @@ def read_manifest(raw: bytes, limits: Limits) -> dict[str, str]:
     """
     reasons: list[str] = []
     paths: list[str] = []
+    more = 0
     manifest: dict[str, str] = {}
     for number, path, digest, unreadable in _manifest_lines(raw, MANIFEST):
         inner = path.removeprefix("data/")
         twice = "is listed twice" if inner in manifest else ""
         if reason := unreadable or _payload_path_problem(path, limits) or twice:
-            reasons.append(f"{MANIFEST} line {number}: '{_shown(path)}' {reason}")
-            paths.append(path)
+            if len(reasons) < MAX_REASONS:
+                reasons.append(f"{MANIFEST} line {number}: '{_shown(path)}' {reason}")
+                paths.append(path)
+            else:
+                more += 1
             continue
         manifest[inner] = digest
         if len(manifest) > limits.max_files:
             raise BagRefused([f"it lists more than {limits.max_files} files (limits.max_files allows more)"])
-    for path, reason in _collisions(manifest, limits):
+    for path, reason in itertools.islice(_collisions(manifest, limits), MAX_REASONS + 1):
         reasons.append(f"'{_shown(path)}' {reason}")
         paths.append(path)
     if reasons:
-        raise BagRefused(reasons, paths)
+        raise BagRefused(reasons, paths, more)
     if not manifest:
         raise BagRefused([f"{MANIFEST} lists no file"])
     return manifest
@@ -264,12 +281,11 @@ def _manifest_lines(raw: bytes, name: str) -> Iterator[tuple[int, str, str, str]
     Paths are taken as they stand, as `sha256sum -c` does; names with CR or LF, which BagIt would have to
     encode, are refused anyway.
     """
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BagRefused([f"{name} is not UTF-8 (byte {error.start})"], [name]) from None
-    for number, ended in enumerate(text.split("\n"), 1):
-        line = ended.removesuffix("\r")
+    for number, ended in enumerate(io.BytesIO(raw), 1):
+        try:
+            line = ended.decode("utf-8").removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError:
+            raise BagRefused([f"{name} line {number} is not UTF-8"], [name]) from None
         if not line:
             continue
         match = _LINE.fullmatch(line)
@@ -318,6 +334,8 @@ def _check_tag_manifest(tag_files: Mapping[str, bytes]) -> None:
     for number, path, digest, reason in _manifest_lines(tag_files[TAG_MANIFEST], TAG_MANIFEST):
         if reason or path in listed:
             reasons.append(f"{TAG_MANIFEST} line {number}: '{_shown(path)}' {reason or 'is listed twice'}")
+            if len(reasons) > MAX_REASONS:
+                break
         listed[path] = digest
     for name in TAG_FILES:
         if name == TAG_MANIFEST:
@@ -336,16 +354,16 @@ def _check_declaration(raw: bytes) -> None:
         raise BagRefused(["bagit.txt does not declare BagIt 1.0 in UTF-8"], ["bagit.txt"])
 
 
-def _check_oxum(raw: bytes, manifest: Mapping[str, str], limits: Limits) -> int:
-    """Return the bytes of the payload, as bag-info says them; staging checks them against the files."""
+def _check_oxum(raw: bytes, sizes: Mapping[str, int], limits: Limits) -> int:
+    """Return the bytes of the payload; staging checks the size of each file."""
     oxum = re.fullmatch(r"([0-9]{1,18})\.([0-9]{1,12})", _tags(raw, "bag-info.txt").get("Payload-Oxum", ""))
     if oxum is None:
         raise BagRefused(["bag-info.txt names no Payload-Oxum"], ["bag-info.txt"])
     size, files = int(oxum[1]), int(oxum[2])
-    if files != len(manifest):
-        raise BagRefused(
-            [f"bag-info.txt counts {files} files, {MANIFEST} lists {len(manifest)}"], ["bag-info.txt"]
-        )
+    listed = len(sizes), sum(sizes.values())
+    if (files, size) != listed:
+        said = f"bag-info.txt counts {files} files of {size} bytes, {FILES} lists {listed[0]} of {listed[1]}"
+        raise BagRefused([said], ["bag-info.txt"])
     if size > limits.max_bytes:
         raise BagRefused([f"it holds {size} bytes, more than limits.max_bytes allows ({limits.max_bytes})"])
     return size
@@ -367,7 +385,7 @@ def _tags(raw: bytes, name: str) -> dict[str, str]:
 def _read_collection(raw: bytes) -> Collection:
     try:
         collection = msgspec.json.decode(raw, type=Collection)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise BagRefused(
             [f"collection.json is not readable: {_shown(str(error))}"], ["collection.json"]
         ) from None
@@ -390,6 +408,15 @@ def _identity_reasons(collection: Collection, head: Head, server: Server) -> Ite
     for name, said, expected in pairs:
         if said != expected:
             yield f"collection.json says {name} '{_shown(str(said))}', expected was '{expected}'"
+
+
+def _item_reasons(collection: Collection, manifest: Mapping[str, str]) -> Iterator[str]:
+    """Yield the items that are said to be there and of which the manifest lists nothing."""
+    listed = {tuple(path.split("/", 2)[:2]) for path in manifest}
+    for item in collection.items:
+        if item.files > 0 and (item.platform, item.name.partition("/")[0]) not in listed:
+            shown = _shown(f"{item.platform}/{item.name}")
+            yield f"collection.json says that {shown} has {item.files} files, {MANIFEST} lists none"
 
 
 def _shown(text: str) -> str:

@@ -337,22 +337,22 @@ def _visible(name: str) -> str:
 
 def _print_committed(committed: Committed) -> None:
     collection = committed.collection()
-    click.echo(f"{committed.name}  {collection.school_name}".rstrip())
+    click.echo(f"{committed.name}  {_visible(collection.school_name)}".rstrip())
     click.echo(f"  {committed.tree}")
     click.echo(
-        f"  collection {collection.sequence}, sealed {collection.sealed},"
-        f" by shala-agent {collection.agent_version};"
+        f"  collection {collection.sequence}, sealed {_visible(collection.sealed)},"
+        f" by shala-agent {_visible(collection.agent_version)};"
         f" items ok/suspect/failed/missing {_items(count_items(collection))}\n"
     )
     rows = [
         {
-            "platform": item.platform,
-            "item": item.name,
-            "outcome": item.outcome,
+            "platform": _visible(item.platform),
+            "item": _visible(item.name),
+            "outcome": _visible(item.outcome),
             "files": item.files,
             "bytes": size(item.bytes),
             "of collection": item.carried_from if item.carried_from is not None else collection.sequence,
-            "reasons": "; ".join(item.reasons),
+            "reasons": _visible("; ".join(item.reasons)),
         }
         for item in collection.items
     ]
@@ -559,13 +559,13 @@ def probe_command(file: IO[bytes] | None, timeout: float, config_path: Path, as_
     \b
     Examples:
       shala probe
-      echo '[{"name": "mz17", "address": "10.0.0.17"}]' | shala probe --json
+      echo '[{"name": "mz17", "address": "10.0.0.17"}]' | shala probe --json -
     """
-    if file is None and sys.stdin.isatty():
+    if file is None:
         fleet = read_fleet(Path(read_config(config_path).fleet))
         targets = [Target(server.name, server.address, server.port) for server in fleet]
     else:
-        targets = _read_targets(file.read() if file is not None else sys.stdin.buffer.read())
+        targets = _read_targets(file.read())
     answers = run_probe(targets, timeout)
     online = [name for name, reason in answers.items() if not reason]
     offline = {name: reason for name, reason in answers.items() if reason}
@@ -616,12 +616,35 @@ def schools_group() -> None:
     help="Another spelling of a state; may be given more than once.  [default: cg=ct, ts=tg]",
 )
 @click.option(
-    "--duplicate-ids", type=click.Choice(["error", "first", "skip"]), default="error", show_default=True
+    "--duplicate-ids",
+    type=click.Choice(["error", "first", "skip"]),
+    default="error",
+    show_default=True,
+    help="What a server id in two rows means: an error, the first row counts, or neither.",
 )
-@click.option("--invalid", type=click.Choice(["error", "skip"]), default="error", show_default=True)
+@click.option(
+    "--invalid",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="What a row that cannot be used means: an error, or it is left out with a warning.",
+)
+@click.option(
+    "--code",
+    "codes",
+    multiple=True,
+    metavar="ID=CODE",
+    help="The school code of a server of which the list has none; may be given more than once.",
+)
 @_json_option
 def schools_check(  # noqa: PLR0917 - Click calls it by name
-    file: Path, states: str, aliases: tuple[str, ...], duplicate_ids: str, invalid: str, as_json: bool
+    file: Path,
+    states: str,
+    aliases: tuple[str, ...],
+    duplicate_ids: str,
+    invalid: str,
+    codes: tuple[str, ...],
+    as_json: bool,
 ) -> int:
     """Check a list of schools before it becomes an inventory.
 
@@ -632,6 +655,7 @@ def schools_check(  # noqa: PLR0917 - Click calls it by name
     Examples:
       shala schools check schools.csv
       shala schools check schools.csv --duplicate-ids first --states mz,rj,ct,tg,ka
+      shala schools check inventories/example/schools.csv --code tg39=4160139
     """
     mapping = dict(ALIASES)
     for alias in aliases:
@@ -643,7 +667,16 @@ def schools_check(  # noqa: PLR0917 - Click calls it by name
     mapping = {
         other: state for other, state in mapping.items() if state in known or f"{other}={state}" in aliases
     }
-    rules = Rules(states=known, aliases=mapping, duplicate_ids=duplicate_ids, invalid=invalid)  # type: ignore[arg-type]
+    given = dict(code.split("=", 1) for code in codes if "=" in code)
+    if len(given) != len(codes):
+        raise UsageError("--code is of the form ID=CODE, each id once (e.g. --code tg39=4160139)")
+    rules = Rules(
+        states=known,
+        aliases=mapping,
+        duplicate_ids=duplicate_ids,  # type: ignore[arg-type]
+        invalid=invalid,  # type: ignore[arg-type]
+        codes=given,
+    )
     try:
         read = read_schools(file, rules)
     except ValueError as error:

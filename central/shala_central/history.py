@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 import zstandard
-from shala_agent.manifest import Change, File, compose, fold, read_changes, write_line
+from shala_agent.manifest import Change, File, compose_all, fold, read_changes, write_line
 
 VERSION = 1
 _SCHEMA = f"""
@@ -162,10 +162,7 @@ def superfluous(
 
 
 def _put_together(lists: Sequence[bytes]) -> Iterable[Change]:
-    changes: Iterable[Change] = ()
-    for lines in lists:
-        changes = compose(changes, _read(lines))
-    return changes
+    return compose_all([_read(lines) for lines in lists])
 
 
 def _read(lines: bytes) -> Iterator[Change]:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shala_central.publish import FILE_MODE, make_folders
+from shala_central.staging import digest_of
 
 SHARED = "shared"
 
@@ -36,7 +37,10 @@ class Objects:
         return None
 
     def add(self, source: Path, server: str, path: str, sha256: str) -> None:
-        """Make a file whose content was checked an object; it becomes a link to one that is there already."""
+        """Make a file whose content was checked an object.
+
+        It becomes a link to one that is there already, unless that one is damaged: then it takes its place.
+        """
         place = self._place(SHARED if self.is_shared(path) else server, sha256)
         source.chmod(FILE_MODE)
         try:
@@ -45,8 +49,13 @@ class Objects:
             make_folders(place.parent)
             place.hardlink_to(source)
         except FileExistsError:
-            if not place.samefile(source):
+            if place.samefile(source):
+                return
+            # Rare: two pulls at once, or an object that could not be used.
+            if digest_of(place) == sha256:
                 link(place, source)
+            else:
+                link(source, place)
 
     def is_shared(self, path: str) -> bool:
         """Return whether the policy lets every server refer to what others have sent for such a path."""

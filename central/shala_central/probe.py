@@ -7,12 +7,18 @@ A thousand servers of which seven hundred are silent take about the time-out of 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import ipaddress
 import resource
-from collections.abc import Iterable, Sequence
+import socket
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 TIMEOUT_SECONDS = 2.0
 AT_ONCE = 1000
+RESOLVERS = 64  # look-ups of names at once
 # A server may greet with a few lines before its banner (RFC 4253 4.2); this is room for a long legal notice.
 MAX_GREETING = 16_384
 
@@ -33,13 +39,17 @@ async def probe(
     words.
     """
     targets = list(targets)
+    names = await _resolve({target.address for target in targets}, timeout)
     room = asyncio.Semaphore(max(1, min(at_once, _open_files(at_once))))
 
     async def ask(target: Target) -> str:
+        address, problem = names[target.address]
+        if problem:
+            return problem
         async with room:
             try:
                 async with asyncio.timeout(timeout):
-                    return await _banner(target)
+                    return await _banner(address, target.port)
             except TimeoutError:
                 return f"no answer within {timeout:g} s"
 
@@ -52,9 +62,39 @@ def run_probe(targets: Sequence[Target], timeout: float = TIMEOUT_SECONDS) -> di
     return asyncio.run(probe(targets, timeout))
 
 
-async def _banner(target: Target) -> str:  # noqa: PLR0911 - one reason after the other
+async def _resolve(names: Collection[str], timeout: float) -> dict[str, tuple[str, str]]:
+    """Return (address, reason why there is none) of each name.
+
+    Each name once, many at a time and before any connection: the few threads of the event loop would make
+    those wait who answer.
+    """
+    loop = asyncio.get_running_loop()
+    pool = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="resolve")
+    room = asyncio.Semaphore(RESOLVERS)
+
+    async def one(name: str) -> tuple[str, str]:
+        with contextlib.suppress(ValueError):
+            return str(ipaddress.ip_address(name)), ""
+        async with room:
+            try:
+                async with asyncio.timeout(timeout):
+                    lookup = functools.partial(socket.getaddrinfo, name, None, type=socket.SOCK_STREAM)
+                    return str((await loop.run_in_executor(pool, lookup))[0][4][0]), ""
+            except TimeoutError:
+                return name, f"its name was not found within {timeout:g} s"
+            except (OSError, UnicodeError) as error:
+                return name, _reason(error) if isinstance(error, OSError) else "its name cannot be looked up"
+
     try:
-        reader, writer = await asyncio.open_connection(target.address, target.port, limit=MAX_GREETING)
+        found = await asyncio.gather(*(one(name) for name in names))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return dict(zip(names, found, strict=True))
+
+
+async def _banner(address: str, port: int) -> str:  # noqa: PLR0911 - one reason after the other
+    try:
+        reader, writer = await asyncio.open_connection(address, port, limit=MAX_GREETING)
     except ConnectionRefusedError:
         return "connection refused"
     except OSError as error:

@@ -12,13 +12,14 @@ import contextlib
 import datetime
 import functools
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -26,8 +27,10 @@ from shala_central.archive import Archive, Committed, PullRecord
 from shala_central.bag import (
     FILES,
     MANIFEST,
+    MAX_CHAIN,
+    MAX_FILES,
     MAX_HEAD,
-    MAX_TAG_FILE,
+    MAX_SMALL_TAG_FILE,
     SMALL_TAG_FILES,
     Bag,
     BagRefused,
@@ -45,6 +48,8 @@ from shala_central.probe import Target, probe
 from shala_central.staging import Find, Plan, check, prepare
 from shala_central.transport import Transfer, TransferFailed, Transport, missing_programs, require_rsync
 
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 Result = Literal["committed", "unchanged", "offline", "quarantined", "failed"]
 GOOD: tuple[Result, ...] = ("committed", "unchanged")
 
@@ -219,16 +224,21 @@ class _ServerPull:
         except TransferFailed as error:
             result.reason = str(error)
         except TimeoutError:
-            result.reason = f"not finished within {minutes} minutes; the next run goes on from here"
+            if result.result != "committed":
+                result.reason = f"not finished within {minutes} minutes; the next run goes on from here"
         except CentralError as error:
             result.reason = str(error)
         except OSError as error:
             result.reason = f"{error.filename or 'the archive'}: {error.strerror or error}"
+        except Exception as error:
+            # One server must never be the end of the pull of all.
+            logger.exception("the pull of %s ended unexpectedly", name)
+            result.reason = f"unexpectedly: {type(error).__name__} (a defect of shala; the log says where)"
         finally:
             result.seconds = round(time.monotonic() - self.started, 3)
 
     async def _locked(self, lock: int) -> None:
-        await asyncio.to_thread(self.archive.recover, self.server.name)
+        await _to_its_end(self.archive.recover, self.server.name)
         transport = Transport(self.server, self.config.pull, self.workdir, lock)
         try:
             for attempt in range(1, ATTEMPTS + 1):
@@ -250,7 +260,7 @@ class _ServerPull:
         committed = await asyncio.to_thread(self.archive.committed, server.name)
         head, changes = await self._ask(transport, committed.pull.sequence if committed is not None else None)
         result.sequence = head.sequence
-        if committed is not None and committed.pull.manifest_sha256 == head.manifest_sha256:
+        if committed is not None and self._is_published(committed, head):
             self._unchanged(committed)
             return
         self._require_progress(head, committed)
@@ -280,44 +290,46 @@ class _ServerPull:
             )
         self.watcher.step(server.name, "checking")
         try:
-            await asyncio.to_thread(check, staged, bag.manifest, plan, bag.payload_bytes)
+            await _to_its_end(check, staged, bag.manifest, plan, bag.sizes)
         except BagRefused:
             await self._require_same_head(transport)
             raise
-        await asyncio.shield(asyncio.to_thread(self._commit, bag))
-        result.result = "committed"
+        await _to_its_end(self._commit, bag)
 
     async def _ask(self, transport: Transport, known: int | None) -> tuple[Head, dict[int, bytes]]:
         """Return HEAD, and the changes of the collections after `known` that came along."""
         ahead = range(known + 1, known + 1 + ASKED_AHEAD) if known is not None else ()
         names = {sequence: _changes_of(sequence) for sequence in ahead}
-        files = await self._fetch_small(transport, ".", ("HEAD", "NEXT", *names.values()), MAX_TAG_FILE)
+        limits = {"HEAD": MAX_HEAD, "NEXT": MAX_HEAD, **dict.fromkeys(names.values(), MAX_FILES)}
+        files = await self._fetch_small(transport, ".", limits)
         if "NEXT" in files:
             raise _SourceChanged
         if "HEAD" not in files:
             raise TransferFailed(
                 "has not sealed a collection yet (shala-agent status on the server says why)"
             )
-        self.tag_files = {"HEAD": files["HEAD"][:MAX_HEAD]}
+        self.tag_files = {"HEAD": files["HEAD"]}
         changes = {sequence: files[name] for sequence, name in names.items() if name in files}
-        return read_head(files["HEAD"][:MAX_HEAD], self.server), changes
+        return read_head(files["HEAD"], self.server), changes
 
     async def _fetch_tag_files(
         self, transport: Transport, head: Head, committed: Committed | None, changes: dict[int, bytes]
     ) -> None:
         """Fetch the tag files of the mirror: of the lists of files only what changed, where that is known."""
-        since = range(committed.pull.sequence + 1, head.sequence + 1) if committed is not None else range(0)
+        tags = await self._fetch_small(transport, "bag", dict.fromkeys(SMALL_TAG_FILES, MAX_SMALL_TAG_FILE))
+        known = committed.pull.sequence if committed is not None else head.sequence
+        # The number is a stranger's word: nothing is made of it before it is bounded.
+        since = range(known + 1, head.sequence + 1) if head.sequence - known <= MAX_CHAIN else range(0)
         names = {sequence: _changes_of(sequence) for sequence in since if sequence not in changes}
-        tags = await self._fetch_small(transport, "bag", SMALL_TAG_FILES, MAX_TAG_FILE)
         if names:
-            more = await self._fetch_small(transport, ".", tuple(names.values()), MAX_TAG_FILE)
+            more = await self._fetch_small(transport, ".", dict.fromkeys(names.values(), MAX_FILES))
             changes = changes | {sequence: more[name] for sequence, name in names.items() if name in more}
         files = None
-        if committed is not None and all(sequence in changes for sequence in since):
+        if committed is not None and since and all(sequence in changes for sequence in since):
             chain = [changes[sequence] for sequence in since]
             files = await asyncio.to_thread(_folded, committed, chain, head.files_sha256)
         if files is None:
-            files = (await self._fetch_small(transport, "bag", (FILES,), MAX_TAG_FILE)).get(FILES)
+            files = (await self._fetch_small(transport, "bag", {FILES: MAX_FILES})).get(FILES)
         self.tag_files |= tags
         if files is not None:
             self.tag_files[FILES] = files
@@ -325,19 +337,23 @@ class _ServerPull:
 
     async def _require_same_head(self, transport: Transport) -> None:
         """Raise _SourceChanged if what looks wrong is only that the school has sealed anew meanwhile."""
-        files = await self._fetch_small(transport, ".", ("HEAD", "NEXT"), MAX_HEAD)
+        files = await self._fetch_small(transport, ".", dict.fromkeys(("HEAD", "NEXT"), MAX_HEAD))
         if "NEXT" in files or ("HEAD" in files and files["HEAD"] != self.tag_files.get("HEAD")):
             raise _SourceChanged
 
     async def _fetch_small(
-        self, transport: Transport, folder: str, names: Sequence[str], limit: int
+        self, transport: Transport, folder: str, limits: Mapping[str, int]
     ) -> dict[str, bytes]:
-        """Fetch files into a folder that nobody else sees and return the content of those that came."""
+        """Fetch files into a folder that nobody else sees and return the content of those that came.
+
+        `limits` are the names and how many bytes each may have. Raises BagRefused for one that has more.
+        """
         with tempfile.TemporaryDirectory(dir=self.archive.staging(self.server.name), prefix="tags-") as place:
-            fetched = await transport.fetch(folder, names, Path(place), max_file=limit, max_total=limit)
+            largest, total = max(limits.values()), sum(limits.values())
+            fetched = await transport.fetch(folder, limits, Path(place), max_file=largest, max_total=total)
             self._count(fetched, payload=False)
             found: dict[str, bytes] = {}
-            for name in names:
+            for name, limit in limits.items():
                 path = Path(place, name)
                 if path.is_symlink() or not path.is_file():
                     continue
@@ -350,11 +366,20 @@ class _ServerPull:
         self.watcher.step(self.server.name, "comparing")
         staged = self.archive.staging(self.server.name) / "data"
         find = functools.partial(self.archive.objects.find, self.server.name)
-        return await asyncio.to_thread(_prepare, staged, bag, committed, find)
+        return await _to_its_end(_prepare, staged, bag, committed, find)
 
     def _require_progress(self, head: Head, committed: Committed | None) -> None:
         """A school's numbers only go up. Where they do not, a disk was restored, re-installed or copied."""
-        if committed is None or self.accept_reset or head.sequence > committed.pull.sequence:
+        if committed is None or self.accept_reset:
+            return
+        if head.year < committed.pull.year:
+            reason = (
+                f"its collection is of {head.year}, but one of {committed.pull.year} is committed already:"
+                " has the server's clock fallen back? If it is right:"
+                f" shala pull --accept-reset {self.server.name}"
+            )
+            raise BagRefused([reason])
+        if head.sequence > committed.pull.sequence or self._same(committed, head):
             return
         reason = (
             f"its collection is number {head.sequence}, but {committed.pull.sequence} is committed already:"
@@ -362,6 +387,18 @@ class _ServerPull:
             f" shala pull --accept-reset {self.server.name}"
         )
         raise BagRefused([reason])
+
+    def _is_published(self, committed: Committed, head: Head) -> bool:
+        return self._same(committed, head) and committed.tree.is_dir()
+
+    @staticmethod
+    def _same(committed: Committed, head: Head) -> bool:
+        pull = committed.pull
+        return (pull.manifest_sha256, pull.year, pull.sequence) == (
+            head.manifest_sha256,
+            head.year,
+            head.sequence,
+        )
 
     def _require_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.archive.root).free
@@ -390,6 +427,7 @@ class _ServerPull:
             address=self.server.address,
         )
         self.archive.commit(self.server.name, bag, self.tag_files, record)
+        result.result = "committed"
 
     def _unchanged(self, committed: Committed) -> None:
         self.result.result = "unchanged"
@@ -401,6 +439,16 @@ class _ServerPull:
         self.result.bytes_received += transfer.bytes_received
         if payload:
             self.result.files_received += transfer.files_received
+
+
+async def _to_its_end(function: Callable[..., T], *arguments: Any) -> T:
+    """Run a function in a thread; when cancelled, wait for it before giving up what it works on."""
+    task = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 def _changes_of(sequence: int) -> str:
@@ -419,4 +467,5 @@ def _folded(committed: Committed, chain: Sequence[bytes], wanted: str) -> bytes 
 def _prepare(staged: Path, bag: Bag, committed: Committed | None, find: Find) -> Plan:
     """Read the committed manifest and compare, off the event loop."""
     old = committed.manifest() if committed is not None else {}
-    return prepare(staged, bag.manifest, committed.tree if committed is not None else None, old, find)
+    tree = committed.tree if committed is not None else None
+    return prepare(staged, bag.manifest, tree, old, bag.sizes, find=find)

@@ -42,7 +42,7 @@ REQUIRED = ("school_code", "server_id")
 
 MAX_NAME = 200  # characters; the longest school name of the real list has 71
 FACTORY_IDS = re.compile(r"^(sp\d*|clix-default)$")
-HOST_NAME = re.compile(r"^(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*\.?$")
+HOST_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +163,11 @@ def ring_of(server_name: str, rings: Mapping[int, int]) -> int:
 def address_problem(address: str) -> str:
     """Return why a text is no host name and no IP address, or "" if it is one."""
     try:
-        ipaddress.ip_address(address)
+        # Behind a '%' (the scope of an IPv6 address) the library lets anything pass, line breaks too.
+        ipaddress.ip_address(address.replace("%", "!"))
     except ValueError:
         # A name of digits and dots only is an address with a typing error, not a host name.
-        if HOST_NAME.match(address) and re.search(r"[A-Za-z]", address):
+        if HOST_NAME.fullmatch(address) and re.search(r"[A-Za-z]", address):
             return ""
         return "is neither a host name nor an IP address"
     return ""
@@ -194,6 +195,7 @@ class _Reading:
         self.rules = rules
         self.findings: list[Finding] = []
         self.id_lines: dict[str, int] = {}
+        self.endpoints: dict[tuple[str, int | None], tuple[int, str]] = {}
         self.code_lines: dict[str, tuple[int, str]] = {}
         self.zones: dict[str, str] = {}
         self.dropped: set[str] = set()
@@ -255,8 +257,21 @@ class _Reading:
                     line, "row", value, f"cannot be read: {error}", "write it anew without control characters"
                 )
                 continue
+            if any("\n" in cell for cell in row):
+                # Whatever `invalid` says: the rows that it swallowed would be missing without a word.
+                way_out = "close the quote mark that was opened in this row"
+                self._error(line, "row", row[0], "holds a line break inside a field", way_out)
             if any(cell.strip() for cell in row):
-                yield line, [cell.strip() for cell in row]
+                yield line, [self._stripped(line, cell) for cell in row]
+
+    def _stripped(self, line: int, cell: str) -> str:
+        stripped = cell.strip()
+        edges = cell.replace(stripped, "", 1) if stripped else ""
+        if any(unicodedata.category(c) == "Cc" and c != "\t" for c in edges):
+            self._warn(
+                line, "field", cell, "ends in a control character", f"it is read as {quoted(stripped)}"
+            )
+        return stripped
 
     def _columns(self, line: int, header: list[str]) -> dict[str, int] | None:
         columns: dict[str, int] = {}
@@ -285,9 +300,11 @@ class _Reading:
             raise _RowRefused("row", ";".join(row), f"has {len(row)} fields, the header has {width}", way_out)
         cells = {name: row[index] if index < len(row) else "" for name, index in columns.items()}
         state, server_id = self._server_id(line, cells["server_id"])
-        self._meet_duplicate(line, server_id)
+        self._meet_duplicate(line, server_id, cells["server_id"])
         if server_id in self.id_lines:
             return None
+        # Before the rest of the row is judged: a row that is refused has used its id all the same.
+        self.id_lines[server_id] = line
         school_code = self._school_code(line, cells["school_code"], server_id)
         school_name = self._school_name(cells.get("school_name", ""))
         server_name = f"{school_code}-{server_id}"
@@ -303,7 +320,7 @@ class _Reading:
             address=self._address(cells.get("address", "")),
             port=self._port(cells.get("port", "")),
         )
-        self.id_lines[server_id] = line
+        self._meet_endpoint(school)
         first_line, first_id = self.code_lines.setdefault(school_code, (line, server_id))
         if first_line != line:
             problem = f"is also that of server {first_id} in line {first_line}"
@@ -338,12 +355,24 @@ class _Reading:
             )
         return state, server_id
 
-    def _meet_duplicate(self, line: int, server_id: str) -> None:
+    def _meet_endpoint(self, school: School) -> None:
+        """Refuse a server that would be reached where another one is."""
+        if not school.address:
+            return
+        place = (school.address.lower(), school.port)
+        line, other = self.endpoints.setdefault(place, (school.line, school.server_id))
+        if line != school.line:
+            shown = school.address if school.port is None else f"{school.address}:{school.port}"
+            way_out = "give each server its own, or its own tunnel port"
+            raise _RowRefused("address", shown, f"is also that of server {other} in line {line}", way_out)
+
+    def _meet_duplicate(self, line: int, server_id: str, written: str) -> None:
         """Apply the duplicate policy to an id that another row has already."""
         if server_id not in self.id_lines:
             return
         policy = self.rules.duplicate_ids
-        problem = f"is already used in line {self.id_lines[server_id]}"
+        as_written = f"(written {quoted(written)}) " if written != server_id else ""
+        problem = f"{as_written}is already used in line {self.id_lines[server_id]}"
         way_out = {
             "error": "give one of them another id, or set duplicate_ids: first",
             "first": "the first one counts, as duplicate_ids says",

@@ -43,13 +43,15 @@ def prepare(
     manifest: Mapping[str, str],
     published: Path | None,
     committed: Mapping[str, str],
+    sizes: Mapping[str, int],
+    *,
     find: Find = lambda _path, _digest: None,
 ) -> Plan:
     """Given a staging tree (maybe of an earlier run), a manifest and what is published, return the rest.
 
     Files that the committed manifest proves unchanged become hard links to the published ones; they are not
-    read again. So do files of which `find` knows an object. What an earlier run left is kept when its digest
-    is right, used as a basis when it is not.
+    read again unless their size is another. So do files of which `find` knows an object. What an earlier run
+    left is kept when its digest is right, used as a basis when it is not.
     """
     _clear(tree, manifest)
     plan = Plan()
@@ -59,12 +61,15 @@ def prepare(
         staged = f"{tree}/{path}"
         old = f"{published}/{path}" if published is not None and committed.get(path) == digest else None
         size = _usable(staged, old, digest)
+        if size is not None and size != sizes[path]:
+            os.unlink(staged)  # noqa: PTH108 - a link to what somebody has damaged
+            size = None
         if size is None and (known := old or _known(find, path, digest)) is not None:
             folder = os.path.dirname(staged)  # noqa: PTH120 - strings throughout: there may be a million
             if folder not in made:
                 os.makedirs(folder, mode=0o750, exist_ok=True)  # noqa: PTH103
                 made.add(folder)
-            size = _link(known, staged)
+            size = _link(known, staged, sizes[path])
         if size is None and (first := coming.setdefault(digest, path)) != path:
             plan.copies[path] = first
         elif size is None:
@@ -74,7 +79,7 @@ def prepare(
     return plan
 
 
-def check(tree: Path, manifest: Mapping[str, str], plan: Plan, payload_bytes: int) -> None:
+def check(tree: Path, manifest: Mapping[str, str], plan: Plan, sizes: Mapping[str, int]) -> None:
     """Compare a staging tree with its manifest, both ways, reading every file that was fetched.
 
     Raises BagRefused naming each file that is missing, too many, or not what the manifest says.
@@ -97,14 +102,12 @@ def check(tree: Path, manifest: Mapping[str, str], plan: Plan, payload_bytes: in
     for path in plan.wanted:
         if path not in found:
             reasons.append(f"'{path}' is listed but was not sent")
-        elif digest_of(tree / path) != manifest[path]:
+        elif found[path] != sizes[path] or digest_of(tree / path) != manifest[path]:
             reasons.append(f"'{path}' is not what the manifest says (sha256 differs)")
             paths.append(path)
     for path in plan.present:
         if path not in found:
             reasons.append(f"'{path}' is no longer in the staging folder")
-    if not reasons and sum(found.values()) != payload_bytes:
-        reasons.append(f"the files have {sum(found.values())} bytes, bag-info.txt says {payload_bytes}")
     if reasons:
         raise BagRefused(reasons, paths)
     _remove_partials(tree)
@@ -181,14 +184,14 @@ def _usable(staged: str, old: str | None, digest: str) -> int | None:
     return None
 
 
-def _link(old: str, staged: str) -> int | None:
+def _link(old: str, staged: str, size: int) -> int | None:
     """Make a hard link to a published file and return its size;
 
-    None if the published file is not there any more.
+    None if the published file is not there any more, or has another size.
     """
     try:
         status = os.lstat(old)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode) or status.st_size != size:
             return None
         os.link(old, staged, follow_symlinks=False)
     except OSError:

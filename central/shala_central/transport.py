@@ -29,6 +29,7 @@ SLACK = 1 << 20  # bytes that a transfer may exceed what was announced: rsync ro
 
 # Exit codes of rsync(1): 23 and 24 are "some files could not be sent"; verification says which.
 PARTIAL_TRANSFER = (23, 24)
+OWN_TROUBLE = re.compile(r"^rsync: \[(receiver|generator|Receiver|Generator)\] ", re.MULTILINE)
 
 # What ssh says at length -> what it means here, and what to do.
 KNOWN_ERRORS = (
@@ -125,7 +126,8 @@ class Transport:
             await _end(process)
         if excess:
             raise TransferFailed(f"sent more than the {max_total} bytes it had announced")
-        if code != 0 and code not in PARTIAL_TRANSFER:
+        # 23 is also what this side's own troubles end with: no inodes left, a folder of somebody else.
+        if code != 0 and (code not in PARTIAL_TRANSFER or OWN_TROUBLE.search(errors)):
             raise TransferFailed(_reason(code, errors))
         return transfer
 

@@ -10,6 +10,7 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from shala_agent.manifest import (
     File,
@@ -46,7 +47,7 @@ class School:
     )
     port: int = 0
 
-    def collection(self, **changes: object) -> dict[str, object]:
+    def collection(self, **changes: object) -> dict[str, Any]:
         code, _, server_id = self.name.partition("-")
         return {
             "format": 1,
@@ -94,11 +95,18 @@ class School:
         tags = {
             "bagit.txt": b"BagIt-Version: 1.0\nTag-File-Character-Encoding: UTF-8\n",
             "bag-info.txt": f"Source-Organization: {self.name}\nPayload-Oxum: {size}.{len(listed)}\n".encode(),
-            "collection.json": json.dumps(self.collection(**changes)).encode(),
+            "collection.json": json.dumps(self._counted(listed, **changes)).encode(),
             "files.txt": b"".join(map(write_line, listed)),
             "manifest-sha256.txt": b"".join(bagit_lines(listed)),
         }
         return sealed(tags)
+
+    def _counted(self, listed: list[File], **changes: object) -> dict[str, Any]:
+        collection = self.collection(**changes)
+        for item in collection["items"]:
+            inside = f"data/{item['platform']}/{item['name']}"
+            item["files"] = sum(f.path == inside or f.path.startswith(f"{inside}/") for f in listed)
+        return collection
 
     def resealed(self, tags: dict[str, bytes]) -> dict[str, bytes]:
         """Return changed tag files with the tag manifest that fits them again."""
@@ -188,12 +196,12 @@ def received(archive: Archive, school: School, files: dict[str, bytes], pulled: 
         staged = archive.staging(school.name) / "data"
         old = committed.manifest() if committed else {}
         find = functools.partial(archive.objects.find, school.name)
-        plan = prepare(staged, bag.manifest, committed.tree if committed else None, old, find)
+        plan = prepare(staged, bag.manifest, committed.tree if committed else None, old, bag.sizes, find=find)
         for path in plan.wanted:
             (staged / path).parent.mkdir(parents=True, exist_ok=True)
             (staged / path).unlink(missing_ok=True)
             (staged / path).write_bytes(files[path])
-        check(staged, bag.manifest, plan, bag.payload_bytes)
+        check(staged, bag.manifest, plan, bag.sizes)
         record = PullRecord(
             pulled=pulled or f"2026-11-{head.sequence:02d}T04:00:00+00:00",
             year=head.year,

@@ -141,7 +141,8 @@ def test_a_staging_tree_that_is_read_only_is_used_again(archive, school, receive
 def test_what_is_staged_wrongly_is_named(archive, school, tmp_path):
     data = tmp_path / "data"
     manifest = {path: hashlib.sha256(content).hexdigest() for path, content in DAY_1.items()}
-    plan = prepare(data, manifest, None, {})
+    sizes = {path: len(content) for path, content in DAY_1.items()}
+    plan = prepare(data, manifest, None, {}, sizes)
     assert sorted(plan.wanted) == sorted(DAY_1)
     (data / "gstudio/db").mkdir(parents=True)
     (data / "gstudio/db/a").write_bytes(b"wrong")
@@ -149,7 +150,7 @@ def test_what_is_staged_wrongly_is_named(archive, school, tmp_path):
     (data / "gstudio/link").symlink_to("/etc/passwd")
     os.mkfifo(data / "gstudio/fifo")
     with pytest.raises(BagRefused) as refused:
-        check(data, manifest, plan, 8)
+        check(data, manifest, plan, sizes)
     reasons = "\n".join(refused.value.reasons)
     for reason in (
         "'gstudio/db/a' is not what the manifest says",
@@ -159,20 +160,30 @@ def test_what_is_staged_wrongly_is_named(archive, school, tmp_path):
         "'gstudio/media/same' is listed but was not sent",
     ):
         assert reason in reasons
-    prepare(data, manifest, None, {})
+    prepare(data, manifest, None, {}, sizes)
     assert [str(path.relative_to(data)) for path in data.rglob("*") if not path.is_dir()] == [
         "gstudio/db/a"
     ], "only what may serve as a basis stays"
 
 
-def test_a_wrong_sum_of_bytes_is_named(tmp_path):
+def test_a_file_of_another_size_than_listed_is_named(tmp_path):
     data = tmp_path / "data"
     manifest = {"gstudio/db/a": hashlib.sha256(b"x").hexdigest()}
-    plan = prepare(data, manifest, None, {})
+    plan = prepare(data, manifest, None, {}, {"gstudio/db/a": 2})
     (data / "gstudio/db").mkdir(parents=True)
     (data / "gstudio/db/a").write_bytes(b"x")
-    with pytest.raises(BagRefused, match=r"the files have 1 bytes, bag-info.txt says 2"):
-        check(data, manifest, plan, 2)
+    with pytest.raises(BagRefused, match="'gstudio/db/a' is not what the manifest says"):
+        check(data, manifest, plan, {"gstudio/db/a": 2})
+
+
+def test_a_published_file_that_was_cut_is_fetched_again(archive, school, receive):
+    receive(DAY_1, 1)
+    damaged = archive.root / "2026/mz" / school.name / "gstudio/media/same"
+    damaged.chmod(0o640)
+    damaged.write_bytes(b"s")
+    receive({**DAY_1, "gstudio/db/more": b"more"}, 2)
+    assert archive.committed(school.name).pull.files_received == 2
+    assert archive.verify(school.name) == []
 
 
 def test_a_published_file_is_never_a_basis_to_write_on(tmp_path):
@@ -181,15 +192,21 @@ def test_a_published_file_is_never_a_basis_to_write_on(tmp_path):
     (published / "gstudio/db/a").write_bytes(b"old")
     data = tmp_path / "data"
     old, new = (hashlib.sha256(content).hexdigest() for content in (b"old", b"new"))
-    assert prepare(data, {"gstudio/db/a": old}, published, {"gstudio/db/a": old}).wanted == []
+    sizes = {"gstudio/db/a": 3}
+    assert prepare(data, {"gstudio/db/a": old}, published, {"gstudio/db/a": old}, sizes).wanted == []
     assert (data / "gstudio/db/a").stat().st_nlink == 2
-    assert prepare(data, {"gstudio/db/a": new}, published, {"gstudio/db/a": old}).wanted == ["gstudio/db/a"]
+    plan = prepare(data, {"gstudio/db/a": new}, published, {"gstudio/db/a": old}, sizes)
+    assert plan.wanted == ["gstudio/db/a"]
     assert not (data / "gstudio/db/a").exists()
 
 
 def test_a_published_file_that_is_gone_is_fetched_again(tmp_path):
     plan = prepare(
-        tmp_path / "data", {"gstudio/db/a": "0" * 64}, tmp_path / "nothing", {"gstudio/db/a": "0" * 64}
+        tmp_path / "data",
+        {"gstudio/db/a": "0" * 64},
+        tmp_path / "nothing",
+        {"gstudio/db/a": "0" * 64},
+        {"gstudio/db/a": 3},
     )
     assert plan.wanted == ["gstudio/db/a"]
 

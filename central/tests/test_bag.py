@@ -181,6 +181,7 @@ def test_a_sound_bag_is_believed(sealed_school):
 
 
 def test_a_bag_that_the_agent_writes_is_believed(sealed_school):
+    sealed_school.items = {"db": "ok", "media": "suspect"}
     said = read_collection(json.dumps(sealed_school.collection(school_name="नमस्ते: St. X\r")).encode())
     listed = [
         File(f"data/{p}", hashlib.sha256(raw).hexdigest(), len(raw), 7, 0o600) for p, raw in FILES.items()
@@ -249,7 +250,7 @@ def test_a_list_that_is_none_is_refused(lines):
     [
         ("3.3", "counts 3 files"),
         ("3", "no Payload-Oxum"),
-        ("9999999.2", "max_bytes"),
+        ("9999999.2", "of 9999999 bytes"),
         ("-1.2", "no Payload-Oxum"),
     ],
 )
@@ -276,6 +277,27 @@ def test_a_collection_that_says_it_is_another_is_refused(sealed_school, change):
     tags = sealed_school.tag_files(FILES, **change)
     with pytest.raises(BagRefused, match="expected was"):
         read_bag(tags, head_of(sealed_school, tags), SERVER, Limits())
+
+
+def test_more_bytes_than_allowed_are_refused(sealed_school):
+    tags = sealed_school.tag_files(FILES)
+    with pytest.raises(BagRefused, match=r"limits\.max_bytes allows"):
+        read_bag(tags, head_of(sealed_school, tags), SERVER, Limits(max_bytes=2))
+
+
+def test_an_item_that_is_said_to_be_there_and_is_not_is_refused(sealed_school):
+    item = {"platform": "gstudio", "name": "postgres-dump", "outcome": "ok", "files": 1}
+    tags = sealed_school.tag_files(FILES)
+    said = json.loads(tags["collection.json"])
+    said["items"].append(item)
+    tags = sealed_school.resealed({**tags, "collection.json": json.dumps(said).encode()})
+    with pytest.raises(BagRefused, match="says that gstudio/postgres-dump has 1 files"):
+        read_bag(tags, head_of(sealed_school, tags), SERVER, Limits())
+
+
+def test_a_head_that_is_nested_without_end_is_refused():
+    with pytest.raises(BagRefused, match="HEAD is not readable"):
+        read_head(b'{"format": 2, "x": ' + b"[" * 5000, SERVER)
 
 
 def test_items_are_counted_and_absent_ones_are_missing(sealed_school):

@@ -97,6 +97,8 @@ def test_a_configuration_that_does_not_fit_is_named(tmp_path, text, complaint):
         ({"state": "rj"}, "its id says 'mz'"),
         ({"address": "-oProxyCommand=x"}, "is neither a host name"),
         ({"address": "a\nProxyCommand x"}, "is neither a host name"),
+        ({"address": "1::2%h\n  ProxyCommand x"}, "is neither a host name"),
+        ({"address": "mz17\n"}, "is neither a host name"),
         ({"port": 0}, "port"),
     ],
 )

@@ -87,7 +87,7 @@ def test_the_command_answers_in_json_from_a_pipe(centre, listener):
         {"name": "a", "address": "127.0.0.1", "port": listener(b"SSH-2.0-x\r\n")},
         {"name": "b", "address": "127.0.0.1", "port": closed_port(), "more": "fields"},
     ]
-    done = centre.shala("probe", "--json", stdin=json.dumps(targets))
+    done = centre.shala("probe", "--json", "-", stdin=json.dumps(targets))
     assert done.returncode == 0
     assert json.loads(done.stdout) == {"online": ["a"], "offline": {"b": "connection refused"}}
 
@@ -106,7 +106,7 @@ def test_the_command_answers_in_json_from_a_pipe(centre, listener):
     ],
 )
 def test_a_list_that_is_none_is_wrong_usage(centre, stdin, complaint):
-    done = centre.shala("probe", stdin=stdin)
+    done = centre.shala("probe", "-", stdin=stdin)
     assert done.returncode == 2
     assert complaint in done.stderr
     assert len(done.stderr.splitlines()) == 1

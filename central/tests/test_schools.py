@@ -150,6 +150,30 @@ def test_control_characters_inside_an_id_are_shown_and_refused(read, server_id):
     assert "\\r" in message or "\\x00" in message
 
 
+def test_a_control_character_at_the_edge_of_a_field_is_mentioned(read):
+    found = read(f'{HEADER}\n1;A;2031017;"mz17\r"\n'.encode())
+    assert (names(found), len(found.findings)) == (["2031017-mz17"], 1)
+    assert "'mz17\\r' ends in a control character" in str(found.findings[0])
+
+
+def test_two_servers_at_one_address_and_port_are_an_error(read):
+    header = f"{HEADER};address;port"
+    same = f"{header}\n1;A;2031017;mz17;10.0.0.1;22\n2;B;2031018;mz18;10.0.0.1;22\n"
+    assert "'10.0.0.1:22' is also that of server mz17 in line 2" in one_error(read(same))
+    assert len(names(read(same.replace("1;22\n2", "1;23\n2")))) == 2
+
+
+def test_an_id_of_a_row_that_was_refused_is_used_all_the_same(read):
+    found = read(f"{HEADER}\n1;A;NA;mz17\n2;B;2031018;mz17\n")
+    assert names(found) == []
+    assert "is already used in line 2" in str(found.findings[1])
+
+
+def test_a_quote_mark_that_is_never_closed_is_an_error_whatever_else_is_left_out(read):
+    found = read(f'{HEADER}\n1;"A;2031017;mz17\n2;B;2031018;mz18\n', invalid="skip")
+    assert "holds a line break inside a field" in one_error(found)
+
+
 def test_an_id_in_capitals_is_read_and_mentioned(read):
     found = read(f"{HEADER}\n1;A;2031017;MZ17\n")
     assert (names(found), found.errors) == (["2031017-mz17"], ())
@@ -161,7 +185,9 @@ def test_other_spellings_of_a_state_are_mapped(read):
 
 
 def test_a_spelling_that_meets_its_state_is_a_duplicate(read):
-    assert "'ct11' is already used" in one_error(read(f"{HEADER}\n1;A;1011011;ct11\n2;B;1011012;cg11\n"))
+    assert "'ct11' (written 'cg11') is already used in line 2" in one_error(
+        read(f"{HEADER}\n1;A;1011011;ct11\n2;B;1011012;cg11\n")
+    )
 
 
 def test_a_fifth_state_needs_no_code(read):

@@ -104,7 +104,11 @@ class InventoryModule(BaseInventoryPlugin):
         super().parse(inventory, loader, path, cache)
         config = Path(path)
         if config.suffix == ".csv":
-            if any((config.parent / name).exists() for name in CONFIG_ENDINGS):
+            beside = [config.parent / name for name in CONFIG_ENDINGS if (config.parent / name).exists()]
+            if beside:
+                named = str((loader.load_from_file(str(beside[0])) or {}).get("path", "schools.csv"))
+                if named != config.name:
+                    self.display.warning(f"{config} is not read: {beside[0]} names {named} (change its path)")
                 return
             schools = config
             self.set_options()
