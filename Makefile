@@ -5,9 +5,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
-ROLES := baseline docker gstudio agent central
 
-.PHONY: help demo demo-down check test bench venv engine images wheelhouse requirements lint unit roles fleet
+.PHONY: help demo demo-down check test bench venv engine images wheelhouse requirements
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Bring a bare Debian 12 machine to where the lab can run: system packages, a Docker engine that answers, the virtual
-# environment. Safe to run again; says what it does. Usage: lab/bootstrap.sh [venv|engine|all]
+# environment. Safe to run again; says what it does. Usage: lab/bootstrap.sh [venv|engine|debootstrap|test-tools|stop-engine|all]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 say() { printf '==> %s\n' "$*"; }
@@ -42,7 +42,9 @@ start_engine() {
   if [ "$(id -u)" -ne 0 ]; then
     die "no Docker engine answers and this is not root (start Docker, add yourself to the group docker, or run this as root)"
   fi
-  install_packages docker.io iptables
+  # An engine that is only stopped, docker-ce perhaps, is not replaced by another.
+  command -v dockerd >/dev/null || install_packages docker.io
+  install_packages iptables
   if docker info >/dev/null 2>&1; then return; fi
   if [ -d /run/systemd/system ]; then
     say "Starting the Docker service"
@@ -73,8 +75,9 @@ stop_engine() {
 case ${1:-all} in
   venv) make_venv ;;
   engine) install_packages git openssh-client rsync; start_engine ;;
+  debootstrap) install_packages debootstrap ;;
   test-tools) install_packages openssh-client openssh-server rsync ;;
   stop-engine) stop_engine ;;
   all) make_venv; install_packages git openssh-client openssh-server rsync; start_engine ;;
-  *) die "unknown step '$1' (one of: venv, engine, test-tools, stop-engine, all)" ;;
+  *) die "unknown step '$1' (one of: venv, engine, debootstrap, test-tools, stop-engine, all)" ;;
 esac

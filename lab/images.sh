@@ -16,7 +16,8 @@ minimal_debian() {
     return
   fi
   say "No registry answers: bootstrapping a minimal Debian (about a minute)"
-  command -v debootstrap >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends debootstrap >/dev/null
+  [ "$(id -u)" -eq 0 ] || { echo "shala: no registry answers, and only root can build the base image (run this as root once, or: docker pull debian:bookworm-slim)" >&2; exit 1; }
+  lab/bootstrap.sh debootstrap
   local root mirror list lists=()
   root=$(mktemp -d)
   # The mirror and the security archive are whatever this machine itself uses.

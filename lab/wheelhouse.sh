@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Pack shala-agent and shala-central with all they need into build/shala-{agent,central}-wheelhouse.tar: flat tars of
 # wheels, the same bytes from the same sources. Nothing is done when the sources have not changed.
-# For servers with another Python than this one: lab/wheelhouse.sh 3.10
+# For school servers with another Python than this one: lab/wheelhouse.sh 3.10 packs build/shala-agent-3.10-wheelhouse.tar
 set -euo pipefail
 cd "$(dirname "$0")/.."
-version=${1:-$(python -c 'import sys; print("%d.%d" % sys.version_info[:2])')}
+version=${1:-$(python -c 'import sys; print("%d.%d" % sys.version_info[:2])')} mark=${1:+-$1}
 export SOURCE_DATE_EPOCH=1577836800 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 pack() { # NAME: agent or central; the further arguments are the package folders that go in
-  local name=$1 digest target=build/shala-$1-wheelhouse.tar folder; shift
+  local name=$1 digest target=build/shala-$1$mark-wheelhouse.tar folder; shift
   digest=$( (echo "$version"; cat "requirements/$name.txt"; for folder in "$@"; do find "$folder" -name '*.py' -path '*/shala_*' -o -name pyproject.toml -o -path '*/shala_*' -type f ! -name '*.pyc' ! -path '*.egg-info/*'; done | sort -u | xargs sha256sum) | sha256sum | cut -d' ' -f1)
   [ "$(cat "$target.sources" 2>/dev/null)" = "$digest" ] && [ -f "$target" ] && return
   echo "==> Packing $target for Python $version"
@@ -29,4 +29,4 @@ pack() { # NAME: agent or central; the further arguments are the package folders
 
 mkdir -p build
 pack agent agent
-pack central agent central
+[ -n "$mark" ] || pack central agent central
