@@ -5,6 +5,7 @@ One at a time; a cut one resumes at its step.
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from shala_agent.failure import AgentError, Stopped
 from shala_agent.heartbeat import take_heartbeat
 from shala_agent.ledger import BY_HAND, Ledger
 from shala_agent.lock import held
-from shala_agent.outcome import FAILED, OK, SUSPECT, Result, failed
+from shala_agent.outcome import FAILED, OK, Result, failed
 from shala_agent.reach import Reach
 
 MAX_CUTS = (
@@ -167,7 +168,7 @@ class Chain:
             except Stopped:
                 self._ledger.postpone(passage.run, name)
                 raise
-            except (AgentError, OSError) as error:
+            except (AgentError, OSError, sqlite3.Error) as error:
                 result = failed(" ".join(str(error).split()) or type(error).__name__)
         result.seconds = round(time.monotonic() - began, 3)
         if result.outcome == FAILED and self._remaining() <= 0:
@@ -182,7 +183,7 @@ class Chain:
     def _heartbeat(self) -> Result:
         try:
             identity, why = identify(self._config, self.reach), ""
-        except AgentError as error:
+        except (AgentError, OSError) as error:
             identity, why = None, str(error)
         return take_heartbeat(self._config, self.container, self.reach, identity, why)
 
@@ -239,7 +240,7 @@ class Chain:
         return self._collected.result
 
     def _last_count(self, step: str) -> int:
-        last = self._ledger.last(step, OK, SUSPECT)
+        last = self._ledger.last(step, OK)
         count = last.detail.get("count", 0) if last else 0
         return count if isinstance(count, int) else 0
 

@@ -52,7 +52,8 @@ HEARTBEAT_SIGNS = (
     ("PID", "ps aux"),
 )
 
-MAX_JSON = 256 * 1024 * 1024  # bytes; a real tool log has 50 KB
+MAX_JSON = 32 * 1024 * 1024  # bytes, of which the parser makes ten times as many; a real tool log has 50 KB
+MAX_HEARTBEAT = 4 * 1024 * 1024  # bytes; a real one has 20 KB
 MAX_BSON_DOCUMENT = 64 * 1024 * 1024  # bytes; MongoDB allows 16 MB, and its own files a little more
 _MEDIA = re.compile(r"([0-9a-f])/([0-9a-f])/([0-9a-f])/([0-9a-f]{61})(\.[^/]*)?")
 
@@ -167,7 +168,11 @@ def tar_gz_reads(path: Path, expected: Sequence[str] = ()) -> Iterator[str]:
 
 def heartbeat_is_complete(path: Path) -> Iterator[str]:
     """Yield findings unless all parts of a heartbeat are there, and the closing line where it is our own."""
-    text = path.read_bytes().decode("utf-8", "replace")
+    with path.open("rb") as file:
+        text = file.read(MAX_HEARTBEAT + 1).decode("utf-8", "replace")
+    if len(text) > MAX_HEARTBEAT:
+        yield f"is larger than {MAX_HEARTBEAT} bytes: not read"
+        return
     if not text.strip():
         yield "is empty"
         return

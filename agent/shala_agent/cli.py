@@ -6,6 +6,7 @@ Says what it does in one line, what is left in the last one; --json is for machi
 from __future__ import annotations
 
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -50,8 +51,11 @@ def main() -> None:
             err=True,
         )
         sys.exit(FAILED)
+    except sqlite3.Error as error:
+        click.echo(f"shala-agent: the agent's own records: {error} (run as root? disk full?)", err=True)
+        sys.exit(FAILED)
     except (Stopped, click.Abort):
-        click.echo("shala-agent: stopped; nothing is half done, the next run goes on at this step", err=True)
+        click.echo("shala-agent: stopped; nothing half done is kept, the next run goes on here", err=True)
         sys.exit(PARTLY)
     sys.exit(code if isinstance(code, int) else DONE)
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import datetime
 import errno
+import functools
 import hashlib
 import os
 import re
+import sqlite3
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +42,7 @@ CHUNK = 1 << 20  # bytes
 TRIES = 5  # readings of a file that changes under our hands
 PAUSE = 0.1  # seconds before the second reading; each further one waits longer
 RACY_NS = 2_000_000_000  # a file changed less than this before it was read may change again in the same tick
+MAX_DEPTH = 50  # folders; the deepest of a real school has 9
 STILL_WRITTEN = 120  # seconds: a file younger than this may have a writer
 CHECKPOINT_FILES = 2000  # after so many copies or
 CHECKPOINT_BYTES = 256 << 20  # so many bytes what was staged is put on the disk and survives a cut
@@ -136,9 +139,14 @@ def collect(
             return _Collector(config, container, reach, ledger, spool, seen, report or (lambda *_: None)).run(
                 identity
             )
+        except sqlite3.Error as error:
+            raise AgentError(
+                f"{config.paths.state}: {error} (disk full? free some space; the next run goes on)"
+            ) from None
         except OSError as error:
             if error.errno in _HOPELESS:
-                durable.remove(spool.assembling)
+                with suppress(OSError):
+                    spool.discard()
                 raise AgentError(
                     f"{config.paths.spool}: {error.strerror} (free some space; the next run goes on)"
                 ) from None
@@ -201,6 +209,7 @@ class _Collector:
             self._head is not None
             and totals.manifest_sha256 == self._head.manifest_sha256
             and self._head.year == collection.year
+            and _outcomes(previous) == _outcomes(collection)
         ):
             self._seen.commit()
             self._spool.discard()
@@ -221,7 +230,7 @@ class _Collector:
                 self._take_git_log(gathering)
             for folder, source in item.parts:
                 self._take_part(gathering, folder, source)
-        except (OSError, AgentError) as error:
+        except (OSError, AgentError, RecursionError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in _HOPELESS:
                 raise
             outcome, carried = self._keep_previous(gathering), self._carried_from(platform, item.name)
@@ -242,7 +251,7 @@ class _Collector:
             carried_from=carried,
         )
 
-    def _judge(
+    def _judge(  # noqa: PLR0911 - one case after the other
         self, gathering: _Gathering, platform: str, step: str | None
     ) -> tuple[str, int | None, list[str]]:
         """Decide the outcome of an item that could be read, given how the step that makes it last ended."""
@@ -256,6 +265,18 @@ class _Collector:
         if step == FAILED and item.when_step_failed == items.CARRY and in_previous is not None:
             self._keep_previous(gathering)
             return FAILED, in_previous, ["it could not be made anew, the last good copy is kept"]
+        files, _ = self._seen.size_of(gathering.prefix)
+        if not files and in_previous is not None:
+            self._keep_previous(gathering)
+            return FAILED, in_previous, ["it held files at the previous collection and holds none now"]
+        if not files:
+            return (FAILED if step == FAILED else SKIPPED), None, ["the server has no file of it"]
+        lacking = [name for name in item.required if not self._seen.size_of(f"{gathering.prefix}/{name}")[0]]
+        gathering.findings += [f"{name} is missing" for name in lacking]
+        carry = item.when_step_failed == items.CARRY and self._was_good(platform, item.name)
+        if gathering.findings and carry:
+            self._keep_previous(gathering)
+            return FAILED, in_previous, shortened([*gathering.findings, "the last good copy is kept"])
         suspect = bool(gathering.findings) or step in (FAILED, SUSPECT)
         return (SUSPECT if suspect else OK), None, shortened([*gathering.findings, *gathering.notes])
 
@@ -283,11 +304,18 @@ class _Collector:
             raise AgentError(f"{root} is neither a file nor a folder: it was not followed")
         else:
             gathering.found = True
-            for entry in _walk(root, gathering.notes):
+            unread = functools.partial(self._unread, gathering, folder)
+            for entry in _walk(root, gathering.notes, unread):
                 name = f"{folder}/{entry.relative}" if folder else entry.relative
                 if gathering.item.only and entry.relative not in gathering.item.only:
                     continue
                 self._take(gathering, entry, name)
+
+    def _unread(self, gathering: _Gathering, folder: str, below: str, error: OSError) -> None:
+        """Note a folder that cannot be read, and keep what the previous collection has of it."""
+        path = "/".join(part for part in (gathering.prefix, folder, below.rstrip("/")) if part)
+        gathering.findings.append(f"{below or 'its folder'} could not be read: {error.strerror}")
+        self._seen.plan_sealed(path)
 
     def _take_file(self, gathering: _Gathering, path: Path, relative: str) -> None:
         parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -329,14 +357,22 @@ class _Collector:
 
     def _plan_known(self, path: str, sha256: str) -> bool:
         """Plan a file whose digest is known without reading it; return whether its bytes are at hand."""
-        for origin, at_hand in ((SEALED, self._seen.sealed(path)), (STAGED, self._seen.staged(path))):
+        for origin, at_hand in ((SEALED, self._sealed(path)), (STAGED, self._seen.staged(path))):
             if at_hand is not None and at_hand.sha256 == sha256:
                 self._seen.plan(at_hand, origin)
                 return True
         return False
 
+    def _sealed(self, path: str) -> File | None:
+        """Return a file of the mirror that is really there: an old disk loses some."""
+        file = self._seen.sealed(path)
+        if file is not None and not self._spool.holds(file):
+            self._seen.unseal(path)
+            return None
+        return file
+
     def _plan_sealed(self, path: str) -> bool:
-        at_hand = self._seen.sealed(path)
+        at_hand = self._sealed(path)
         if at_hand is not None:
             self._seen.plan(at_hand, SEALED)
         return at_hand is not None
@@ -360,6 +396,7 @@ class _Collector:
             break
         if item.reading == FRESH and (findings or not steady) and _age(copy.stat) < STILL_WRITTEN:
             copy.drop()
+            self._plan_sealed(path)
             gathering.notes.append(f"{shown} is still being written: it will be taken the next time")
             return None
         if item.reading == JSON and findings:
@@ -411,6 +448,13 @@ class _Collector:
             return None
         return before.carried_from or self._previous.sequence
 
+    def _was_good(self, platform: str, name: str) -> bool:
+        """Return whether the previous collection holds a good copy of an item, its own or a carried one."""
+        before = self._previous.item(platform, name) if self._previous else None
+        if before is None or not before.files:
+            return False
+        return before.outcome == OK or before.carried_from is not None
+
     def _read_previous(self) -> Collection | None:
         if self._head is None:
             return None
@@ -436,20 +480,25 @@ class _Collector:
         if self._previous is not None:
             names |= {i.name for i in self._previous.items if i.platform == "unplatform" and i.files}
         for name in sorted(names):
-            if not name.startswith(durable.TEMPORARY):
+            if not name.startswith(durable.TEMPORARY) and not _UNWRITABLE.search(name) and _is_utf8(name):
                 check_id = f"unplatform/{name}/1"
                 yield Item(name, (("", f"{root}/{name}"),), items.check_nothing, check_id)
 
     def _year(self) -> int:
-        """LEVEL 0. A clock that has fallen back gives the year of the previous collection."""
+        """LEVEL 0. A clock that has fallen back, or far ahead, gives the year of the previous collection."""
         year = datetime.datetime.now().astimezone().year
-        return max(year, self._previous.year if self._previous else FIRST_YEAR) if year < FIRST_YEAR else year
+        before = self._previous.year if self._previous else None
+        if year < (before or FIRST_YEAR):
+            return before or FIRST_YEAR
+        # A school may be off for years; a clock that jumped ahead by decades says nothing.
+        return before if before is not None and year > before + 10 else year
 
 
 class _Copy:
     """One reading of one source file, into the bag, hashed on the way."""
 
     def __init__(self, collector: _Collector, item: Item, entry: _Entry, path: str, shown: str) -> None:
+        self._collector = collector
         self._spool, self._seen = collector._spool, collector._seen
         self._item, self._entry, self._path, self._shown = item, entry, path, shown
         self.stat = entry.stat
@@ -470,15 +519,16 @@ class _Copy:
             if not stat.S_ISREG(self.stat.st_mode):
                 raise _Refused("is no plain file: it was left out")
             limit = self._limit(source)
-            sealed = self._seen.sealed(self._path)
-            if sealed is not None and sealed.size == (self.stat.st_size if limit is None else limit):
+            sealed = self._collector._sealed(self._path)
+            expected = self.stat.st_size if limit is None else limit
+            if sealed is not None and sealed.size == expected:
                 # Probably the same bytes under a new time (a dump): reading is cheaper than writing.
                 self.sha256, self.size = _copy(source, None, limit)
                 if self.sha256 == sealed.sha256:
                     self.drop()
                     return True
                 os.lseek(source, 0, os.SEEK_SET)
-            if self._item.written_once and self._may_be_shared():
+            if self._item.written_once and self._may_be_shared() and _age(self.stat) > STILL_WRITTEN:
                 self.target = self._spool.link_file(self._path, source)
                 if self.target is not None:
                     self.sha256, self.size = _copy(source, None, None)
@@ -534,6 +584,10 @@ class _Copy:
         return size - len(tail) + whole
 
 
+def _outcomes(collection: Collection | None) -> list[tuple[str, str, str]]:
+    return [(i.platform, i.name, i.outcome) for i in collection.items] if collection else []
+
+
 def _signs(item: Item, seen: os.stat_result) -> Signs:
     """Return by what a file is known again. Our own links move the ctime of what is written once."""
     return Signs(seen.st_size, seen.st_mtime_ns, 0 if item.written_once else seen.st_ctime_ns, seen.st_ino)
@@ -560,19 +614,28 @@ def _copy(source: int, target: int | None, limit: int | None) -> tuple[str, int]
     return digest.hexdigest(), size
 
 
-def _walk(root: Path, notes: list[str]) -> Iterator[_Entry]:
+def _walk(root: Path, notes: list[str], unread: Callable[[str, OSError], None]) -> Iterator[_Entry]:
     """Yield the plain files of a tree in a stable order, through folder descriptors and never through a
     link.
     """
     top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    yield from _walk_folder(top, "", notes)
+    yield from _walk_folder(top, "", notes, unread)
 
 
-def _walk_folder(folder: int, prefix: str, notes: list[str]) -> Iterator[_Entry]:
-    """Walk one open folder and close it."""
+def _walk_folder(
+    folder: int, prefix: str, notes: list[str], unread: Callable[[str, OSError], None]
+) -> Iterator[_Entry]:
+    """Walk one open folder and close it; `unread` hears of folders below that cannot be read."""
     try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries)
+        try:
+            with os.scandir(folder) as entries:
+                names = sorted(entry.name for entry in entries)
+        except OSError as error:
+            unread(prefix, error)
+            return
+        if prefix.count("/") > MAX_DEPTH:
+            notes.append(f"{prefix!r} is more than {MAX_DEPTH} folders deep: it was left out")
+            return
         for name in names:
             if name.startswith(durable.TEMPORARY):
                 continue
@@ -584,18 +647,32 @@ def _walk_folder(folder: int, prefix: str, notes: list[str]) -> Iterator[_Entry]
                     below = os.open(
                         name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder
                     )
-                    yield from _walk_folder(below, f"{prefix}{name}/", notes)
+                    yield from _walk_folder(below, f"{prefix}{name}/", notes, unread)
                 else:
                     notes.append(f"{prefix}{name!r} is a link or a special file: it was left out")
             except FileNotFoundError:
                 continue  # deleted meanwhile
+            except OSError as error:
+                unread(f"{prefix}{name}", error)
     finally:
         os.close(folder)
 
 
 def _age(seen: os.stat_result) -> float:
-    """Return how long ago a file was written; a time in the future counts as now."""
-    return max(0.0, time.time() - seen.st_mtime)
+    """Return how long ago a file was written, in seconds.
+
+    A little in the future counts as now; more than a day is another clock, of which nothing follows.
+    """
+    age = time.time() - seen.st_mtime
+    return max(0.0, age) if age > -86400 else float("inf")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _said(error: Exception) -> str:

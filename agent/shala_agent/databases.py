@@ -12,14 +12,17 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from shala_agent import checks, durable
 from shala_agent.container import Container, Execution
+from shala_agent.failure import AgentError
 from shala_agent.items import DUMPED_DATABASES, POSTGRES_DUMP
 from shala_agent.outcome import FAILED, OK, Result, failed, judged
 from shala_agent.reach import STAGING, Reach
 
 READY_WAIT = 180  # seconds a database may take after the container's start (facts/gstudio.md 1.1)
+SHRUNK = 0.5  # of the users, or of a database's documents, that the last good dump had: fewer is not believed
 READY_POLL = 5  # seconds between two questions
 _DONE = re.compile(r"done dumping `?([^`\s]+?)`? \((\d+) documents?\)")
 _MONGODUMP = (
@@ -55,7 +58,14 @@ def dump_postgres(container: Container, reach: Reach, timeout_seconds: float) ->
     if findings:
         _remove(container, reach, part)
         return failed(f"the dump {findings[0]}, the last good one is kept: {_why(ran)}")
-    detail = {"bytes": dump.stat().st_size}
+    users, before = _users_in(dump), _users_in(_last_dump(reach))
+    if users < before * SHRUNK:
+        _remove(container, reach, part)
+        return failed(
+            f"the dump holds {users} users, the last good one {before}: that one is kept"
+            f" (was the container made anew? If the users are right, move {POSTGRES_DUMP} away)"
+        )
+    detail: dict[str, Any] = {"bytes": dump.stat().st_size, "users": users}
     if _equal_dumps(dump, reach, POSTGRES_DUMP):
         _remove(container, reach, part)
         return judged([], ["the same as the last one"], detail)
@@ -97,6 +107,12 @@ def dump_mongo_database(container: Container, reach: Reach, database: str, timeo
         return failed(f"mongodump made nothing: {_why(ran)}")
     if ran.timed_out or ran.exit_code != 0:
         findings.insert(0, f"mongodump did not end well: {_why(ran)}")
+    held, now = _documents_in(reach, final), sum(counts.values())
+    if not findings and now < held * SHRUNK:
+        findings.append(
+            f"{database} holds {now} documents, the last good dump {held}: that one is kept"
+            f" (if it is right, move {final} away)"
+        )
     if findings:
         container.run(["rm", "-rf", made], timeout_seconds=60)
         return failed(*findings)
@@ -180,6 +196,38 @@ def dump_mongo(
     return judged(findings, notes, {"documents": documents})
 
 
+def _documents_in(reach: Reach, final: str) -> int:
+    """Return how many documents the last good dump of a database holds; 0 when there is none."""
+    count = 0
+    try:
+        for file in reach.local(final).glob("*.bson"):
+            count += checks.count_bson(file)
+    except (FileNotFoundError, checks.BsonBroken):
+        return 0
+    return count
+
+
+def _last_dump(reach: Reach) -> Path | None:
+    try:
+        return reach.local(POSTGRES_DUMP)
+    except FileNotFoundError:
+        return None
+
+
+def _users_in(dump: Path | None) -> int:
+    """Return how many rows the table auth_user has in a dump; 0 when it has none, or there is no dump."""
+    if dump is None:
+        return 0
+    rows, inside = 0, False
+    with dump.open("rb") as lines:
+        for line in lines:
+            if inside and line.startswith(b"\\."):
+                break
+            rows += inside
+            inside = inside or line.startswith((b"COPY public.auth_user ", b"COPY auth_user "))
+    return rows
+
+
 def _absent() -> Result:
     return Result("skipped", ["the server has no such database"])
 
@@ -227,7 +275,9 @@ def _replace(container: Container, reach: Reach, part: str, final: str) -> None:
         durable.sync(host)
         durable.rename(host, target)
     else:
-        container.run(["sh", "-c", 'sync; mv -f "$1" "$2"', "sh", part, final], timeout_seconds=120)
+        moved = container.run(["sh", "-c", 'sync; mv -f "$1" "$2"', "sh", part, final], timeout_seconds=120)
+        if moved.exit_code != 0:
+            raise AgentError(f"the dump could not be put into place: {moved.said}")
 
 
 def _remove(container: Container, reach: Reach, path: str) -> None:

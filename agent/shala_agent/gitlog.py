@@ -24,6 +24,8 @@ def write_git_log(container: Container, target: Path) -> Result:
     findings: list[str] = []
     for repository in REPOSITORIES:
         text = _one_repository(container, repository)
+        if text.count("## git ") < len(COMMANDS) and "fatal: " not in text:
+            text += "fatal: the commands said nothing\n"
         if "\nfatal: " in f"\n{text}":
             findings.append(f"{repository}: {text[text.index('fatal: ') :].splitlines()[0]}")
         parts.append(text)

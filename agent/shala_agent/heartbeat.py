@@ -92,9 +92,11 @@ def _place(container: Container, reach: Reach, name: str, content: bytes) -> Non
         container.run(["mkdir", "-p", HEARTBEAT_FOLDER], timeout_seconds=20)
         temporary = f"{durable.TEMPORARY}{name}.part"
         container.put(HEARTBEAT_FOLDER, temporary, content)
-        container.run(
+        moved = container.run(
             ["mv", f"{HEARTBEAT_FOLDER}/{temporary}", f"{HEARTBEAT_FOLDER}/{name}"], timeout_seconds=20
         )
+        if moved.exit_code != 0:
+            raise AgentError(moved.said)
 
 
 def _read(config: Config, identity: Identity | None, state: ContainerState) -> Heartbeat:

@@ -39,6 +39,8 @@ class Item:
     when_step_failed: str = LABEL
     # Names of the top folder that are taken; empty means all.
     only: tuple[str, ...] = ()
+    # Names in its folder without which it is not whole.
+    required: tuple[str, ...] = ()
     # Files that are never changed under their name: the mirror may hold a link to them.
     written_once: bool = False
 
@@ -130,12 +132,19 @@ GSTUDIO_ITEMS = (
     _item(
         "postgres-dump", _check_sql, step="postgres-dump", when_step_failed=CARRY, only=("pg_dump_all.sql",)
     ),
-    _item("db", check_databases, parts=(("", DUMPED_DATABASES),), step="mongo-dump", when_step_failed=CARRY),
+    _item(
+        "db",
+        check_databases,
+        parts=(("", DUMPED_DATABASES),),
+        step="mongo-dump",
+        when_step_failed=CARRY,
+        required=("gstudio-mongodb",),
+    ),
     _item("gstudio-exported-users-analytics-csvs", check_progress, reading=FRESH, step="progress"),
     _item("activity-timestamp-csvs", check_activity, reading=FRESH, step="activity-timestamps"),
     _item("qbank", check_qbank, step="assessments", when_step_failed=CARRY),
     _item("gstudio_tools_logs", _check_tool_log, reading=JSON),
-    _item(GIT_LOG, _check_not_empty, parts=(), step="git-log", when_step_failed=CARRY),
+    _item(GIT_LOG, _check_not_empty, parts=(), when_step_failed=CARRY),
     _item("gstudio-logs", check_nothing, reading=LOG),
     _item("nginx-logs", check_nothing, reading=LOG),
     _item(

@@ -41,7 +41,13 @@ def failed(*reasons: str) -> Result:
 
 
 def shortened(reasons: list[str]) -> list[str]:
-    """Return the first reasons and how many more there are: a thousand broken files are one message."""
-    if len(reasons) <= MAX_REASONS:
-        return reasons
-    return [*reasons[:MAX_REASONS], f"and {len(reasons) - MAX_REASONS} more"]
+    """Return the first reasons and how many more there are: a thousand broken files are one message.
+
+    Names of files stand in them, which may hold bytes that are no text.
+    """
+    shown = [reason.encode("utf-8", "backslashreplace").decode("utf-8") for reason in reasons[:MAX_REASONS]]
+    more = len(reasons) - len(shown)
+    if not more:
+        return shown
+    # What was shortened before is not counted anew.
+    return [*shown, reasons[-1] if more == 1 else f"and {more} more"]

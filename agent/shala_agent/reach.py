@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from shala_agent import durable
 from shala_agent.config import PathsConfig
 from shala_agent.container import Container
+from shala_agent.failure import AgentError
 
 # Paths in the container (facts/gstudio.md 1.2).
 DATA = "/data"
@@ -23,6 +24,10 @@ STAGING = f"{DATA}/.shala"  # our own dumps, beside the platform's data and in n
 MAX_FETCH = 50_000_000_000  # bytes; the largest school seen holds 20 GB (facts/gstudio.md 5)
 
 Stat = tuple[int, int, int]
+
+
+class LinkRefused(AgentError):
+    """A folder of the platform is a link, which might lead anywhere on the host."""
 
 
 class Reach:
@@ -41,7 +46,12 @@ class Reach:
         """Return where the path is on the host, or None when it lies on no volume. It need not exist."""
         for mount, folder in self._mounts:
             if path == mount or path.startswith(mount + "/"):
-                return Path(folder, *PurePosixPath(path[len(mount) :].lstrip("/")).parts)
+                place = Path(folder)
+                for part in PurePosixPath(path[len(mount) :].lstrip("/")).parts:
+                    if place != Path(folder) and place.is_symlink():
+                        raise LinkRefused(f"{place} is a link: root does not follow what the container made")
+                    place /= part
+                return place
         return None
 
     def local(self, path: str) -> Path:

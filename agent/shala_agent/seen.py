@@ -133,6 +133,10 @@ class Seen:
         """Return a file of the newest sealed collection."""
         return self._file("SELECT * FROM sealed WHERE path = ?", path)
 
+    def unseal(self, path: str) -> None:
+        """Forget that the newest sealed collection has a file."""
+        self._db.execute("DELETE FROM sealed WHERE path = ?", (path,))
+
     def staged(self, path: str) -> File | None:
         """Return a file that an earlier, cut attempt has staged."""
         return self._file("SELECT * FROM staged WHERE path = ?", path)
@@ -146,6 +150,10 @@ class Seen:
     def unstage(self, path: str) -> None:
         """Note that a file is staged no more."""
         self._db.execute("DELETE FROM staged WHERE path = ?", (path,))
+
+    def all_staged(self) -> list[File]:
+        """Return every file that is noted as staged."""
+        return [File(*row) for row in self._db.execute("SELECT * FROM staged")]
 
     def clear_plan(self) -> None:
         """Begin a new plan."""
@@ -167,12 +175,6 @@ class Seen:
             "INSERT INTO plan SELECT *, 'sealed' FROM sealed WHERE path = ? OR (path > ? AND path < ?)",
             bounds,
         ).rowcount
-
-    def unplan(self, item: str) -> None:
-        """Take an item out of the plan."""
-        self._db.execute(
-            "DELETE FROM plan WHERE path = ? OR (path > ? AND path < ?)", (item, item + "/", item + "0")
-        )
 
     def size_of(self, item: str) -> tuple[int, int]:
         """Return (files, bytes) that are planned for an item."""

@@ -16,6 +16,7 @@ import grp
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -43,6 +44,10 @@ TAG_MANIFEST = "tagmanifest-sha256.txt"
 CHANGES_BYTES = 64 << 20  # bytes: more than that of old changes is not kept, however few collections they are
 FOLDER_MODE = 0o750
 FILE_MODE = 0o640
+
+
+class MirrorDamaged(AgentError):
+    """The mirror lacks files of the collection it should hold; it was given up."""
 
 
 class Totals(msgspec.Struct, frozen=True):
@@ -185,8 +190,13 @@ class Spool:
         return head
 
     def discard(self) -> None:
-        """Remove what was assembled."""
-        durable.remove(self.assembling)
+        """Remove what was assembled, unless it is just being put into the mirror."""
+        if not (self.root / "NEXT").exists():
+            durable.remove(self.assembling)
+
+    def holds(self, file: File) -> bool:
+        """Return whether the mirror has a file of this size: an old disk loses some."""
+        return _size_of(self.bag / file.path) == file.size
 
     def prune(self, keep: int) -> None:
         """Remove the oldest changes beyond the newest `keep` collections and CHANGES_BYTES."""
@@ -219,13 +229,20 @@ class Spool:
             return
         changes = self.assembling / "changes.txt"
         if changes.is_file():
-            self._apply(changes)
+            try:
+                self._apply(changes)
+            except MirrorDamaged:
+                self._start_over()
+                raise
             for name in ("bagit.txt", "bag-info.txt", "collection.json", MANIFEST, FILES, TAG_MANIFEST):
                 with suppress(FileNotFoundError):
                     (self._staged / name).rename(self.bag / name)
             durable.sync_filesystem(self.root)
             self._write_head("HEAD", head)
             durable.rename(changes, self._changes_of(head.sequence))
+        elif self._read_head("HEAD") != head:
+            self._start_over()
+            return
         (self.root / "NEXT").unlink()
         durable.sync(self.root)
         self.discard()
@@ -242,8 +259,23 @@ class Spool:
                 if isinstance(change, File):
                     target = self.bag / change.path
                     self._make_folder(target.parent)
-                    with suppress(FileNotFoundError):  # it is in its place since the run that was cut
+                    try:
                         (self._staged / change.path).rename(target)
+                    except FileNotFoundError:
+                        # In its place since the run that was cut, or lost.
+                        if _size_of(target) != change.size:
+                            raise MirrorDamaged(
+                                f"{change.path} was lost before it was in its place:"
+                                " the next run gathers everything anew"
+                            ) from None
+
+    def _start_over(self) -> None:
+        """Give up a mirror that is neither the old collection nor the new one."""
+        for name in ("HEAD", "NEXT"):
+            (self.root / name).unlink(missing_ok=True)
+        durable.empty_folder(self.bag, FOLDER_MODE)
+        self._give(self.bag)
+        self.discard()
 
     def _remove_empty(self, folder: Path) -> None:
         """Remove a folder of the mirror, and those above it, as far as they are empty."""
@@ -282,6 +314,9 @@ class Spool:
 
     def _clean_staging(self, seen: Seen) -> None:
         """Keep of `.assembling` what is known to be whole and on the disk; remove the rest."""
+        for file in seen.all_staged():
+            if _size_of(self._staged / file.path) != file.size:
+                seen.unstage(file.path)
         if not self._staged.is_dir():
             self.discard()
             return
@@ -289,10 +324,8 @@ class Spool:
             for name in names:
                 path = Path(folder, name)
                 relative = path.relative_to(self._staged).as_posix()
-                known = seen.staged(relative)
-                if known is None or path.lstat().st_size != known.size:
+                if seen.staged(relative) is None:
                     path.unlink()
-                    seen.unstage(relative)
 
     # -- files and folders -----------------------------------------------------------------------------------
 
@@ -341,6 +374,15 @@ class Spool:
     def _give(self, path: Path) -> None:
         if self._gid is not None:
             os.chown(path, -1, self._gid)
+
+
+def _size_of(path: Path) -> int:
+    """Return the size of a plain file, -1 if there is none."""
+    try:
+        seen = path.lstat()
+    except OSError:
+        return -1
+    return seen.st_size if stat.S_ISREG(seen.st_mode) else -1
 
 
 def _gone(changes: Path) -> Iterator[str]:

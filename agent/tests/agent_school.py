@@ -25,7 +25,7 @@ class QuietContainer(Container):
     """A container whose commands say nothing but what git would say."""
 
     up = True
-    answer = "On branch main\n"
+    answer = "## git status\nOn branch main\n## git diff\n## git log -5\n## git branch\n"
 
     def state(self) -> ContainerState:
         return ContainerState(
