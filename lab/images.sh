@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 say() { printf '==> %s\n' "$*"; }
 export DOCKER_BUILDKIT=0
 
-sources_digest() { (cd "$1" && find . -type f ! -path '*/__pycache__/*' ! -path './tests/*' ! -path './.wheels/*' ! -name '*.md' -print0 | sort -z | xargs -0 sha256sum; echo "${2:-}") | sha256sum | cut -d' ' -f1; }
+sources_digest() { (cd "$1" && find . -type f ! -path '*/__pycache__/*' ! -path '*/.*_cache/*' ! -path './tests/*' ! -path './.wheels/*' ! -name '*.md' -print0 | sort -z | xargs -0 sha256sum; echo "${2:-}") | sha256sum | cut -d' ' -f1; }
 label() { docker image inspect --format '{{ index .Config.Labels "shala.sources" }}' "$1" 2>/dev/null || true; }
 
 minimal_debian() {
