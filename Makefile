@@ -11,7 +11,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-demo:  ## Boot the lab fleet, do one full round, show the archive (root; about 15 minutes the first time)
+demo:  ## Boot the lab fleet, do one full round, show the archive (root; five minutes, ten the first time)
 	@lab/demo.sh up
 
 demo-down:  ## Take the lab fleet down, and the Docker engine if the lab started it
@@ -24,8 +24,8 @@ test:  ## Everything: check, the packages over ssh and docker, molecule for ever
 	@lab/test.sh
 
 bench: venv  ## Run a benchmark: make bench NAME=archive
-	@test -n "$(NAME)" || { echo "shala: say which: make bench NAME=<one of: $$(cd bench; ls *.py 2>/dev/null | sed 's/\.py$$//' | tr '\n' ' ')>" >&2; exit 2; }
-	test -f "bench/$(NAME).py" || { echo "shala: there is no bench/$(NAME).py (have: $$(cd bench; ls *.py 2>/dev/null | sed 's/\.py$$//' | tr '\n' ' '))" >&2; exit 2; }
+	@have=$$(find bench -name '*.py' -printf '%f ' 2>/dev/null | sed 's/\.py / /g')
+	test -f "bench/$(NAME).py" || { echo "shala: say which: make bench NAME=... (there are: $${have:-none yet})" >&2; exit 2; }
 	python "bench/$(NAME).py"
 
 venv:  ## Make or refresh the virtual environment .venv
@@ -41,5 +41,7 @@ wheelhouse: venv  ## Pack the agent and the centre for machines without internet
 requirements:  ## Compile requirements/*.txt anew from the pyproject files
 	@lab/requirements.sh
 
-role-%: wheelhouse images  ## Run the molecule scenario of one role: make role-gstudio
-	@cd roles/$* && molecule test
+role-%:  ## Run the molecule scenario of one role: make role-gstudio
+	@test -d roles/$* || { echo "shala: there is no role $* (have: $$(cd roles && echo *))" >&2; exit 2; }
+	$(MAKE) wheelhouse images
+	cd roles/$* && molecule test

@@ -28,7 +28,13 @@ DONE, FAILED, USAGE, PARTLY = 0, 1, 2, 3
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-_wait = click.option("--wait", default=0, metavar="MINUTES", help="Wait so long for a running chain to end.")
+_wait = click.option(
+    "--wait",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="MINUTES",
+    help="Wait so long for a running chain to end.",
+)
 
 
 def main() -> None:
@@ -39,8 +45,14 @@ def main() -> None:
         code = shala_agent(standalone_mode=False)  # Click returns what a command gave to Exit
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(USAGE)
     except click.ClickException as error:
-        click.echo(f"shala-agent: {error.format_message()} (see: shala-agent --help)", err=True)
+        command = (
+            error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "shala-agent"
+        )
+        click.echo(f"shala-agent: {error.format_message()} (see: {command} --help)", err=True)
         sys.exit(USAGE)
     except AgentError as error:
         click.echo(f"shala-agent: {error}", err=True)

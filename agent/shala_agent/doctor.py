@@ -10,6 +10,7 @@ import grp
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -19,7 +20,9 @@ from shala_agent.collect import FIRST_YEAR, identify
 from shala_agent.config import Config
 from shala_agent.failure import AgentError
 from shala_agent.ledger import CHAIN, Ledger
+from shala_agent.manifest import ManifestError
 from shala_agent.outcome import FAILED
+from shala_agent.spool import Spool
 from shala_agent.status import read_status
 
 LOW_DISK = 2_000_000_000  # bytes: less than this and a collection of one day may not fit
@@ -106,6 +109,14 @@ def _work(config: Config, ledger: Ledger) -> Iterator[Problem]:
             reason = step.reasons[0] if step.reasons else "no reason is known"
             yield Problem(
                 f"{step.step} failed at {step.ended}: {reason}", "shala-agent run, then shala-agent status"
+            )
+    spool = Spool(Path(config.paths.spool))
+    with suppress(OSError, ManifestError):
+        if damaged := sum(1 for _ in spool.damaged()):
+            files = "1 file" if damaged == 1 else f"{damaged} files"
+            yield Problem(
+                f"{files} of the mirror {spool.bag} are gone or changed since they were put there",
+                "shala-agent run takes them again; if it happens more than once, the disk is dying",
             )
     if status.sealed is None:
         yield Problem("nothing was ever collected", "shala-agent run")

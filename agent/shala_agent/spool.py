@@ -88,9 +88,8 @@ class Spool:
         """Yield the files of the mirror; what is missing on the disk is left out. Raises ManifestError."""
         with (self.bag / FILES).open("rb") as lines:
             for file in read_files(lines):
-                with suppress(OSError):
-                    if (self.bag / file.path).lstat().st_size == file.size:
-                        yield file
+                if _holds(self.bag, file):
+                    yield file
 
     def sequences(self) -> list[int]:
         """Return the sequences of the collections whose changes are there, ascending."""
@@ -195,8 +194,15 @@ class Spool:
             durable.remove(self.assembling)
 
     def holds(self, file: File) -> bool:
-        """Return whether the mirror has a file of this size: an old disk loses some."""
-        return _size_of(self.bag / file.path) == file.size
+        """Return whether the mirror has a file as it was put there, by size and time."""
+        return _holds(self.bag, file)
+
+    def damaged(self) -> Iterator[str]:
+        """Yield the files of the mirror that are not as they were put there, by size and time."""
+        with (self.bag / FILES).open("rb") as lines:
+            for file in read_files(lines):
+                if not _holds(self.bag, file):
+                    yield file.path
 
     def prune(self, keep: int) -> None:
         """Remove the oldest changes beyond the newest `keep` collections and CHANGES_BYTES."""
@@ -374,6 +380,14 @@ class Spool:
     def _give(self, path: Path) -> None:
         if self._gid is not None:
             os.chown(path, -1, self._gid)
+
+
+def _holds(bag: Path, file: File) -> bool:
+    try:
+        seen = (bag / file.path).lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(seen.st_mode) and (seen.st_size, seen.st_mtime_ns) == (file.size, file.mtime_ns)
 
 
 def _size_of(path: Path) -> int:

@@ -280,7 +280,7 @@ def test_sigterm_stops_the_chain_cleanly_and_the_next_run_resumes(platform):
     time.sleep(3)
     process.terminate()
     assert process.wait(60) == 3
-    assert "goes on at this step" in process.stderr.read()
+    assert "the next run goes on here" in process.stderr.read()
     time.sleep(1)
     assert "manage.py" not in platform.processes()
     (platform.root / "faults/export-slow").unlink()

@@ -44,6 +44,7 @@ from shala_central.publish import (
 from shala_central.staging import digest_of
 
 RECORD_FILES = ("HEAD", "collection.json", FILES, MANIFEST, "bag-info.txt")
+QUARANTINED = 5  # refused collections of one server that stay to be looked at: the newest ones
 YEAR = re.compile(r"[0-9]{4}")
 
 
@@ -389,6 +390,8 @@ class Archive:
             "paths": refused.paths,
         }
         write_file(folder / "reason.json", msgspec.json.format(msgspec.json.encode(reason), indent=1) + b"\n")
+        for earlier in self.quarantined(name)[:-QUARANTINED]:
+            remove_tree(Path(str(earlier["folder"])))
         return folder
 
     # -- earlier collections --------------------------------------------------------------------------------

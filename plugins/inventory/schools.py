@@ -77,6 +77,7 @@ path: schools.csv
 
 from pathlib import Path
 
+import yaml
 from ansible.errors import AnsibleParserError
 from ansible.plugins.inventory import BaseInventoryPlugin
 
@@ -113,7 +114,12 @@ class InventoryModule(BaseInventoryPlugin):
             schools = config
             self.set_options()
         else:
-            self._read_config_data(path)
+            known = self._read_config_data(path)
+            options = yaml.safe_load(DOCUMENTATION)["options"]
+            if unknown := sorted(set(known) - set(options)):
+                raise AnsibleParserError(
+                    f"{path}: '{unknown[0]}' is not an option (there are: {', '.join(sorted(options))})"
+                )
             schools = config.parent / str(self.get_option("path"))
         if Rules is None:
             raise AnsibleParserError(
