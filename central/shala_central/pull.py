@@ -430,9 +430,9 @@ class _ServerPull:
         result.result = "committed"
 
     def _unchanged(self, committed: Committed) -> None:
-        self.result.result = "unchanged"
-        self.result.bytes = committed.pull.bytes
         self.result.items = count_items(committed.collection())
+        self.result.bytes = committed.pull.bytes
+        self.result.result = "unchanged"
 
     def _count(self, transfer: Transfer, *, payload: bool = True) -> None:
         """Add up what moved: all bytes; of files only those of the payload."""

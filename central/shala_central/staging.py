@@ -64,12 +64,10 @@ def prepare(
         if size is not None and size != sizes[path]:
             os.unlink(staged)  # noqa: PTH108 - a link to what somebody has damaged
             size = None
-        if size is None and (known := old or _known(find, path, digest)) is not None:
-            folder = os.path.dirname(staged)  # noqa: PTH120 - strings throughout: there may be a million
-            if folder not in made:
-                os.makedirs(folder, mode=0o750, exist_ok=True)  # noqa: PTH103
-                made.add(folder)
-            size = _link(known, staged, sizes[path])
+        if size is None and old is not None:
+            size = _link(old, staged, sizes[path], made)
+        if size is None and (known := find(path, digest)) is not None:
+            size = _link(known, staged, sizes[path], made)
         if size is None and (first := coming.setdefault(digest, path)) != path:
             plan.copies[path] = first
         elif size is None:
@@ -120,11 +118,6 @@ def _make_copies(tree: Path, plan: Plan) -> None:
             (tree / path).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
             (tree / path).unlink(missing_ok=True)
             (tree / path).hardlink_to(tree / first)
-
-
-def _known(find: Find, path: str, digest: str) -> str | None:
-    place = find(path, digest)
-    return None if place is None else str(place)
 
 
 def digest_of(path: Path | str) -> str:
@@ -184,16 +177,20 @@ def _usable(staged: str, old: str | None, digest: str) -> int | None:
     return None
 
 
-def _link(old: str, staged: str, size: int) -> int | None:
-    """Make a hard link to a published file and return its size;
+def _link(known: str | Path, staged: str, size: int, made: set[str]) -> int | None:
+    """Make a hard link to a file that is known to have the content and return its size;
 
-    None if the published file is not there any more, or has another size.
+    None if it is not there any more, or has another size. `made` are the folders that are there.
     """
+    folder = os.path.dirname(staged)  # noqa: PTH120 - strings throughout: there may be a million
+    if folder not in made:
+        os.makedirs(folder, mode=0o750, exist_ok=True)  # noqa: PTH103
+        made.add(folder)
     try:
-        status = os.lstat(old)
+        status = os.lstat(known)
         if not stat.S_ISREG(status.st_mode) or status.st_size != size:
             return None
-        os.link(old, staged, follow_symlinks=False)
+        os.link(known, staged, follow_symlinks=False)
     except OSError:
         # Gone, or it has as many links as the file system allows: fetch it again.
         return None

@@ -29,7 +29,10 @@ SLACK = 1 << 20  # bytes that a transfer may exceed what was announced: rsync ro
 
 # Exit codes of rsync(1): 23 and 24 are "some files could not be sent"; verification says which.
 PARTIAL_TRANSFER = (23, 24)
-OWN_TROUBLE = re.compile(r"^rsync: \[(receiver|generator|Receiver|Generator)\] ", re.MULTILINE)
+# A broken pipe is only how this side hears that the other has ended.
+OWN_TROUBLE = re.compile(
+    r"^rsync: \[(receiver|generator)\] (?!write error: Broken pipe)", re.MULTILINE | re.IGNORECASE
+)
 
 # What ssh says at length -> what it means here, and what to do.
 KNOWN_ERRORS = (

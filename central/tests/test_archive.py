@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ctypes
 import errno
 import hashlib
 import json
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
 from central_school import received
 from shala_central import archive as archive_module
 from shala_central import publish as publish_module
+from shala_central import pull as pull_module
 from shala_central.archive import Archive
 from shala_central.bag import BagRefused
 from shala_central.failure import CentralError, UsageError
@@ -228,6 +232,63 @@ def test_verify_names_what_was_changed_removed_and_added(archive, school, receiv
         ("gstudio/media/more", "does not belong to the collection"),
         ("gstudio/media/same", "is missing"),
     ]
+
+
+def test_verify_looks_at_earlier_years_too(archive, school, receive):
+    receive(DAY_1, 1)
+    receive(DAY_2, 2, 2027)
+    old = archive.root / "2026/mz" / school.name / "gstudio/db/a"
+    old.chmod(0o640)
+    old.write_bytes(b"0ne")
+    assert [(d.path, d.problem) for d in archive.verify(school.name)] == [
+        ("2026: gstudio/db/a", "has changed (sha256 differs)")
+    ]
+
+
+def test_a_commit_during_verify_is_no_damage(archive, school, receive, monkeypatch):
+    receive(DAY_1, 1)
+    differences = archive_module._differences
+
+    def meanwhile(tree, manifest):
+        monkeypatch.setattr(archive_module, "_differences", differences)
+        receive(DAY_2, 2)
+        return differences(tree, manifest)
+
+    monkeypatch.setattr(archive_module, "_differences", meanwhile)
+    assert archive.verify(school.name) == []
+
+
+def test_an_archive_of_somebody_else_is_left_alone(tmp_path):
+    root = tmp_path / "archive"
+    root.mkdir()
+    os.chown(root, 65534, -1)
+    with pytest.raises(CentralError, match="belongs to nobody"):
+        Archive(root).open()
+
+
+def test_quarantine_keeps_the_newest_refusals(archive, school):
+    for number in range(1, 9):
+        archive.quarantine(school.name, number, BagRefused([f"reason {number}"]), {})
+    assert [entry["sequence"] for entry in archive.quarantined(school.name)] == [4, 5, 6, 7, 8]
+
+
+def test_a_cancelled_pull_waits_for_the_thread_that_writes():
+    order: list[str] = []
+
+    def writing() -> None:
+        time.sleep(0.2)
+        order.append("written")
+
+    async def cancelled() -> None:
+        task = asyncio.ensure_future(pull_module._to_its_end(writing))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        order.append("given up")
+
+    asyncio.run(cancelled())
+    assert order == ["written", "given up"]
 
 
 def test_the_tree_names_levels_with_sizes(archive, school, receive):

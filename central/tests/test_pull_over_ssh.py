@@ -322,6 +322,49 @@ def test_a_number_that_goes_back_waits_for_the_operators_word(centre, school, on
     assert centre.published(school) == {"gstudio/db/fresh": b"fresh"}
 
 
+def test_a_clock_that_has_fallen_back_replaces_no_finished_year(centre, school, online):
+    online(school).seal(DAY_1)
+    centre.pull()
+    school.year = 2018
+    school.seal({"gstudio/db/a": b"of today"})
+    _, results = centre.pull()
+    assert results[school.name]["result"] == "quarantined"
+    assert "has the server's clock fallen back?" in results[school.name]["reason"]
+    assert centre.published(school, 2026) == DAY_1
+
+
+def test_a_tree_that_is_gone_is_published_again_without_moving_a_byte(centre, school, online):
+    online(school).seal(DAY_1)
+    centre.pull()
+    (centre.root / "2026/mz" / school.name).rename(centre.root / "away")
+    _, results = centre.pull()
+    assert (results[school.name]["result"], results[school.name]["files_received"]) == ("committed", 0)
+    assert centre.published(school) == DAY_1
+    assert len(centre.archive.records(school.name)) == 1
+
+
+def test_a_number_of_millions_costs_nothing(centre, school, online):
+    online(school).seal(DAY_1)
+    centre.pull()
+    school.sequence = 99_999_998
+    school.seal({**DAY_1, "gstudio/db/new": b"new"})
+    code, results = centre.pull()
+    assert (code, results[school.name]["sequence"]) == (0, 99_999_999)
+
+
+def test_a_damaged_record_of_one_server_is_no_end_for_the_others(centre, school, online, another_school):
+    online(school).seal(DAY_1)
+    other = online(another_school("2031008-mz8", zone="mz-aizawl"))
+    other.seal(DAY_1)
+    centre.pull()
+    record = centre.archive.committed(school.name).record
+    (record / "collection.json").write_text("{")
+    code, results = centre.pull()
+    assert code == 3
+    assert (results[school.name]["result"], results[other.name]["result"]) == ("failed", "unchanged")
+    assert "collection.json is damaged" in results[school.name]["reason"]
+
+
 def test_an_offline_server_is_named_and_holds_nobody(centre, school, online, another_school):
     online(school).seal(DAY_1)
     silent = another_school("3080101-rj1", zone="rj-jaipur")
@@ -339,7 +382,7 @@ def test_an_offline_server_is_named_and_holds_nobody(centre, school, online, ano
         "0 committed, 1 unchanged; left: 1 offline. Again: shala pull 3080101-rj1"
     )
     code, results = centre.pull("--limit", "state_rj")
-    assert (code, list(results)) == (1, [silent.name])
+    assert (code, list(results)) == (3, [silent.name])
 
 
 def test_a_server_that_falls_silent_after_its_banner_holds_nobody(centre, school, online, another_school):
@@ -409,8 +452,11 @@ def test_an_old_rsync_is_refused_in_one_line(centre, school, online, tmp_path):
 
 def test_no_ssh_connection_is_left_behind(centre, school, online):
     online(school).seal(DAY_1)
-    centre.pull()
-    found = subprocess.run(["pgrep", "-f", "/tmp/shala-pull-"], capture_output=True, text=True, check=False)
+    pull = subprocess.Popen(centre.command("pull"), env=centre.environment(), stdout=subprocess.DEVNULL)
+    assert pull.wait(60) == 0
+    found = subprocess.run(
+        ["pgrep", "-f", f"/tmp/shala-pull-{pull.pid}-"], capture_output=True, text=True, check=False
+    )
     assert found.stdout == ""
 
 
