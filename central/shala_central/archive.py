@@ -279,6 +279,14 @@ class Archive:
                     found.append({"folder": str(path.parent), **reason})
         return found
 
+    def quarantine_counts(self) -> dict[str, int]:
+        """Return how many refused collections each server has in quarantine."""
+        counts: dict[str, int] = {}
+        for entry in os.scandir(self.hidden / "quarantine"):
+            if match := re.fullmatch(r"(.+)-[0-9]{8}-[0-9TZ.]+", entry.name):
+                counts[match[1]] = counts.get(match[1], 0) + 1
+        return counts
+
     # -- commit ----------------------------------------------------------------------------------------------
 
     def recover(self, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import functools
 import signal
 import sys
@@ -17,6 +18,7 @@ import msgspec
 from shala_central import __version__
 from shala_central.archive import Archive, Committed, Entry
 from shala_central.bag import count_items
+from shala_central.completeness import Completeness, by_state, completeness, page
 from shala_central.config import CONFIG_PATH, CentralConfig, read_config
 from shala_central.failure import CentralError, UsageError
 from shala_central.fleet import Server, read_fleet, select
@@ -404,6 +406,62 @@ def archive_verify(names: tuple[str, ...], config: CentralConfig, as_json: bool)
     if not damaged:
         return 0
     return FAILED if len(damaged) == len(answers) else PARTLY
+
+
+@archive_group.command("status", short_help="Show how complete the archive is.")
+@click.option("--limit", default="", metavar="GROUP", help="Only these groups, e.g. state_mz.")
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a page for people: figures by state, and a grid of servers by months.",
+)
+@_config_option
+@_json_option
+def archive_status(limit: str, html_file: Path | None, config: CentralConfig, as_json: bool) -> int:
+    """Show how complete the archive is: by state, and every server that lacks something.
+
+    \b
+    Examples:
+      shala archive status
+      shala archive status --limit state_mz --html status.html
+    """
+    archive = _archive(config)
+    entries = completeness(archive, select(read_fleet(Path(config.fleet)), (), limit))
+    made = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
+    if html_file is not None:
+        html_file.write_text(page(entries, f"made {made}"), encoding="utf-8")
+    if as_json:
+        _print_json({"made": made, "states": by_state(entries), "servers": entries})
+        return 0
+    rows = [{**row, "bytes": size(int(str(row["bytes"])))} for row in by_state(entries)]
+    numbers = ("servers", "delivered", "whole", "bytes")
+    for line in table(rows, ("state", *numbers), numbers):
+        click.echo(line)
+    lacking = [
+        entry for entry in entries if entry.items["ok"] < sum(entry.items.values()) or not entry.sequence
+    ]
+    if lacking:
+        click.echo("\nNot whole, or not there:")
+        rows = [_lack(entry) for entry in lacking]
+        for line in table(rows, ("server", "collection", "pulled", "items", "lacks"), ("collection",)):
+            click.echo(line)
+    whole = f"{len(entries) - len(lacking)} of {_counted(len(entries), 'server')} whole"
+    click.echo(f"\n{whole}. More: shala archive show NAME")
+    return 0
+
+
+def _lack(entry: Completeness) -> dict[str, object]:
+    bad = [f"{name} {outcome}" for name, outcome in entry.outcomes.items() if outcome != "ok"]
+    quarantined = [f"{entry.quarantined} in quarantine"] if entry.quarantined else []
+    shown = [*bad[:3], *([f"and {len(bad) - 3} more"] if len(bad) > 3 else []), *quarantined]
+    return {
+        "server": entry.name,
+        "collection": entry.sequence or "-",
+        "pulled": entry.pulled[:16] or "never",
+        "items": _items(entry.items) if entry.sequence else "-",
+        "lacks": _visible(", ".join(shown)),
+    }
 
 
 @archive_group.command("log", short_help="List the kept collections of a server.")

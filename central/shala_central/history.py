@@ -112,6 +112,16 @@ class History:
         )
         return fold(newest, _put_together([zstandard.decompress(row[0]) for row in rows]))
 
+    def months(self) -> dict[str, dict[str, int]]:
+        """Return {server: {YYYY-MM: how many of its earlier collections were pulled in it}}."""
+        found: dict[str, dict[str, int]] = {}
+        rows = self._db.execute(
+            "SELECT server, substr(pulled, 1, 7) AS month, count(*) FROM collection GROUP BY server, month"
+        )
+        for server, month, count in rows:
+            found.setdefault(server, {})[month] = count
+        return found
+
     def digests(self, server: str) -> Iterator[File]:
         """Yield every file that an earlier collection of a server needs and the newest may not have."""
         for (packed,) in self._db.execute("SELECT changes FROM collection WHERE server = ?", (server,)):
