@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from shala_agent import chain as chain_module
 from shala_agent import cli, container
 from shala_agent.chain import STEPS, Chain
-from shala_agent.failure import AgentError, Stopped
+from shala_agent.failure import AgentError, Busy, Stopped
+from shala_agent.lock import held
 from shala_agent.outcome import Result
 from shala_agent.status import read_status
 
@@ -216,3 +217,13 @@ def test_the_programs_exit_codes_are_those_it_promises(school: School, monkeypat
     with pytest.raises(SystemExit) as leaving:
         cli.main()
     assert leaving.value.code == code
+
+
+def test_nothing_is_made_by_hand_while_the_chain_gathers_it_but_a_heartbeat_is(school: School, done):
+    chain = Chain(school.config, school.ledger())
+    with held(school.root / "state/locks/chain.lock", "run", 0):
+        for step in ("progress", "assessments", "collect"):
+            with pytest.raises(Busy):
+                chain.by_hand((step,))
+        chain.by_hand(("heartbeat",))
+    assert done == ["heartbeat"]
