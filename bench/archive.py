@@ -1,0 +1,434 @@
+"""Collecting and archiving against the peers, on the stand-in's generated schools: make bench NAME=archive.
+
+Every tool sees the same source, over its own ssh connection through a relay that counts every byte (both
+ways, ssh included). CPU is user + system of both sides: the client, its children, and the sshd it talks to; for
+shala also the sealing at the school. Progress goes to stderr, one JSON line per figure to stdout.
+
+    python bench/archive.py --scale 0.1 --parts days,slow
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from link import Relay, Sshd, free_port
+from peers import Borg, Peer, Restic, RsyncFuzzy, RsyncLinks
+from shala_school import ShalaCentre, ShalaSchool
+
+PARTS = ("days", "schools", "slow", "resume", "million")
+SEEDS = ("mz17", "mz8", "rj12", "rj31", "ct5", "ct9", "tg40", "tg71")
+SETTLE = 2.2  # seconds: a file changed later than this before it is read may change again in the same tick
+
+
+@dataclasses.dataclass
+class Cost:
+    """What one run of a tool took."""
+
+    cpu: float
+    wall: float
+    wire: int
+    rss_mb: float
+
+
+class Source:
+    """One generated school; everything below `root` is what every tool is given."""
+
+    def __init__(self, work: Path, seed: str, scale: float) -> None:
+        self.root = work / "source" / seed
+        self.seed = seed
+        self._standin("generate", "--root", str(self.data), "--seed", seed, "--scale", str(scale))
+        self._complete()
+
+    @property
+    def data(self) -> Path:
+        """What is mounted as /data in the container."""
+        return self.root / "data"
+
+    def next_day(self) -> None:
+        """Let a school day pass."""
+        shutil.move(self.root.with_name(f"{self.seed}.db"), self.data / "db")
+        self._standin("next-day", "1", "--root", str(self.data))
+        self._complete()
+
+    def _complete(self) -> None:
+        """Dump the databases as the chain does, and put the live ones, which nobody copies, out of sight."""
+        dump = self.data / ".shala/db"
+        shutil.rmtree(dump, ignore_errors=True)
+        self._standin("bson", "--root", str(self.data), "--out", str(dump))
+        shutil.move(self.data / "db", self.root.with_name(f"{self.seed}.db"))
+        settings = self.root / "code/gstudio/gnowsys-ndf/gnowsys_ndf"
+        settings.mkdir(parents=True, exist_ok=True)
+        for name in ("server_settings.py", "local_settings.py"):
+            shutil.copy2(self.data / name, settings / name)
+
+    @staticmethod
+    def _standin(*arguments: str) -> None:
+        folder = Path(__file__).parent.parent / "molecule/images/gstudio"
+        subprocess.run(
+            [sys.executable, "-m", "standin", *arguments], cwd=folder, check=True, capture_output=True
+        )
+
+
+def measured(commands: Sequence[Sequence[str]], sshd: Sshd, relay: Relay, env: dict[str, str]) -> Cost:
+    """Run commands one after the other and return what they cost on both sides."""
+    cpu, wire, began = sshd.cpu_seconds(), relay.carried(), time.monotonic()
+    used, peak = 0.0, 0.0
+    for command in commands:
+        usage = run(command, env)
+        used += usage.ru_utime + usage.ru_stime
+        peak = max(peak, usage.ru_maxrss / 1024)
+    wall = time.monotonic() - began
+    return Cost(used + sshd.cpu_seconds() - cpu, wall, relay.carried() - wire, peak)
+
+
+def run(command: Sequence[str], env: dict[str, str], good: Sequence[int] = (0, 3)) -> resource.struct_rusage:
+    """Run a command and return what it and its children used; SystemExit with its words if it fails."""
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, env={**os.environ, **env}, stdout=said, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode not in good:
+            said.seek(0)
+            sys.exit(f"{' '.join(command)} ended with {process.returncode}:\n{said.read().decode()[-2000:]}")
+    return usage
+
+
+def allocated(folder: Path) -> int:
+    """Return the bytes that a folder takes on its disk, hard links once."""
+    done = subprocess.run(
+        ["du", "-s", "--block-size=1", str(folder)], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout.split()[0])
+
+
+def figure(name: str, unit: str, n: int, ours: float, peer: float | None = None, peer_name: str = "") -> None:
+    """Print one figure."""
+    line = {
+        "name": f"archive.{name}",
+        "ours": round(ours, 3),
+        "peer": round(peer, 3) if peer is not None else None,
+        "peer_name": peer_name or None,
+        "ratio": round(ours / peer, 3) if peer else None,
+        "unit": unit,
+        "n": n,
+    }
+    print(json.dumps(line), flush=True)
+
+
+def say(text: str) -> None:
+    """Tell how far the benchmark is."""
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def told(who: str, what: str, cost: Cost) -> Cost:
+    """Tell what a run cost."""
+    say(
+        f"{who:<12} {what:<12} {cost.cpu:6.2f} CPU s {cost.wall:7.2f} s"
+        f" {cost.wire:>12,} B {cost.rss_mb:6.0f} MB"
+    )
+    return cost
+
+
+class Bench:
+    """The work folder, the keys, and everything that was started."""
+
+    def __init__(self, scale: float) -> None:
+        self.work = Path(tempfile.mkdtemp(prefix="shala-bench-", dir=os.environ.get("BENCH_DIR")))
+        atexit.register(self.close)
+        self.scale = scale
+        self._stop: list[Callable[[], None]] = []
+        for name in ("host", "key"):
+            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.work / name)]
+            subprocess.run(command, check=True)
+        self.public = (self.work / "key.pub").read_text().strip()
+        self.host_public = " ".join((self.work / "host.pub").read_text().split()[:2])
+
+    def sshd(self, forced: str = "") -> Sshd:
+        """Start an sshd whose only key may run `forced`, or anything."""
+        line = f'restrict,command="{forced}" {self.public}' if forced else self.public
+        made = Sshd(self.work / f"sshd-{free_port()}", self.work / "host", [line])
+        self._stop.append(made.stop)
+        return made
+
+    def relay(self, sshd: Sshd, rate: int = 0, delay: float = 0.0) -> Relay:
+        """Start a relay before an sshd."""
+        made = Relay(sshd.port, rate, delay)
+        self._stop.append(made.stop)
+        return made
+
+    def school(self, source: Source, name: str) -> tuple[ShalaSchool, Sshd]:
+        """Make an agent's side for a source, and the sshd that lets the centre read its spool."""
+        school = ShalaSchool(self.work / "schools" / name, source.root, source.seed)
+        return school, self.sshd(f"/usr/bin/rrsync -ro {school.spool}")
+
+    def centre(self, name: str) -> ShalaCentre:
+        """Make a centre with an empty archive."""
+        return ShalaCentre(self.work / "centres" / name, self.work / "key", self.host_public)
+
+    def peer(self, kind: type[Peer], source: Source, relay: Relay, name: str, store: str = "") -> Peer:
+        """Make a peer's side for a source, with a repository of its own or a shared one."""
+        folder = self.work / "peers" / (store or name)
+        return kind(folder, source.root, self.work, self.host_public, relay.port, name)
+
+    def close(self) -> None:
+        """End what was started and remove what was written."""
+        while self._stop:
+            self._stop.pop()()
+        if not self.work.exists():
+            return
+        subprocess.run(["chmod", "-R", "u+rwX", str(self.work)], check=False)
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+def days(bench: Bench) -> None:
+    """First, no change, next day: one school, all tools side by side."""
+    say(f"a school at scale {bench.scale}")
+    source = Source(bench.work, SEEDS[0], bench.scale)
+    n = sum(len(files) for _, _, files in os.walk(source.root))
+    school, school_sshd = bench.school(source, "days")
+    centre, school_relay = bench.centre("days"), bench.relay(school_sshd)
+    centre.add(school, school_relay.port)
+    sshd = bench.sshd()
+    relay = bench.relay(sshd)
+    peers = [bench.peer(kind, source, relay, kind.name) for kind in (Restic, Borg, RsyncFuzzy, RsyncLinks)]
+    peers = [peer for peer in peers if peer.available()]
+    for peer in peers:
+        for command in peer.prepare():
+            run(command, peer.env)
+    for what in ("first", "nochange", "nextday", "nextday 2", "nochange 2"):
+        if what.startswith("nextday"):
+            source.next_day()
+        time.sleep(SETTLE)
+        sealing = measured([school.command], school_sshd, school_relay, school.env)
+        pulling = measured([centre.command()], school_sshd, school_relay, centre.env)
+        told("agent", what, sealing)
+        told("centre", what, pulling)
+        costs = {peer.name: told(peer.name, what, measured(peer.backup(), sshd, relay, peer.env)) for peer in peers}
+        if what in ("first", "nochange 2", "nextday 2"):
+            _days_figures(what.partition(" ")[0], n, sealing, pulling, costs)
+
+
+def _days_figures(what: str, n: int, sealing: Cost, pulling: Cost, costs: dict[str, Cost]) -> None:
+    restic, fuzzy = costs.get("restic sftp"), costs["rsync -zyy"]
+    figure(f"{what}.cpu_s", "s", n, sealing.cpu + pulling.cpu, restic and restic.cpu, "restic sftp")
+    figure(f"{what}.school.cpu_s", "s", n, sealing.cpu)
+    figure(f"{what}.wall_s", "s", n, sealing.wall + pulling.wall, restic and restic.wall, "restic sftp")
+    figure(f"{what}.wire_bytes", "B", n, pulling.wire, fuzzy.wire, "rsync -zyy")
+    figure(f"{what}.agent.peak_rss_mb", "MB", n, sealing.rss_mb, restic and restic.rss_mb, "restic sftp")
+    figure(f"{what}.centre.peak_rss_mb", "MB", n, pulling.rss_mb, restic and restic.rss_mb, "restic sftp")
+
+
+def schools(bench: Bench, day_count: int) -> None:
+    """A second school on the wire; eight schools over ten days on the disk."""
+    sources = []
+    for seed in SEEDS:
+        say(f"school {seed} at scale {bench.scale}")
+        sources.append(Source(bench.work, seed, bench.scale))
+    time.sleep(SETTLE)
+    centre = bench.centre("schools")
+    sshd = bench.sshd()
+    relay = bench.relay(sshd)
+    restics = [bench.peer(Restic, source, relay, source.seed, "restic") for source in sources]
+    if restics[0].available():
+        for command in restics[0].prepare():
+            run(command, restics[0].env)
+    pairs = []
+    known: set[str] = set()
+    for number, source in enumerate(sources):
+        school, school_sshd = bench.school(source, source.seed)
+        school_relay = bench.relay(school_sshd)
+        centre.add(school, school_relay.port)
+        run(school.command, school.env)
+        if number == 1:
+            _second_school(bench, source, centre, school, school_sshd, school_relay, known)
+        else:
+            told(source.seed, "first", measured([centre.command(school.name)], school_sshd, school_relay, centre.env))
+        if number == 0:
+            known = {digest(path) for path in files_below(source.root)}
+        pairs.append((school, restics[number]))
+        for command in restics[number].backup() if restics[number].available() else ():
+            run(command, restics[number].env)
+    ours, theirs = allocated(centre.archive), allocated(bench.work / "peers/restic")
+    say(f"after the first collections: archive {ours:,} B, restic {theirs:,} B")
+    for day in range(day_count):
+        for source in sources:
+            source.next_day()
+        time.sleep(SETTLE)
+        for school, restic in pairs:
+            run(school.command, school.env)
+            for command in restic.backup() if restic.available() else ():
+                run(command, restic.env)
+        run(centre.command(), centre.env)
+        say(
+            f"day {day + 1}: archive +{allocated(centre.archive) - ours:,} B,"
+            f" restic +{allocated(bench.work / 'peers/restic') - theirs:,} B"
+        )
+    for command in centre.compact():
+        usage = run(command, centre.env)
+        say(f"{' '.join(command[2:])}: {usage.ru_utime + usage.ru_stime:.1f} CPU s")
+    grown, restic_grown = allocated(centre.archive) - ours, allocated(bench.work / "peers/restic") - theirs
+    figure("stored_bytes", "B", day_count * len(sources), grown, restic_grown, "restic, one repository")
+
+
+def _second_school(  # noqa: PLR0917 - once
+    bench: Bench,
+    source: Source,
+    centre: ShalaCentre,
+    school: ShalaSchool,
+    sshd: Sshd,
+    relay: Relay,
+    known: set[str],
+) -> None:
+    """What a further school costs against rsync of only those files whose content no earlier one had."""
+    cost = told(source.seed, "second", measured([centre.command(school.name)], sshd, relay, centre.env))
+    new = [path.relative_to(source.root) for path in files_below(source.root) if digest(path) not in known]
+    names = bench.work / "second.names"
+    names.write_bytes(b"".join(os.fsencode(name) + b"\0" for name in new))
+    plain = bench.sshd()
+    plain_relay = bench.relay(plain)
+    peer = bench.peer(RsyncFuzzy, source, plain_relay, "second")
+    for command in peer.prepare():
+        run(command, peer.env)
+    only = [[*command[:-2], "--from0", f"--files-from={names}", *command[-2:]] for command in peer.backup()]
+    rival = told("rsync -zyy", "second", measured(only, plain, plain_relay, peer.env))
+    figure("second_school.wire_bytes", "B", len(new), cost.wire, rival.wire, "rsync -zyy of the new files")
+
+
+def slow(bench: Bench) -> None:
+    """Next day over 250 kB/s and a round trip of 600 ms; the first collection goes over a fast one."""
+    scale = min(bench.scale, 0.3)
+    say(f"a slow link, scale {scale}")
+    source = Source(bench.work / "slow", SEEDS[0], scale)
+    school, school_sshd = bench.school(source, "slow")
+    centre, sshd = bench.centre("slow"), bench.sshd()
+    fast, slow_relay = bench.relay(school_sshd), bench.relay(school_sshd, 250_000, 0.3)
+    peer = bench.peer(RsyncFuzzy, source, bench.relay(sshd), "slow")
+    time.sleep(SETTLE)
+    centre.add(school, fast.port)
+    run(school.command, school.env)
+    run(centre.command(), centre.env)
+    for command in [*peer.prepare(), *peer.backup()]:
+        run(command, peer.env)
+    source.next_day()
+    time.sleep(SETTLE)
+    run(school.command, school.env)
+    centre.add(school, slow_relay.port)
+    rival_relay = bench.relay(sshd, 250_000, 0.3)
+    peer.connect(rival_relay.port)
+    ours = told("centre", "slow day", measured([centre.command()], school_sshd, slow_relay, centre.env))
+    rival = told(peer.name, "slow day", measured(peer.backup(), sshd, rival_relay, peer.env))
+    figure("slowlink.nextday.wall_s", "s", 1, ours.wall, rival.wall, peer.name)
+    ours = told("centre", "slow same", measured([centre.command()], school_sshd, slow_relay, centre.env))
+    rival = told(peer.name, "slow same", measured(peer.backup(), sshd, rival_relay, peer.env))
+    figure("slowlink.nochange.wall_s", "s", 1, ours.wall, rival.wall, peer.name)
+
+
+def resume(bench: Bench) -> None:
+    """A first pull, killed when half of it has come, and done again: what is sent twice."""
+    scale = min(bench.scale, 0.3)
+    say(f"an interrupted pull, scale {scale}")
+    source = Source(bench.work / "resume", SEEDS[0], scale)
+    school, school_sshd = bench.school(source, "resume")
+    run(school.command, school.env)
+    whole = bench.centre("resume-whole")
+    relay = bench.relay(school_sshd, 3_000_000)
+    whole.add(school, relay.port)
+    clean = told("centre", "uncut", measured([whole.command()], school_sshd, relay, whole.env)).wire
+    cut = bench.centre("resume-cut")
+    cut.add(school, relay.port)
+    before = relay.carried()
+    process = subprocess.Popen(
+        cut.command(), env={**os.environ, **cut.env}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and relay.carried() - before < clean / 2:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    school_sshd.cpu_seconds()
+    told("centre", "resumed", measured([cut.command()], school_sshd, relay, cut.env))
+    sent = relay.carried() - before
+    figure("resume.resent_percent", "%", clean, max(0.0, (sent - clean) / clean * 100))
+
+
+def million(bench: Bench, files: int) -> None:
+    """So many small files: memory at both ends, first and on a day when little changed."""
+    say(f"{files:,} files")
+    source = Source(bench.work / "million", SEEDS[0], 0.01)
+    chance = random.Random(1)
+    for number in range(files):
+        content = chance.randbytes(24)
+        name = hashlib.sha256(content).hexdigest()
+        folder = source.data / "rcs-repo/Nodes" / name[0] / name[1] / name[2]
+        if number < 4096 * 4:
+            folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name[3:27]}.json").write_bytes(content)
+    school, school_sshd = bench.school(source, "million")
+    centre, relay = bench.centre("million"), bench.relay(school_sshd)
+    centre.add(school, relay.port)
+    time.sleep(SETTLE)
+    peaks = {"agent": 0.0, "centre": 0.0}
+    for what in ("first", "nochange", "nextday"):
+        if what == "nextday":
+            source.next_day()
+            time.sleep(SETTLE)
+        cost = told("agent", what, measured([school.command], school_sshd, relay, school.env))
+        peaks["agent"] = max(peaks["agent"], cost.rss_mb)
+        cost = told("centre", what, measured([centre.command()], school_sshd, relay, centre.env))
+        peaks["centre"] = max(peaks["centre"], cost.rss_mb)
+        if what != "first":
+            figure(f"{what}.million.wire_bytes", "B", files, cost.wire)
+    figure("peak_rss_mb", "MB", files, peaks["centre"])
+    figure("agent.peak_rss_mb", "MB", files, peaks["agent"])
+
+
+def files_below(root: Path) -> list[Path]:
+    """Return the files of a source."""
+    return [Path(folder, name) for folder, _, names in os.walk(root) for name in names]
+
+
+def digest(path: Path) -> str:
+    """Return the sha256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main() -> None:
+    """Run the parts that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", type=float, default=1.0, help="size of a school; 1 is about 360 MB")
+    parser.add_argument("--days", type=int, default=10, help="of growth")
+    parser.add_argument("--files", type=int, default=1_000_000, help="for the measurement of memory")
+    parser.add_argument("--parts", default=",".join(PARTS), help="comma separated")
+    options = parser.parse_args()
+    if unknown := set(options.parts.split(",")) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))} (there are {', '.join(PARTS)})")
+    deeds = {
+        "days": days,
+        "schools": lambda bench: schools(bench, options.days),
+        "slow": slow,
+        "resume": resume,
+        "million": lambda bench: million(bench, options.files),
+    }
+    for part in options.parts.split(","):
+        bench = Bench(options.scale)
+        try:
+            deeds[part](bench)
+        finally:
+            bench.close()
+
+
+if __name__ == "__main__":
+    main()

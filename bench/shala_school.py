@@ -1,0 +1,72 @@
+"""The two sides of shala as the benchmarks run them: the agent's command line and the centre's."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+
+class ShalaSchool:
+    """The agent of one school; `source` holds data/ and code/ as they are mounted into the container.
+
+    There is no container: what the agent gathers from it lies in the source already, and the one item that
+    only it can give is reported as failed.
+    """
+
+    def __init__(self, folder: Path, source: Path, server_id: str) -> None:
+        folder.mkdir(parents=True)
+        settings = (source / "code/gstudio/gnowsys-ndf/gnowsys_ndf/server_settings.py").read_text()
+        code = re.search(r"""_SECONDARY\s*=\s*["'](\d+)""", settings)
+        if code is None:
+            raise SystemExit("the generated server_settings.py names no school code")
+        self.name = f"{code[1]}-{server_id}"
+        self.spool = folder / "spool"
+        config = folder / "agent.toml"
+        config.write_text(
+            'format = 1\n[container]\nname = "shala-bench-none"\n[paths]\n'
+            f'state = "{folder}/state"\nspool = "{self.spool}"\nspool_group = ""\n'
+            f'data = "{source}/data"\ncode = "{source}/code"\nassessments = "{source}/data/assessment-media"\n'
+            f'[identity]\nserver_name = "{self.name}"\n'
+        )
+        self.env: dict[str, str] = {}
+        self.command = [sys.executable, str(Path(__file__).with_name("seal.py")), str(config)]
+
+
+class ShalaCentre:
+    """A centre with an archive of its own."""
+
+    def __init__(self, folder: Path, key: Path, host_key: str) -> None:
+        folder.mkdir(parents=True)
+        self.archive = folder / "archive"
+        self._folder, self._host_key = folder, host_key
+        self._fleet: dict[str, dict[str, object]] = {}
+        (folder / "central.toml").write_text(
+            f'format = 1\nfleet = "{folder}/fleet.json"\n[archive]\nroot = "{self.archive}"\n'
+            f'[pull]\nuser = "root"\nidentity_file = "{key}"\nknown_hosts = "{folder}/known_hosts"\n'
+            "stall_seconds = 600\n"
+        )
+        self.env = {"SHALA_CENTRAL_CONFIG": str(folder / "central.toml")}
+
+    def add(self, school: ShalaSchool, port: int) -> None:
+        """Let the centre know under which port a school is reached."""
+        self._fleet[school.name] = {
+            "name": school.name,
+            "state": re.sub(r".*-([a-z]+)\d+", r"\1", school.name),
+            "zone": "",
+            "address": "127.0.0.1",
+            "port": port,
+        }
+        with (self._folder / "known_hosts").open("a") as known:
+            known.write(f"[127.0.0.1]:{port} {self._host_key}\n")
+        fleet = {"format": 1, "servers": list(self._fleet.values())}
+        (self._folder / "fleet.json").write_text(json.dumps(fleet))
+
+    def command(self, *names: str) -> list[str]:
+        """Return the command that pulls from schools, all of them by default."""
+        return [sys.executable, "-m", "shala_central", "pull", "--json", *names]
+
+    def compact(self) -> list[list[str]]:
+        """Return the commands of the weekly timer."""
+        return [[sys.executable, "-m", "shala_central", "archive", "prune", "--json"]]
