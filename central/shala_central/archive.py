@@ -13,38 +13,42 @@ import contextlib
 import datetime
 import fcntl
 import hashlib
-import io
-import itertools
 import os
 import pwd
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 from shala_agent.collection import Collection
-from shala_agent.manifest import File, Gone, ManifestError, changes_between, read_files
+from shala_agent.manifest import File, ManifestError, sort_key
+from shala_agent.outcome import SUSPECT
 
-from shala_central.bag import FILES, MANIFEST, PLATFORMS, Bag, BagRefused
+from shala_central.assembly import assemble
+from shala_central.bag import FILES, PLATFORMS, Bag, BagRefused, survey
+from shala_central.config import Limits
 from shala_central.failure import CentralError, UsageError
 from shala_central.fleet import SERVER_NAME
 from shala_central.history import History, HistoryError, Version, superfluous
-from shala_central.objects import SHARED, Objects
+from shala_central.listing import changes_between, differing, file_of, lines_in, lines_of, merged, select
+from shala_central.objects import SHARED, Objects, digest_of
 from shala_central.publish import (
     make_folders,
-    make_read_only,
     publish,
     remove_tree,
     require_exchange,
+    sync_file_system,
     sync_folder,
     write_file,
 )
-from shala_central.staging import digest_of
 
-RECORD_FILES = ("HEAD", "collection.json", FILES, MANIFEST, "bag-info.txt")
+VIEW = "view.txt"  # in a record: the list of what is published, where that is not all of the collection
+RECORD_FILES = ("HEAD", "collection.json", FILES, "bag-info.txt")
 QUARANTINED = 5  # refused collections of one server that stay to be looked at: the newest ones
+# A record was believed once; what is asked now is only whether it is the same.
+NO_LIMITS = Limits(max_files=1 << 40, max_bytes=1 << 60, case_collisions="allow")
 YEAR = re.compile(r"[0-9]{4}")
 
 
@@ -62,6 +66,10 @@ class PullRecord(msgspec.Struct, frozen=True):
     files_received: int
     seconds: float
     address: str = ""
+    # Suspect items whose last good one readers go on seeing: {platform/item: the collection it is of}.
+    held: dict[str, int] = msgspec.field(default_factory=dict)
+    # Suspect items that the operator has taken for good.
+    accepted: list[str] = msgspec.field(default_factory=list)
     format: int = 1
 
 
@@ -75,9 +83,9 @@ class _Intent(msgspec.Struct, frozen=True):
 
     year: int
     state: str
-    sequence: int
     inode: int
-    format: int = 1
+    record: str
+    format: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +97,14 @@ class Committed:
     pull: PullRecord
     tree: Path
 
-    def manifest(self) -> dict[str, str]:
-        """Return {payload path: sha256} of what is published. Raises CentralError for a damaged record."""
-        try:
-            listed = read_files(io.BytesIO(self.files()))
-            return {file.path.removeprefix("data/"): file.sha256 for file in listed}
-        except (OSError, ManifestError) as error:
-            raise CentralError(f"the record {self.record / FILES} is damaged: {error}") from None
+    def files(self) -> Iterator[bytes]:
+        """Yield the lines of FILES of the collection."""
+        return lines_of(self.record / FILES)
 
-    def files(self) -> bytes:
-        """Return FILES of the collection."""
-        return (self.record / FILES).read_bytes()
+    def view(self) -> Iterator[bytes]:
+        """Yield the lines of the list of what is published."""
+        view = self.record / VIEW
+        return lines_of(view if view.is_file() else self.record / FILES)
 
     def collection(self) -> Collection:
         """Return what the school said about it."""
@@ -307,58 +312,109 @@ class Archive:
             if left.name not in ("data", "commit.json"):
                 remove_tree(left)
 
-    def commit(self, name: str, bag: Bag, tag_files: Mapping[str, bytes], pull: PullRecord) -> None:
-        """Publish the checked staging tree of a server and write its record. Call with the lock held."""
-        staging = self.staging(name)
-        data, record = staging / "data", staging / "record"
-        for path, digest in bag.manifest.items():
-            self.objects.add(data / path, name, path, digest)
-        make_read_only(data)
+    def commit(self, name: str, bag: Bag, received: Path, pull: PullRecord) -> None:
+        """Publish a collection whose content is among the objects, and write its record. With the lock held.
+
+        `received` is the folder with its HEAD, FILES and small tag files. Suspect items leave the last good
+        ones in view. Raises ObjectsLost if content is not there; then nothing has changed.
+        """
+        record = self.staging(name) / "record"
         remove_tree(record)
         record.mkdir(mode=0o750)
-        for file in RECORD_FILES:
-            write_file(record / file, tag_files[file])
-        write_file(record / "pull.json", msgspec.json.encode(pull) + b"\n")
-        intent = _Intent(bag.head.year, pull.state, bag.head.sequence, data.stat().st_ino)
+        for file in received.iterdir():
+            if file.is_file():
+                (record / file.name).hardlink_to(file)
+        previous = self.committed(name)
+        if previous is not None and (previous.pull.year, previous.pull.state) != (pull.year, pull.state):
+            previous = None  # another tree: there is nothing in it to be replaced
+        held = _held(previous, bag.collection)
+        if previous is not None and held:
+            _write_view(record, lines_of(received / FILES), previous.view(), held)
+        self._publish(name, record, msgspec.structs.replace(pull, held=held))
+
+    def accept(self, name: str, items: Sequence[str] = ()) -> list[str]:
+        """Let suspect items of the newest collection replace the last good ones in view; return which.
+
+        Without `items` all of them. Raises UsageError for one that is not held back, ObjectsLost.
+        """
+        with self.lock(name) as lock, self.in_use():
+            if lock is None:
+                raise CentralError(f"{name} is being pulled (try again when that has ended)")
+            self.recover(name)
+            committed = self._require(name)
+            held = committed.pull.held
+            for item in items:
+                if item not in held:
+                    known = ", ".join(sorted(held)) or "none"
+                    raise UsageError(f"'{item}' of {name} is not held back (held are: {known})")
+            accepted = sorted(items or held)
+            if not accepted:
+                return []
+            record = self.staging(name) / "record"
+            record.mkdir(mode=0o750)
+            for file in committed.record.iterdir():
+                if file.name not in (VIEW, "pull.json"):
+                    (record / file.name).hardlink_to(file)
+            still = {item: number for item, number in held.items() if item not in accepted}
+            if still:
+                _write_view(record, committed.files(), committed.view(), still)
+            taken = sorted({*committed.pull.accepted, *accepted})
+            self._publish(name, record, msgspec.structs.replace(committed.pull, held=still, accepted=taken))
+            return accepted
+
+    def _publish(self, name: str, record: Path, pull: PullRecord) -> None:
+        """Assemble what a record in staging lists, and put it in its place in one step."""
+        staging = self.staging(name)
+        tree = staging / "tree"
+        (record / "pull.json").write_bytes(msgspec.json.encode(pull) + b"\n")
+        view = record / VIEW
+        assemble(tree, lines_of(view if view.is_file() else record / FILES), self.objects, name)
+        intent = _Intent(pull.year, pull.state, tree.stat().st_ino, self._record_name(name, pull))
+        # The intent says that the record is whole.
+        sync_file_system(staging)
         write_file(staging / "commit.json", msgspec.json.encode(intent))
-        publish(data, self.tree_of(bag.head.year, pull.state, name))
+        publish(tree, self.tree_of(pull.year, pull.state, name))
         self._finish(name, intent)
+
+    def _record_name(self, name: str, pull: PullRecord) -> str:
+        """Return a name for a record that no other one has: the same collection may be published twice."""
+        record = f"{pull.year:04d}-{pull.sequence:08d}"
+        taken = (self.hidden / "collections" / name / record).exists()
+        return f"{record}-{_stamp()}" if taken else record
 
     def _finish(self, name: str, intent: _Intent) -> None:
         """Do what follows the exchange; every step may be repeated."""
         staging = self.staging(name)
         history = self.hidden / "collections" / name
         make_folders(history)
-        record = f"{intent.year:04d}-{intent.sequence:08d}"
         if (staging / "record").is_dir():
-            if _manifest_of(history / record) == _manifest_of(staging / "record"):
-                # The same once more, because its tree was lost or damaged.
-                remove_tree(history / record)
-            elif (history / record).exists():
-                # Only after `--accept-reset`: the school counts anew and has come to a number it had used.
-                (history / record).rename(history / f"{record}.before-{_stamp()}")
-            (staging / "record").rename(history / record)
+            (staging / "record").rename(history / intent.record)
             sync_folder(history)
-        write_file(history / "current.json", msgspec.json.encode(_Current(record)) + b"\n")
-        self._remember(name, history / record)
-        if (staging / "data").exists():
-            (staging / "data").rename(staging / f"old-{_stamp()}")
-        (staging / "commit.json").unlink()
+        write_file(history / "current.json", msgspec.json.encode(_Current(intent.record)) + b"\n")
+        self._remember(name, history / intent.record)
+        if (staging / "tree").exists():
+            (staging / "tree").rename(staging / f"old-{_stamp()}")
         for left in staging.iterdir():
-            remove_tree(left)
+            if left.name != "commit.json":
+                remove_tree(left)
+        (staging / "commit.json").unlink()
 
     def _remember(self, name: str, newest: Path) -> None:
         """Move the records of all collections but the newest into the history."""
         for record in newest.parent.iterdir():
             if record == newest or not record.is_dir():
                 continue
-            files = {file.name: file.read_bytes() for file in record.iterdir()}
-            if all(file in files for file in (*RECORD_FILES, "pull.json")):
-                old, new = io.BytesIO(files.pop(FILES)), io.BytesIO((newest / FILES).read_bytes())
-                del files[MANIFEST]  # follows from FILES
+            if _same_collection(record, newest):
+                # Once more, because its tree was lost or an item was accepted.
+                remove_tree(record)
+                continue
+            names = [file.name for file in record.iterdir()]
+            if all(file in names for file in (*RECORD_FILES, "pull.json")):
+                files = {file: (record / file).read_bytes() for file in names if file != FILES}
+                back = changes_between(lines_of(newest / FILES), lines_of(record / FILES))
                 pull = msgspec.json.decode(files["pull.json"], type=PullRecord)
                 with self.history() as history:
-                    history.add(name, pull.pulled, files, changes_between(read_files(new), read_files(old)))
+                    history.add(name, pull.pulled, files, back)
             # Otherwise an earlier run was cut while it removed what is remembered.
             remove_tree(record)
 
@@ -424,28 +480,34 @@ class Archive:
         kept = ", ".join(str(version.sequence) for version in versions[-10:])
         raise UsageError(f"{name} has no collection {sequence} (kept are: {kept}; shala archive log {name})")
 
-    def files(self, version: Version) -> Iterator[File]:
-        """Yield the files of a kept collection, in the order of manifests, paths below data/."""
-        newest = read_files(io.BytesIO(self._require(version.server).files()))
+    def files(self, version: Version) -> Iterator[bytes]:
+        """Yield the lines of FILES of a kept collection."""
+        newest = self._require(version.server).files()
         if version.id == 0:
             yield from newest
             return
         with self.history() as history:
             yield from history.files(version, newest)
 
+    def view(self, version: Version) -> Iterator[bytes]:
+        """Yield the lines of the list of what was published of a kept collection."""
+        if version.id == 0:
+            yield from self._require(version.server).view()
+            return
+        with self.history() as history:
+            view = history.record(version).get(VIEW)
+        yield from lines_in(view) if view is not None else self.files(version)
+
     def diff(self, old: Version, new: Version) -> list[Difference]:
         """Return which files differ in content between two kept collections, in the order of manifests."""
-        before = {file.path: file for file in self.files(old)}
         differences: list[Difference] = []
-        for change in changes_between(before.values(), self.files(new)):
-            path = change.path.removeprefix("data/")
-            known = before.get(change.path)
-            if isinstance(change, Gone):
-                differences.append(Difference("-", path, known.size if known else 0))
-            elif known is None:
-                differences.append(Difference("+", path, change.size))
-            elif known.sha256 != change.sha256:
-                differences.append(Difference("*", path, change.size))
+        for before, after in differing(self.files(old), self.files(new)):
+            if after is None and before is not None:
+                differences.append(Difference("-", before.path.removeprefix("data/"), before.size))
+            elif after is not None and before is None:
+                differences.append(Difference("+", after.path.removeprefix("data/"), after.size))
+            elif before is not None and after is not None and before.sha256 != after.sha256:
+                differences.append(Difference("*", after.path.removeprefix("data/"), after.size))
         return differences
 
     def checkout(self, version: Version, destination: Path, below: str = "") -> tuple[int, int]:
@@ -459,7 +521,8 @@ class Archive:
         unfinished = destination.with_name(f".{destination.name}.part")
         remove_tree(unfinished)
         files = size = 0
-        for file in self.files(version):
+        for line in self.files(version):
+            file = file_of(line)
             path = file.path.removeprefix("data/")
             if below and path != below and not path.startswith(f"{below}/"):
                 continue
@@ -486,13 +549,22 @@ class Archive:
                 gone += superfluous_ones
                 if not pretend:
                     history.forget(superfluous_ones)
-                newest = read_files(io.BytesIO(self._require(name).files()))
                 needed[name] = set()
-                for file in itertools.chain(newest, history.digests(name)):
+                for file in self._needed(name, history):
                     shared = self.objects.is_shared(file.path.removeprefix("data/"))
                     needed[SHARED if shared else name].add(file.sha256)
             removed, size = self._sweep(needed, pretend=pretend)
         return Pruned(gone, removed, size)
+
+    def _needed(self, name: str, history: History) -> Iterator[File]:
+        """Yield every file whose content a server's collections need, or what is published of them."""
+        committed = self._require(name)
+        for lines in (committed.files(), committed.view()):
+            yield from map(file_of, lines)
+        yield from history.digests(name)
+        for version in history.versions(name):
+            if (view := history.record(version).get(VIEW)) is not None:
+                yield from map(file_of, lines_in(view))
 
     def _sweep(self, needed: Mapping[str, set[str]], *, pretend: bool) -> tuple[int, int]:
         removed = size = 0
@@ -544,19 +616,35 @@ class Archive:
             if now is not None and now.pull == committed.pull:
                 return sorted(damage, key=lambda item: item.path)
 
+    def drop_damaged(self, name: str) -> int:
+        """Remove the objects of the newest collection that are not what they should be; return how many.
+
+        They are fetched again by the next pull that looks. Call with the lock held.
+        """
+        dropped = 0
+        committed = self._require(name)
+        for lines in (committed.files(), committed.view()):
+            for file in map(file_of, lines):
+                place = self.objects.find(name, file.path.removeprefix("data/"), file.sha256)
+                if place is not None and digest_of(place) != file.sha256:
+                    place.unlink()
+                    dropped += 1
+        return dropped
+
     def _damage(self, committed: Committed) -> list[Damage]:
         damage: list[Damage] = []
-        if digest_of(committed.record / MANIFEST) != committed.pull.manifest_sha256:
-            damage.append(Damage(MANIFEST, "of the record is not the one that was committed"))
         try:
-            damage += _differences(committed.tree, committed.manifest())
+            if survey(committed.files(), NO_LIMITS).manifest_sha256 != committed.pull.manifest_sha256:
+                damage.append(Damage(FILES, "of the record is not the one that was committed"))
+            damage += _differences(committed.tree, committed.view())
             newest_of_year = {version.year: version for version in self.versions(committed.name)}
             for year, version in newest_of_year.items():
                 tree = self.tree_of(year, committed.pull.state, committed.name)
                 if year != committed.pull.year and tree.is_dir():
-                    files = {file.path.removeprefix("data/"): file.sha256 for file in self.files(version)}
-                    damage += [Damage(f"{year}: {d.path}", d.problem) for d in _differences(tree, files)]
-        except (CentralError, ManifestError) as error:
+                    damage += [
+                        Damage(f"{year}: {d.path}", d.problem) for d in _differences(tree, self.view(version))
+                    ]
+        except (CentralError, ManifestError, BagRefused, OSError) as error:
             damage.append(Damage(FILES, str(error)))
         return damage
 
@@ -636,36 +724,82 @@ def _by_number(name: str) -> tuple[str, int, str]:
     return (match[1], int(match[2]), name) if match else (name, 0, name)
 
 
-def _differences(tree: Path, manifest: Mapping[str, str]) -> list[Damage]:
-    """Return how a tree differs from {path: sha256}, reading every file of it."""
+def _held(previous: Committed | None, collection: Collection) -> dict[str, int]:
+    """Return which suspect items leave the last good one in view: {platform/item: its collection}."""
+    held: dict[str, int] = {}
+    if previous is None:
+        return held
+    before = previous.collection()
+    for item in collection.items:
+        key = f"{item.platform}/{item.name}"
+        last = before.item(item.platform, item.name)
+        if item.outcome != SUSPECT or last is None or not last.files:
+            continue
+        if key in previous.pull.held:
+            held[key] = previous.pull.held[key]
+        elif last.outcome != SUSPECT or key in previous.pull.accepted:
+            held[key] = last.carried_from or previous.pull.sequence
+    return held
+
+
+def _write_view(
+    record: Path, files: Iterator[bytes], before: Iterator[bytes], held: Mapping[str, int]
+) -> None:
+    """Write the list of what is to be published: the collection, with the held items as they were."""
+    prefixes = [f"data/{item}" for item in held]
+    with (record / VIEW).open("wb") as view:
+        view.writelines(merged(select(files, prefixes, inside=False), select(before, prefixes, inside=True)))
+
+
+def _differences(tree: Path, lines: Iterable[bytes]) -> list[Damage]:
+    """Return how a tree differs from a list of files, reading every file of it."""
     damage: list[Damage] = []
-    found: set[str] = set()
-    for folder, folders, files in os.walk(tree):
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]  # noqa: PTH114, PTH118
-        for file in (*files, *links):
-            path = os.path.relpath(os.path.join(folder, file), tree)  # noqa: PTH118
-            found.add(path)
-            if path not in manifest:
-                damage.append(Damage(path, "does not belong to the collection"))
-                continue
-            full = tree / path
-            try:
-                if not stat.S_ISREG(full.lstat().st_mode):
-                    damage.append(Damage(path, "is not a plain file"))
-                elif digest_of(full) != manifest[path]:
-                    damage.append(Damage(path, "has changed (sha256 differs)"))
-            except OSError as error:
-                damage.append(Damage(path, f"cannot be read: {error.strerror}"))
-    damage.extend(Damage(path, "is missing") for path in manifest if path not in found)
+    found = _walk(tree)
+    here = next(found, None)
+    for line in lines:
+        file = file_of(line)
+        key = sort_key(file.path)
+        while here is not None and sort_key(f"data/{here}") < key:
+            damage.append(Damage(here, "does not belong to the collection"))
+            here = next(found, None)
+        path = file.path.removeprefix("data/")
+        if here != path:
+            damage.append(Damage(path, "is missing"))
+            continue
+        here = next(found, None)
+        try:
+            if not stat.S_ISREG((tree / path).lstat().st_mode):
+                damage.append(Damage(path, "is not a plain file"))
+            elif digest_of(tree / path) != file.sha256:
+                damage.append(Damage(path, "has changed (sha256 differs)"))
+        except OSError as error:
+            damage.append(Damage(path, f"cannot be read: {error.strerror}"))
+    while here is not None:
+        damage.append(Damage(here, "does not belong to the collection"))
+        here = next(found, None)
     return damage
 
 
-def _manifest_of(record: Path) -> str | None:
-    """Return the digest of the manifest that a record is of, or None if it cannot be told."""
+def _walk(tree: Path, prefix: str = "") -> Iterator[str]:
+    """Yield the paths of everything below a tree that is not a folder, in the order of manifests."""
+    with contextlib.suppress(FileNotFoundError):
+        for entry in sorted(os.scandir(tree / prefix), key=lambda entry: entry.name):
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(tree, f"{prefix}{entry.name}/")
+            else:
+                yield f"{prefix}{entry.name}"
+
+
+def _same_collection(record: Path, other: Path) -> bool:
+    """Return whether two records are of the same collection; one that cannot be read is of none."""
     try:
-        return msgspec.json.decode((record / "pull.json").read_bytes(), type=PullRecord).manifest_sha256
+        one, two = (
+            msgspec.json.decode((place / "pull.json").read_bytes(), type=PullRecord)
+            for place in (record, other)
+        )
     except (OSError, msgspec.MsgspecError):
-        return None
+        return False
+    return (one.manifest_sha256, one.year, one.sequence) == (two.manifest_sha256, two.year, two.sequence)
 
 
 def _user(uid: int) -> str:

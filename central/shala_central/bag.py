@@ -10,36 +10,25 @@ from __future__ import annotations
 import datetime
 import hashlib
 import io
-import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 from shala_agent.collection import Collection
-from shala_agent.manifest import (
-    File,
-    Gone,
-    ManifestError,
-    bagit_lines,
-    compose_all,
-    fold,
-    read_changes,
-    read_files,
-    write_line,
-)
+from shala_agent.manifest import File, ManifestError, read_files
 
 from shala_central.config import Limits
 from shala_central.fleet import Server
+from shala_central.listing import fold
 
 PLATFORMS = ("gstudio", "unplatform")
 TAG_MANIFEST = "tagmanifest-sha256.txt"
 MANIFEST = "manifest-sha256.txt"
 FILES = "files.txt"  # the manifest with sizes, times and permissions (shala_agent.manifest)
 SMALL_TAG_FILES = ("bagit.txt", "bag-info.txt", "collection.json", TAG_MANIFEST)
-TAG_FILES = (*SMALL_TAG_FILES, FILES, MANIFEST)
 HEAD_FORMAT = 2
 # Where rsync keeps the first part of a file whose transfer was cut; no payload file may bear this name.
 PARTIAL_DIR = ".shala-partial"
@@ -49,6 +38,7 @@ MAX_SMALL_TAG_FILE = 4 << 20  # bytes; a real one has some thousand
 MAX_FILES = 512 << 20  # bytes of FILES or of a list of changes; of a million files it has about 150 MB
 MAX_CHAIN = 100  # lists of changes that are put together; of a school longer away all of FILES is fetched
 FIRST_YEAR = 2016  # the first CLIx servers
+MAX_ITEMS = 1000  # LEVEL 4 entries of one server; a real one has about twenty
 MAX_REASONS = 50  # named in full; the rest is counted
 
 # The LEVEL 4 items of facts/hierarchy.md, and the derived ones: what a whole gstudio collection has.
@@ -74,7 +64,6 @@ _LINE = re.compile(r"([0-9a-fA-F]{64})[ \t]+(.+)")
 _PLAIN_PATH = re.compile(r"[!-~ ]+")
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
-Line = TypeVar("Line", File, File | Gone)
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -110,16 +99,23 @@ class _Format(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Bag:
-    """The tag files of one collection, believed.
-
-    `manifest` maps payload path (below data/) to sha256, `sizes` to bytes.
-    """
+    """One collection, believed: what its tag files say, and what its list of files comes to."""
 
     head: Head
-    manifest: Mapping[str, str]
-    sizes: Mapping[str, int]
     collection: Collection
     payload_bytes: int
+    files: int
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a list of files comes to: bytes and number, its digest and that of the manifest made of it."""
+
+    files: int
+    bytes: int
+    files_sha256: str
+    manifest_sha256: str
+    items: frozenset[tuple[str, str]]
 
 
 def read_head(raw: bytes, server: Server) -> Head:
@@ -144,84 +140,84 @@ def read_head(raw: bytes, server: Server) -> Head:
     return head
 
 
-def read_bag(tag_files: Mapping[str, bytes], head: Head, server: Server, limits: Limits) -> Bag:
-    """Given the tag files by name, return the bag.
+def read_bag(
+    tag_files: Mapping[str, bytes], lines: Iterable[bytes], head: Head, server: Server, limits: Limits
+) -> Bag:
+    """Given the small tag files by name and the lines of FILES, return the bag.
 
     Raises BagRefused with every reason that can be told at once.
     """
-    missing = [name for name in TAG_FILES if name not in tag_files]
+    missing = [name for name in SMALL_TAG_FILES if name not in tag_files]
     if missing:
         raise BagRefused([f"{name} is missing" for name in missing], missing)
-    manifest_raw = tag_files[MANIFEST]
-    named = (
-        (MANIFEST, head.manifest_sha256),
-        (FILES, head.files_sha256),
-        (TAG_MANIFEST, head.tag_manifest_sha256),
-    )
-    others = [name for name, digest in named if hashlib.sha256(tag_files[name]).hexdigest() != digest]
-    if others:
-        raise BagRefused([f"{name} is not the one that HEAD names" for name in others], others)
-    _check_tag_manifest(tag_files)
+    listed = _check_tag_manifest(tag_files, head)
     _check_declaration(tag_files["bagit.txt"])
-    manifest = read_manifest(manifest_raw, limits)
-    listed = _of_manifest(read_files(io.BytesIO(tag_files[FILES])), FILES)
-    sizes = {file.path.removeprefix("data/"): file.size for file in listed}
-    if sizes.keys() != manifest.keys():
-        raise BagRefused([f"{FILES} and {MANIFEST} do not list the same files"], [FILES])
-    payload_bytes = _check_oxum(tag_files["bag-info.txt"], sizes, limits)
     collection = _read_collection(tag_files["collection.json"])
-    reasons = [*_identity_reasons(collection, head, server), *_item_reasons(collection, manifest)]
-    if reasons:
+    if reasons := [*_identity_reasons(collection, head, server)]:
         raise BagRefused(reasons)
-    return Bag(head, manifest, sizes, collection, payload_bytes)
+    found = survey(lines, limits)
+    digests = {
+        FILES: (found.files_sha256, head.files_sha256),
+        MANIFEST: (found.manifest_sha256, head.manifest_sha256),
+    }
+    others = [name for name, (is_one, should) in digests.items() if not is_one == should == listed[name]]
+    if others:
+        raise BagRefused(
+            [f"{name} is not the one that HEAD and {TAG_MANIFEST} name" for name in others], others
+        )
+    _check_oxum(tag_files["bag-info.txt"], found, limits)
+    if reasons := [*_item_reasons(collection, found)]:
+        raise BagRefused(reasons)
+    return Bag(head, collection, found.bytes, found.files)
 
 
-def fold_files(old: bytes, changes: Sequence[bytes]) -> bytes:
-    """Given an older FILES and the changes of each collection since, return the newest. Raises BagRefused."""
-    lists = [
-        _of_manifest(read_changes(io.BytesIO(lines)), f"the list of changes {number} of {len(changes)}")
-        for number, lines in enumerate(changes, 1)
-    ]
-    files = fold(read_files(io.BytesIO(old)), compose_all(lists))
-    return b"".join(map(write_line, _of_manifest(files, FILES)))
+def survey(lines: Iterable[bytes], limits: Limits) -> Survey:
+    """Read a list of files once, with memory for one folder, and return what it comes to.
 
-
-def manifest_of(files: bytes) -> bytes:
-    """Given FILES, return the MANIFEST of the same collection. Raises BagRefused."""
-    return b"".join(bagit_lines(_of_manifest(read_files(io.BytesIO(files)), FILES)))
-
-
-def read_manifest(raw: bytes, limits: Limits) -> dict[str, str]:
-    """Given manifest-sha256.txt, return {payload path without `data/`: sha256}. Raises BagRefused.
-
-    A path that could leave the server's own folder, or that two file systems would read differently, is
-    refused.
+    Raises BagRefused for a line that is none, and for every path that could leave the server's own folder or
+    that two file systems would read differently.
     """
-    reasons: list[str] = []
-    paths: list[str] = []
-    more = 0
-    manifest: dict[str, str] = {}
-    for number, path, digest, unreadable in _manifest_lines(raw, MANIFEST):
-        inner = path.removeprefix("data/")
-        twice = "is listed twice" if inner in manifest else ""
-        if reason := unreadable or _payload_path_problem(path, limits) or twice:
-            if len(reasons) < MAX_REASONS:
-                reasons.append(f"{MANIFEST} line {number}: '{_shown(path)}' {reason}")
-                paths.append(path)
-            else:
-                more += 1
-            continue
-        manifest[inner] = digest
-        if len(manifest) > limits.max_files:
+    refused = _Refusals()
+    files, manifest = hashlib.sha256(), hashlib.sha256()
+    count = size = 0
+    items: set[tuple[str, str]] = set()
+    names = _Names(limits)
+    for file in read_files_of(_hashed(lines, files), FILES):
+        manifest.update(f"{file.sha256}  {file.path}\n".encode())
+        count, size = count + 1, size + file.size
+        reason = _payload_path_problem(file.path, limits) or names.problem(file.path)
+        if reason:
+            refused.add(file.path, reason)
+        elif len(items) <= MAX_ITEMS:
+            parts = file.path.split("/", 3)
+            items.add((parts[1], parts[2]))
+        if count > limits.max_files:
             raise BagRefused([f"it lists more than {limits.max_files} files (limits.max_files allows more)"])
-    for path, reason in itertools.islice(_collisions(manifest, limits), MAX_REASONS + 1):
-        reasons.append(f"'{_shown(path)}' {reason}")
-        paths.append(path)
-    if reasons:
-        raise BagRefused(reasons, paths, more)
-    if not manifest:
-        raise BagRefused([f"{MANIFEST} lists no file"])
-    return manifest
+    refused.settle()
+    if not count:
+        raise BagRefused([f"{FILES} lists no file"])
+    if len(items) > MAX_ITEMS:
+        raise BagRefused([f"it lists more than {MAX_ITEMS} items"])
+    return Survey(count, size, files.hexdigest(), manifest.hexdigest(), frozenset(items))
+
+
+def fold_files(old: Iterable[bytes], chain: Sequence[Iterable[bytes]]) -> Iterator[bytes]:
+    """Given an older FILES and the changes of each collection since, yield the lines of the newest.
+
+    Raises BagRefused for changes that are none.
+    """
+    try:
+        yield from fold(old, chain)
+    except ManifestError as error:
+        raise BagRefused([f"a list of changes: {_shown(str(error))}"]) from None
+
+
+def read_files_of(lines: Iterable[bytes], name: str) -> Iterator[File]:
+    """Yield the files of a list called `name`. Raises BagRefused."""
+    try:
+        yield from read_files(lines)
+    except ManifestError as error:
+        raise BagRefused([f"{name}: {_shown(str(error))}"], [name]) from None
 
 
 def path_problem(path: str, limits: Limits) -> str:  # noqa: PLR0911 - one reason after the other
@@ -268,19 +264,75 @@ def count_items(collection: Collection) -> dict[str, int]:
     return counts
 
 
-def _of_manifest(lines: Iterable[Line], name: str) -> Iterator[Line]:
-    try:
-        yield from lines
-    except ManifestError as error:
-        raise BagRefused([f"{name}: {_shown(str(error))}"], [name]) from None
+class _Refusals:
+    """Reasons as they come up; beyond MAX_REASONS they are only counted."""
+
+    def __init__(self) -> None:
+        self._reasons: list[str] = []
+        self._paths: list[str] = []
+        self._more = 0
+
+    def add(self, path: str, reason: str) -> None:
+        if len(self._reasons) < MAX_REASONS:
+            self._reasons.append(f"'{_shown(path)}' {reason}")
+            self._paths.append(path)
+        else:
+            self._more += 1
+
+    def settle(self) -> None:
+        if self._reasons:
+            raise BagRefused(self._reasons, self._paths, self._more)
+
+
+class _Names:
+    """The names in the open folders of a list in order: tells paths that cannot stand beside another one."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._fold = limits.case_collisions != "allow"
+        self._folder = ""
+        self._folders: list[str] = []
+        self._names: list[dict[str, str]] = [{}]
+
+    def problem(self, path: str) -> str:
+        """Return why a path, which comes after those that were asked before, cannot stand beside them."""
+        folder, _, name = path.rpartition("/")
+        if self._folder != folder:
+            self._folder = folder
+            parts = folder.split("/")
+            same = 0
+            while same < min(len(parts), len(self._folders)) and parts[same] == self._folders[same]:
+                same += 1
+            del self._folders[same:], self._names[same + 1 :]
+            for part in parts[same:]:
+                reason = self._meet(part)
+                self._folders.append(part)
+                self._names.append({})
+                if reason:
+                    return reason
+        return self._meet(name)
+
+    def _meet(self, name: str) -> str:
+        same = name
+        if self._fold:
+            same = name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
+        first = self._names[-1].get(same)
+        if first is None:
+            self._names[-1][same] = name
+            return ""
+        if first == name:
+            return "is both a file and a folder"
+        beside = "/".join([*self._folders, first])
+        return f"differs from '{_shown(beside)}' only in case or spelling (limits.case_collisions)"
+
+
+def _hashed(lines: Iterable[bytes], digest: Any) -> Iterator[bytes]:
+    for line in lines:
+        digest.update(line)
+        yield line
 
 
 def _manifest_lines(raw: bytes, name: str) -> Iterator[tuple[int, str, str, str]]:
-    """Yield (line number, path, sha256, reason why the line is refused or "").
-
-    Paths are taken as they stand, as `sha256sum -c` does; names with CR or LF, which BagIt would have to
-    encode, are refused anyway.
-    """
+    """Yield (line number, path, sha256, reason why the line is refused or "") of a tag manifest."""
     for number, ended in enumerate(io.BytesIO(raw), 1):
         try:
             line = ended.decode("utf-8").removesuffix("\n").removesuffix("\r")
@@ -306,46 +358,29 @@ def _payload_path_problem(path: str, limits: Limits) -> str:
     return ""
 
 
-def _collisions(manifest: Mapping[str, str], limits: Limits) -> Iterator[tuple[str, str]]:
-    """Yield paths that cannot stand beside another one:
-    a file that is also a folder, names that differ only in case.
-    """
-    folders: set[str] = set()
-    for path in manifest:
-        folder = path.rpartition("/")[0]
-        while folder and folder not in folders:
-            folders.add(folder)
-            folder = folder.rpartition("/")[0]
-    for path in folders & manifest.keys():
-        yield path, "is both a file and a folder"
-    if limits.case_collisions == "allow":
-        return
-    folded: dict[str, str] = {}
-    for path in (*folders, *manifest):
-        same = path.lower() if path.isascii() else unicodedata.normalize("NFC", path).casefold()
-        first = folded.setdefault(same, path)
-        if first != path:
-            yield path, f"differs from '{_shown(first)}' only in case or spelling (limits.case_collisions)"
-
-
-def _check_tag_manifest(tag_files: Mapping[str, bytes]) -> None:
+def _check_tag_manifest(tag_files: Mapping[str, bytes], head: Head) -> dict[str, str]:
+    """Return {name: sha256} of the tag manifest: the one that HEAD names, and the small tag files fit it."""
+    raw = tag_files[TAG_MANIFEST]
+    if hashlib.sha256(raw).hexdigest() != head.tag_manifest_sha256:
+        raise BagRefused([f"{TAG_MANIFEST} is not the one that HEAD names"], [TAG_MANIFEST])
     reasons: list[str] = []
     listed: dict[str, str] = {}
-    for number, path, digest, reason in _manifest_lines(tag_files[TAG_MANIFEST], TAG_MANIFEST):
+    for number, path, digest, reason in _manifest_lines(raw, TAG_MANIFEST):
         if reason or path in listed:
             reasons.append(f"{TAG_MANIFEST} line {number}: '{_shown(path)}' {reason or 'is listed twice'}")
             if len(reasons) > MAX_REASONS:
                 break
         listed[path] = digest
-    for name in TAG_FILES:
+    for name in (*SMALL_TAG_FILES, FILES, MANIFEST):
         if name == TAG_MANIFEST:
             continue
         if name not in listed:
             reasons.append(f"{TAG_MANIFEST} does not list {name}")
-        elif hashlib.sha256(tag_files[name]).hexdigest() != listed[name]:
+        elif name in tag_files and hashlib.sha256(tag_files[name]).hexdigest() != listed[name]:
             reasons.append(f"{name} is not what {TAG_MANIFEST} says")
     if reasons:
         raise BagRefused(reasons, [TAG_MANIFEST])
+    return listed
 
 
 def _check_declaration(raw: bytes) -> None:
@@ -354,19 +389,17 @@ def _check_declaration(raw: bytes) -> None:
         raise BagRefused(["bagit.txt does not declare BagIt 1.0 in UTF-8"], ["bagit.txt"])
 
 
-def _check_oxum(raw: bytes, sizes: Mapping[str, int], limits: Limits) -> int:
-    """Return the bytes of the payload; staging checks the size of each file."""
+def _check_oxum(raw: bytes, found: Survey, limits: Limits) -> None:
+    """Compare what bag-info.txt announces with what FILES lists."""
     oxum = re.fullmatch(r"([0-9]{1,18})\.([0-9]{1,12})", _tags(raw, "bag-info.txt").get("Payload-Oxum", ""))
     if oxum is None:
         raise BagRefused(["bag-info.txt names no Payload-Oxum"], ["bag-info.txt"])
     size, files = int(oxum[1]), int(oxum[2])
-    listed = len(sizes), sum(sizes.values())
-    if (files, size) != listed:
-        said = f"bag-info.txt counts {files} files of {size} bytes, {FILES} lists {listed[0]} of {listed[1]}"
-        raise BagRefused([said], ["bag-info.txt"])
+    if (files, size) != (found.files, found.bytes):
+        said = f"bag-info.txt counts {files} files of {size} bytes"
+        raise BagRefused([f"{said}, {FILES} lists {found.files} of {found.bytes}"], ["bag-info.txt"])
     if size > limits.max_bytes:
         raise BagRefused([f"it holds {size} bytes, more than limits.max_bytes allows ({limits.max_bytes})"])
-    return size
 
 
 def _tags(raw: bytes, name: str) -> dict[str, str]:
@@ -410,13 +443,12 @@ def _identity_reasons(collection: Collection, head: Head, server: Server) -> Ite
             yield f"collection.json says {name} '{_shown(str(said))}', expected was '{expected}'"
 
 
-def _item_reasons(collection: Collection, manifest: Mapping[str, str]) -> Iterator[str]:
-    """Yield the items that are said to be there and of which the manifest lists nothing."""
-    listed = {tuple(path.split("/", 2)[:2]) for path in manifest}
+def _item_reasons(collection: Collection, found: Survey) -> Iterator[str]:
+    """Yield the items that are said to be there and of which no file is listed."""
     for item in collection.items:
-        if item.files > 0 and (item.platform, item.name.partition("/")[0]) not in listed:
+        if item.files > 0 and (item.platform, item.name.partition("/")[0]) not in found.items:
             shown = _shown(f"{item.platform}/{item.name}")
-            yield f"collection.json says that {shown} has {item.files} files, {MANIFEST} lists none"
+            yield f"collection.json says that {shown} has {item.files} files, {FILES} lists none"
 
 
 def _shown(text: str) -> str:

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import msgspec
 import zstandard
-from shala_agent.manifest import Change, File, compose_all, fold, read_changes, write_line
+from shala_agent.manifest import Change, File, compose_all, read_changes, write_line
+
+from shala_central.listing import fold
 
 VERSION = 1
 _SCHEMA = f"""
@@ -84,7 +86,7 @@ class History:
                 (
                     *(server, pulled, pull["year"], pull["sequence"], pull["files"], pull["bytes"]),
                     _packed(msgspec.msgpack.encode(record)),
-                    _packed(b"".join(map(write_line, changes))),
+                    _packed_changes(changes),
                 ),
             )
 
@@ -102,15 +104,15 @@ class History:
         row = self._db.execute("SELECT record FROM collection WHERE id = ?", (version.id,)).fetchone()
         if row is None:
             raise HistoryError(f"collection {version.sequence} of {version.server} is not kept any more")
-        return msgspec.msgpack.decode(zstandard.decompress(row[0]), type=dict[str, bytes])
+        return msgspec.msgpack.decode(_unpacked(row[0]), type=dict[str, bytes])
 
-    def files(self, version: Version, newest: Iterable[File]) -> Iterator[File]:
-        """Given the files of the newest collection, yield those of an earlier one."""
+    def files(self, version: Version, newest: Iterable[bytes]) -> Iterator[bytes]:
+        """Given the list of files of the newest collection, yield the lines of that of an earlier one."""
         rows = self._db.execute(
             "SELECT changes FROM collection WHERE server = ? AND id >= ? ORDER BY id DESC",
             (version.server, version.id),
         )
-        return fold(newest, _put_together([zstandard.decompress(row[0]) for row in rows]))
+        return fold(newest, [io.BytesIO(_unpacked(row[0])) for row in rows])
 
     def months(self) -> dict[str, dict[str, int]]:
         """Return {server: {YYYY-MM: how many of its earlier collections were pulled in it}}."""
@@ -125,7 +127,7 @@ class History:
     def digests(self, server: str) -> Iterator[File]:
         """Yield every file that an earlier collection of a server needs and the newest may not have."""
         for (packed,) in self._db.execute("SELECT changes FROM collection WHERE server = ?", (server,)):
-            for change in _read(zstandard.decompress(packed)):
+            for change in _read(_unpacked(packed)):
                 if isinstance(change, File):
                     yield change
 
@@ -141,7 +143,7 @@ class History:
                     (version.server, version.id),
                 ).fetchone()
                 if row is not None and older is not None:
-                    both = _put_together([zstandard.decompress(row[0]), zstandard.decompress(older[1])])
+                    both = _put_together([_unpacked(row[0]), _unpacked(older[1])])
                     self._db.execute(
                         "UPDATE collection SET changes = ? WHERE id = ?",
                         (_packed(b"".join(map(write_line, both))), older[0]),
@@ -177,6 +179,17 @@ def _put_together(lists: Sequence[bytes]) -> Iterable[Change]:
 
 def _read(lines: bytes) -> Iterator[Change]:
     return read_changes(io.BytesIO(lines))
+
+
+def _unpacked(packed: bytes) -> bytes:
+    return zstandard.ZstdDecompressor().decompressobj().decompress(packed)
+
+
+def _packed_changes(changes: Iterable[Change]) -> bytes:
+    """Pack as the changes come: there may be a million."""
+    packer = zstandard.ZstdCompressor(12).compressobj()
+    packed = b"".join(packer.compress(write_line(change)) for change in changes)
+    return packed + packer.flush()
 
 
 def _packed(raw: bytes) -> bytes:

@@ -10,23 +10,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-import functools
 import hashlib
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
+from shala_agent.manifest import File
 
 from shala_central.archive import Archive, Committed, PullRecord
+from shala_central.assembly import ObjectsLost
 from shala_central.bag import (
     FILES,
-    MANIFEST,
     MAX_CHAIN,
     MAX_FILES,
     MAX_HEAD,
@@ -37,15 +38,16 @@ from shala_central.bag import (
     Head,
     count_items,
     fold_files,
-    manifest_of,
     read_bag,
     read_head,
 )
 from shala_central.config import CentralConfig
 from shala_central.failure import CentralError
 from shala_central.fleet import Server
+from shala_central.listing import BUFFER, lines_of
 from shala_central.probe import Target, probe
-from shala_central.staging import Find, Plan, check, prepare
+from shala_central.publish import remove_tree
+from shala_central.staging import Staging
 from shala_central.transport import Transfer, TransferFailed, Transport, missing_programs, require_rsync
 
 logger = logging.getLogger(__name__)
@@ -115,6 +117,7 @@ async def pull(
     watcher: Watcher | None = None,
     *,
     accept_reset: bool = False,
+    again: bool = False,
 ) -> list[ServerResult]:
     """Given servers and a configuration, pull all of them and return what became of each, in the same order.
 
@@ -145,7 +148,7 @@ async def pull(
         else:
             async with room:
                 folder = Path(tempfile.mkdtemp(dir=workdir))
-                await _ServerPull(server, config, archive, watcher, folder, result, accept_reset).run()
+                await _ServerPull(server, config, archive, watcher, folder, result, accept_reset, again).run()
         watcher.done(result)
         return result
 
@@ -192,6 +195,7 @@ class _ServerPull:
         workdir: Path,
         result: ServerResult,
         accept_reset: bool,
+        again: bool,
     ) -> None:
         self.server = server
         self.config = config
@@ -200,6 +204,8 @@ class _ServerPull:
         self.workdir = workdir
         self.result = result
         self.accept_reset = accept_reset
+        self.again = again
+        self.payload_done = self.payload_total = 0
         self.started = time.monotonic()
         self.tag_files: dict[str, bytes] = {}
 
@@ -258,115 +264,166 @@ class _ServerPull:
         server, result = self.server, self.result
         self.watcher.step(server.name, "asking")
         committed = await asyncio.to_thread(self.archive.committed, server.name)
-        head, changes = await self._ask(transport, committed.pull.sequence if committed is not None else None)
+        received = await _to_its_end(self._received_folder, committed)
+        head = await self._ask(transport, received, committed)
         result.sequence = head.sequence
-        if committed is not None and self._is_published(committed, head):
+        if committed is not None and self._is_published(committed, head) and not self.again:
             self._unchanged(committed)
             return
         self._require_progress(head, committed)
-
-        await self._fetch_tag_files(transport, head, committed, changes)
         try:
-            bag = await asyncio.to_thread(read_bag, self.tag_files, head, server, self.config.limits)
+            bag = await self._list_of_files(transport, received, head, committed)
         except BagRefused:
-            await self._require_same_head(transport)
+            await self._require_same_head(transport, received)
             raise
-        plan = await self._prepare(bag, committed)
-        staged = self.archive.staging(server.name) / "data"
-        if plan.wanted:
-            self.watcher.step(server.name, "fetching")
-            needed = max(0, bag.payload_bytes - plan.present_bytes)
+        self.watcher.step(server.name, "comparing")
+        if self.again:
+            await _to_its_end(self.archive.drop_damaged, server.name)
+        old = committed.files() if committed is not None and not self.again else ()
+        staging = Staging(self.archive.staging(server.name) / "data", self.archive.objects, server.name)
+        missing = staging.missing(old, lines_of(received / FILES))
+        basis = committed.tree if committed is not None and committed.tree.is_dir() else None
+        await self._fetch(transport, staging, missing, basis, received)
+        for _ in range(ATTEMPTS):
+            try:
+                await _to_its_end(self._commit, bag, received)
+            except ObjectsLost as lost:
+                await self._fetch(transport, staging, iter(lost.files), None, received)
+            else:
+                return
+        raise CentralError(
+            "content that was fetched is gone again (is the archive's disk failing? see its log)"
+        )
+
+    def _received_folder(self, committed: Committed | None) -> Path:
+        """Make the folder for HEAD and the tag files; those of the last collection are the basis."""
+        received = self.archive.staging(self.server.name) / "received"
+        remove_tree(received)
+        received.mkdir(mode=0o750)
+        for name in SMALL_TAG_FILES if committed is not None else ():
+            with contextlib.suppress(FileNotFoundError):
+                (received / "bag").mkdir(mode=0o750, exist_ok=True)
+                (received / "bag" / name).hardlink_to(committed.record / name)  # type: ignore[union-attr]
+        return received
+
+    async def _ask(self, transport: Transport, received: Path, committed: Committed | None) -> Head:
+        """Fetch HEAD, the small tag files, and the changes of a few collections, and return HEAD."""
+        known = committed.pull.sequence if committed is not None else None
+        ahead = range(known + 1, known + 1 + ASKED_AHEAD) if known is not None else ()
+        limits = {
+            **dict.fromkeys(("HEAD", "NEXT"), MAX_HEAD),
+            **{f"bag/{name}": MAX_SMALL_TAG_FILE for name in SMALL_TAG_FILES},
+            **{_changes_of(sequence): MAX_FILES for sequence in ahead},
+        }
+        await self._fetch_named(transport, ".", limits, received, only_new=True)
+        if (received / "NEXT").exists():
+            raise _SourceChanged
+        if not (received / "HEAD").exists():
+            raise TransferFailed(
+                "has not sealed a collection yet (shala-agent status on the server says why)"
+            )
+        self.tag_files = {"HEAD": (received / "HEAD").read_bytes()}
+        return read_head(self.tag_files["HEAD"], self.server)
+
+    async def _list_of_files(
+        self, transport: Transport, received: Path, head: Head, committed: Committed | None
+    ) -> Bag:
+        """Make FILES of the new collection, of what changed where that is known; believe the whole bag."""
+        self.tag_files |= await asyncio.to_thread(_tag_files_in, received)
+        known = committed.pull.sequence if committed is not None else head.sequence
+        # The number is a stranger's word: nothing is made of it before it is bounded.
+        since = range(known + 1, head.sequence + 1) if head.sequence - known <= MAX_CHAIN else range(0)
+        names = [_changes_of(sequence) for sequence in since]
+        lacking = {name: MAX_FILES for name in names if not (received / name).exists()}
+        if lacking:
+            await self._fetch_named(transport, ".", lacking, received)
+        chain = [received / name for name in names]
+        if committed is not None and chain and all(path.exists() for path in chain):
+            folded = await _to_its_end(_fold, committed, chain, received / FILES, head.files_sha256)
+        else:
+            folded = False
+        if not folded:
+            await self._fetch_named(transport, "bag", {FILES: MAX_FILES}, received)
+            if not (received / FILES).exists():
+                raise BagRefused([f"{FILES} is missing"], [FILES])
+        return await _to_its_end(
+            read_bag, self.tag_files, lines_of(received / FILES), head, self.server, self.config.limits
+        )
+
+    async def _fetch(
+        self,
+        transport: Transport,
+        staging: Staging,
+        missing: Iterator[File],
+        basis: Path | None,
+        received: Path,
+    ) -> None:
+        """Fetch the content that is not in the archive, batch by batch, checking each."""
+        batches = staging.batches(missing)
+        while batch := await _to_its_end(next, batches, None):
+            needed = sum(file.size for file in batch)
+            self.payload_total += needed
+            self.watcher.step(self.server.name, "fetching")
             self._require_space(needed)
             self._count(
                 await transport.fetch(
                     "bag/data",
-                    plan.wanted,
-                    staged,
-                    max_file=needed,
+                    [file.path.removeprefix("data/") for file in batch],
+                    staging.folder,
+                    max_file=max(file.size for file in batch),
                     max_total=needed,
-                    basis=committed.tree if committed is not None and committed.tree.is_dir() else None,
-                    progress=lambda done, total: self.watcher.moved(server.name, done, total),
+                    basis=basis,
+                    progress=self._progress,
                 )
             )
-        self.watcher.step(server.name, "checking")
-        try:
-            await _to_its_end(check, staged, bag.manifest, plan, bag.sizes)
-        except BagRefused:
-            await self._require_same_head(transport)
-            raise
-        await _to_its_end(self._commit, bag)
+            self.payload_done += needed
+            self.watcher.step(self.server.name, "checking")
+            try:
+                await _to_its_end(staging.take, batch)
+            except BagRefused:
+                await self._require_same_head(transport, received)
+                raise
 
-    async def _ask(self, transport: Transport, known: int | None) -> tuple[Head, dict[int, bytes]]:
-        """Return HEAD, and the changes of the collections after `known` that came along."""
-        ahead = range(known + 1, known + 1 + ASKED_AHEAD) if known is not None else ()
-        names = {sequence: _changes_of(sequence) for sequence in ahead}
-        limits = {"HEAD": MAX_HEAD, "NEXT": MAX_HEAD, **dict.fromkeys(names.values(), MAX_FILES)}
-        files = await self._fetch_small(transport, ".", limits)
-        if "NEXT" in files:
-            raise _SourceChanged
-        if "HEAD" not in files:
-            raise TransferFailed(
-                "has not sealed a collection yet (shala-agent status on the server says why)"
-            )
-        self.tag_files = {"HEAD": files["HEAD"]}
-        changes = {sequence: files[name] for sequence, name in names.items() if name in files}
-        return read_head(files["HEAD"], self.server), changes
+    def _progress(self, done: int, _total: int) -> None:
+        self.watcher.moved(self.server.name, self.payload_done + done, self.payload_total)
 
-    async def _fetch_tag_files(
-        self, transport: Transport, head: Head, committed: Committed | None, changes: dict[int, bytes]
-    ) -> None:
-        """Fetch the tag files of the mirror: of the lists of files only what changed, where that is known."""
-        tags = await self._fetch_small(transport, "bag", dict.fromkeys(SMALL_TAG_FILES, MAX_SMALL_TAG_FILE))
-        known = committed.pull.sequence if committed is not None else head.sequence
-        # The number is a stranger's word: nothing is made of it before it is bounded.
-        since = range(known + 1, head.sequence + 1) if head.sequence - known <= MAX_CHAIN else range(0)
-        names = {sequence: _changes_of(sequence) for sequence in since if sequence not in changes}
-        if names:
-            more = await self._fetch_small(transport, ".", dict.fromkeys(names.values(), MAX_FILES))
-            changes = changes | {sequence: more[name] for sequence, name in names.items() if name in more}
-        files = None
-        if committed is not None and since and all(sequence in changes for sequence in since):
-            chain = [changes[sequence] for sequence in since]
-            files = await asyncio.to_thread(_folded, committed, chain, head.files_sha256)
-        if files is None:
-            files = (await self._fetch_small(transport, "bag", {FILES: MAX_FILES})).get(FILES)
-        self.tag_files |= tags
-        if files is not None:
-            self.tag_files[FILES] = files
-            self.tag_files[MANIFEST] = await asyncio.to_thread(manifest_of, files)
-
-    async def _require_same_head(self, transport: Transport) -> None:
+    async def _require_same_head(self, transport: Transport, received: Path) -> None:
         """Raise _SourceChanged if what looks wrong is only that the school has sealed anew meanwhile."""
-        files = await self._fetch_small(transport, ".", dict.fromkeys(("HEAD", "NEXT"), MAX_HEAD))
-        if "NEXT" in files or ("HEAD" in files and files["HEAD"] != self.tag_files.get("HEAD")):
+        again = received.with_name("again")
+        remove_tree(again)
+        again.mkdir(mode=0o750)
+        await self._fetch_named(transport, ".", dict.fromkeys(("HEAD", "NEXT"), MAX_HEAD), again)
+        head = again / "HEAD"
+        if (again / "NEXT").exists() or (head.exists() and head.read_bytes() != self.tag_files.get("HEAD")):
             raise _SourceChanged
 
-    async def _fetch_small(
-        self, transport: Transport, folder: str, limits: Mapping[str, int]
-    ) -> dict[str, bytes]:
-        """Fetch files into a folder that nobody else sees and return the content of those that came.
+    async def _fetch_named(
+        self,
+        transport: Transport,
+        folder: str,
+        limits: Mapping[str, int],
+        place: Path,
+        *,
+        only_new: bool = False,
+    ) -> None:
+        """Fetch files by name into a folder that nobody else sees; what the school has not is not there.
 
-        `limits` are the names and how many bytes each may have. Raises BagRefused for one that has more.
+        `limits` are the names and how many bytes each may have. Raises BagRefused for one that has more, or
+        is no plain file. With `only_new` what stands there already under the same size and time is kept.
         """
-        with tempfile.TemporaryDirectory(dir=self.archive.staging(self.server.name), prefix="tags-") as place:
-            largest, total = max(limits.values()), sum(limits.values())
-            fetched = await transport.fetch(folder, limits, Path(place), max_file=largest, max_total=total)
-            self._count(fetched, payload=False)
-            found: dict[str, bytes] = {}
-            for name, limit in limits.items():
-                path = Path(place, name)
-                if path.is_symlink() or not path.is_file():
-                    continue
-                if path.stat().st_size > limit:
-                    raise BagRefused([f"{name} is larger than {limit} bytes"])
-                found[name] = path.read_bytes()
-            return found
-
-    async def _prepare(self, bag: Bag, committed: Committed | None) -> Plan:
-        self.watcher.step(self.server.name, "comparing")
-        staged = self.archive.staging(self.server.name) / "data"
-        find = functools.partial(self.archive.objects.find, self.server.name)
-        return await _to_its_end(_prepare, staged, bag, committed, find)
+        total = sum(limits.values())
+        fetched = await transport.fetch(
+            folder, limits, place, max_file=max(limits.values()), max_total=total, only_new=only_new
+        )
+        self._count(fetched, payload=False)
+        for name, limit in limits.items():
+            try:
+                seen = (place / name).lstat()
+            except FileNotFoundError:
+                continue
+            if not stat.S_ISREG(seen.st_mode) or seen.st_size > limit:
+                (place / name).unlink()
+                raise BagRefused([f"{name} is no plain file of at most {limit} bytes"])
 
     def _require_progress(self, head: Head, committed: Committed | None) -> None:
         """A school's numbers only go up. Where they do not, a disk was restored, re-installed or copied."""
@@ -408,7 +465,7 @@ class _ServerPull:
                 f" up to {(needed + RESERVE) >> 20} MiB are needed"
             )
 
-    def _commit(self, bag: Bag) -> None:
+    def _commit(self, bag: Bag, received: Path) -> None:
         result = self.result
         self.watcher.step(self.server.name, "committing")
         result.bytes = bag.payload_bytes
@@ -420,13 +477,16 @@ class _ServerPull:
             sequence=bag.head.sequence,
             manifest_sha256=bag.head.manifest_sha256,
             bytes=bag.payload_bytes,
-            files=len(bag.manifest),
+            files=bag.files,
             bytes_received=result.bytes_received,
             files_received=result.files_received,
             seconds=round(time.monotonic() - self.started, 3),
             address=self.server.address,
         )
-        self.archive.commit(self.server.name, bag, self.tag_files, record)
+        for name in SMALL_TAG_FILES:
+            with contextlib.suppress(FileNotFoundError):
+                (received / "bag" / name).rename(received / name)
+        self.archive.commit(self.server.name, bag, received, record)
         result.result = "committed"
 
     def _unchanged(self, committed: Committed) -> None:
@@ -455,17 +515,24 @@ def _changes_of(sequence: int) -> str:
     return f"changes/{sequence:08d}.txt"
 
 
-def _folded(committed: Committed, chain: Sequence[bytes], wanted: str) -> bytes | None:
-    """Return FILES after the changes of a chain; None if it does not come to the wanted digest."""
+def _tag_files_in(received: Path) -> dict[str, bytes]:
+    """Return the small tag files that have come."""
+    found = {name: received / "bag" / name for name in SMALL_TAG_FILES}
+    return {name: path.read_bytes() for name, path in found.items() if path.exists()}
+
+
+def _fold(committed: Committed, chain: Sequence[Path], target: Path, wanted: str) -> bool:
+    """Write FILES after the changes of a chain; return whether it comes to the wanted digest."""
+    digest = hashlib.sha256()
     try:
-        files = fold_files(committed.files(), chain)
+        with target.open("wb", buffering=BUFFER) as files:
+            for line in fold_files(committed.files(), [lines_of(path) for path in chain]):
+                digest.update(line)
+                files.write(line)
     except (OSError, BagRefused):
-        return None
-    return files if hashlib.sha256(files).hexdigest() == wanted else None
-
-
-def _prepare(staged: Path, bag: Bag, committed: Committed | None, find: Find) -> Plan:
-    """Read the committed manifest and compare, off the event loop."""
-    old = committed.manifest() if committed is not None else {}
-    tree = committed.tree if committed is not None else None
-    return prepare(staged, bag.manifest, tree, old, bag.sizes, find=find)
+        target.unlink(missing_ok=True)
+        return False
+    if digest.hexdigest() != wanted:
+        target.unlink()
+        return False
+    return True

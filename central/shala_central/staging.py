@@ -1,218 +1,124 @@
-"""Staging: the folder in which one server's next tree is put together, and the comparison with its manifest.
+"""Staging: the folder into which one server's missing files are fetched, batch by batch.
 
-Survives being cut at any moment: the next run keeps every file that is whole and every part of one that is
-not. Nothing here is visible to a reader of the archive.
+A file that has come whole is compared with the manifest, and moved to the objects when it is right; a pull
+that is cut at any moment goes on with the part of the file that it was at. No reader sees this folder.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from shala_central.bag import PARTIAL_DIR, BagRefused
-from shala_central.publish import remove_tree
+from shala_agent.manifest import File
 
-READ_BYTES = 1 << 20
+from shala_central.bag import BagRefused
+from shala_central.listing import differing
+from shala_central.objects import Objects, digest_of
+from shala_central.publish import remove_tree, sync_file_system
 
-# Given a path of the manifest and its sha256, return a file with that content which the server may use.
-Find = Callable[[str, str], Path | None]
-
-
-@dataclass(slots=True)
-class Plan:
-    """What must be fetched (`wanted`), what is there already, and how many bytes the latter has."""
-
-    wanted: list[str] = field(default_factory=list)
-    present: dict[str, int] = field(default_factory=dict)
-    # Files whose content comes with another wanted one: {path: that path}.
-    copies: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def present_bytes(self) -> int:
-        """Bytes of the files that need not be fetched."""
-        return sum(self.present.values())
+BATCH = 20_000  # files fetched by one rsync: bounds its memory, at both ends
 
 
-def prepare(
-    tree: Path,
-    manifest: Mapping[str, str],
-    published: Path | None,
-    committed: Mapping[str, str],
-    sizes: Mapping[str, int],
-    *,
-    find: Find = lambda _path, _digest: None,
-) -> Plan:
-    """Given a staging tree (maybe of an earlier run), a manifest and what is published, return the rest.
+class Staging:
+    """The files of one server on their way; `folder` holds them under their paths (without data/)."""
 
-    Files that the committed manifest proves unchanged become hard links to the published ones; they are not
-    read again unless their size is another. So do files of which `find` knows an object. What an earlier run
-    left is kept when its digest is right, used as a basis when it is not.
-    """
-    _clear(tree, manifest)
-    plan = Plan()
-    made: set[str] = set()
-    coming: dict[str, str] = {}
-    for path, digest in manifest.items():
-        staged = f"{tree}/{path}"
-        old = f"{published}/{path}" if published is not None and committed.get(path) == digest else None
-        size = _usable(staged, old, digest)
-        if size is not None and size != sizes[path]:
-            os.unlink(staged)  # noqa: PTH108 - a link to what somebody has damaged
-            size = None
-        if size is None and old is not None:
-            size = _link(old, staged, sizes[path], made)
-        if size is None and (known := find(path, digest)) is not None:
-            size = _link(known, staged, sizes[path], made)
-        if size is None and (first := coming.setdefault(digest, path)) != path:
-            plan.copies[path] = first
-        elif size is None:
-            plan.wanted.append(path)
-        else:
-            plan.present[path] = size
-    return plan
+    def __init__(self, folder: Path, objects: Objects, server: str) -> None:
+        self.folder = folder
+        self._objects = objects
+        self._server = server
+        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        self._empty = not any(os.scandir(folder))
+        if not self._empty:
+            sync_file_system(folder)  # what an earlier run was cut after may not be on the disk yet
 
+    def missing(self, old: Iterable[bytes], new: Iterable[bytes]) -> Iterator[File]:
+        """Given two lists of files, yield those of the new one whose content is not in the archive.
 
-def check(tree: Path, manifest: Mapping[str, str], plan: Plan, sizes: Mapping[str, int]) -> None:
-    """Compare a staging tree with its manifest, both ways, reading every file that was fetched.
+        What stands in both lists is there. What an earlier run has left in the folder is taken.
+        """
+        for _before, file in differing(old, new):
+            if file is not None and not self._is_there(file):
+                yield file
 
-    Raises BagRefused naming each file that is missing, too many, or not what the manifest says.
-    """
-    _make_copies(tree, plan)
-    reasons: list[str] = []
-    paths: list[str] = []
-    found: dict[str, int] = {}
-    for path, status in _walk(tree):
-        if f"/{PARTIAL_DIR}/" in f"/{path}":
-            continue
-        if not stat.S_ISREG(status.st_mode):
-            reasons.append(f"'{path}' is not a plain file")
-            paths.append(path)
-        elif path not in manifest:
-            reasons.append(f"'{path}' was sent without being listed")
-            paths.append(path)
-        else:
-            found[path] = status.st_size
-    for path in plan.wanted:
-        if path not in found:
-            reasons.append(f"'{path}' is listed but was not sent")
-        elif found[path] != sizes[path] or digest_of(tree / path) != manifest[path]:
-            reasons.append(f"'{path}' is not what the manifest says (sha256 differs)")
-            paths.append(path)
-    for path in plan.present:
-        if path not in found:
-            reasons.append(f"'{path}' is no longer in the staging folder")
-    if reasons:
-        raise BagRefused(reasons, paths)
-    _remove_partials(tree)
+    def batches(self, files: Iterable[File], size: int = BATCH) -> Iterator[list[File]]:
+        """Yield files in lists of at most `size`, in each a content once; give `files` as `missing` does.
 
+        What a later file shares with an earlier batch is found when it is looked for, because that batch was
+        taken meanwhile.
+        """
+        batch: dict[tuple[bool, str], File] = {}
+        for file in files:
+            batch.setdefault((self._objects.is_shared(_inner(file)), file.sha256), file)
+            if len(batch) >= size:
+                yield list(batch.values())
+                batch = {}
+        if batch:
+            yield list(batch.values())
 
-def _make_copies(tree: Path, plan: Plan) -> None:
-    """Make the files whose content came with another one."""
-    for path, first in plan.copies.items():
-        with contextlib.suppress(FileNotFoundError):  # it was not sent, which is said of `first`
-            (tree / path).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-            (tree / path).unlink(missing_ok=True)
-            (tree / path).hardlink_to(tree / first)
+    def take(self, batch: Iterable[File]) -> None:
+        """Compare what was fetched with the manifest and move it to the objects.
 
+        Raises BagRefused naming each file that is missing or not what the manifest says; others are taken.
+        """
+        good: list[File] = []
+        reasons: list[str] = []
+        paths: list[str] = []
+        for file in batch:
+            path = _inner(file)
+            if problem := self._problem(file):
+                reasons.append(f"'{path}' {problem}")
+                paths.append(path)
+            else:
+                good.append(file)
+        # On the disk before it has its name among the objects: what has one is believed.
+        sync_file_system(self.folder)
+        for file in good:
+            self._objects.add(self.folder / _inner(file), self._server, _inner(file), file.sha256)
+        if reasons:
+            raise BagRefused(reasons, paths)
 
-def digest_of(path: Path | str) -> str:
-    """Return the sha256 of a file. A file that cannot be read raises OSError."""
-    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def clear(self) -> None:
+        """Remove what is left."""
+        remove_tree(self.folder)
 
+    def _is_there(self, file: File) -> bool:
+        path = _inner(file)
+        if self._objects.find(self._server, path, file.sha256, file.size) is not None:
+            return True
+        if self._empty:
+            return False
+        self._clear_way(path)
+        if self._problem(file):
+            return False
+        self._objects.add(self.folder / path, self._server, path, file.sha256)
+        return True
 
-def _clear(tree: Path, manifest: Mapping[str, str]) -> None:
-    """Remove what no manifest line asks for;
-    keep parts of files that are still wanted; make folders writable again.
-    """
-    tree.mkdir(mode=0o750, parents=True, exist_ok=True)
-    folders = [str(tree)]
-    while folders:
-        folder = folders.pop()
-        os.chmod(folder, 0o750)  # noqa: PTH101, S103
-        for entry in list(os.scandir(folder)):
-            path = os.path.relpath(entry.path, tree)
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(entry.path)
-                continue
-            parent, name = os.path.split(path)
-            if os.path.basename(parent) == PARTIAL_DIR:  # noqa: PTH119
-                path = os.path.join(os.path.dirname(parent), name)  # noqa: PTH118, PTH120
-            if path not in manifest or not entry.is_file(follow_symlinks=False):
-                os.unlink(entry.path)  # noqa: PTH108
-    for folder, _folders, _files in os.walk(tree, topdown=False):
-        if folder != str(tree) and not os.listdir(folder):  # noqa: PTH208
-            os.rmdir(folder)  # noqa: PTH106
+    def _clear_way(self, path: str) -> None:
+        """Remove what an earlier collection left where this one has a file for a folder, or the reverse."""
+        place = self.folder
+        parts = path.split("/")
+        for part in parts[:-1]:
+            place /= part
+            if os.path.lexists(place) and (place.is_symlink() or not place.is_dir()):
+                place.unlink()
+        if (self.folder / path).is_dir():
+            remove_tree(self.folder / path)
 
-
-def _usable(staged: str, old: str | None, digest: str) -> int | None:
-    """Return the size of a staged file that is right already, otherwise None;
-    what must not be written is removed.
-    """
-    try:
-        status = os.lstat(staged)
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError:
-        return None
-    if stat.S_ISDIR(status.st_mode):
-        remove_tree(Path(staged))
-        return None
-    if old is not None:
+    def _problem(self, file: File) -> str:
+        """Return why a fetched file cannot be taken, or ""."""
+        place = f"{self.folder}/{_inner(file)}"
         try:
-            if os.path.samestat(status, os.lstat(old)):
-                return status.st_size
-        except OSError:
-            pass
-    if digest_of(staged) == digest:
-        return status.st_size
-    if status.st_nlink > 1:
-        # A link to a published file is no basis to write on, whatever rsync promises.
-        os.unlink(staged)  # noqa: PTH108
-    return None
+            seen = os.lstat(place)
+        except (FileNotFoundError, NotADirectoryError):
+            return "is listed but was not sent"
+        if not stat.S_ISREG(seen.st_mode):
+            return "is not a plain file"
+        if seen.st_size != file.size or digest_of(place) != file.sha256:
+            return "is not what the manifest says (sha256 differs)"
+        return ""
 
 
-def _link(known: str | Path, staged: str, size: int, made: set[str]) -> int | None:
-    """Make a hard link to a file that is known to have the content and return its size;
-
-    None if it is not there any more, or has another size. `made` are the folders that are there.
-    """
-    folder = os.path.dirname(staged)  # noqa: PTH120 - strings throughout: there may be a million
-    if folder not in made:
-        os.makedirs(folder, mode=0o750, exist_ok=True)  # noqa: PTH103
-        made.add(folder)
-    try:
-        status = os.lstat(known)
-        if not stat.S_ISREG(status.st_mode) or status.st_size != size:
-            return None
-        os.link(known, staged, follow_symlinks=False)
-    except OSError:
-        # Gone, or it has as many links as the file system allows: fetch it again.
-        return None
-    return status.st_size
-
-
-def _walk(tree: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield (path, lstat) of everything below a tree that is not a folder."""
-    folders = [""]
-    while folders:
-        folder = folders.pop()
-        with os.scandir(f"{tree}/{folder}") as entries:
-            for entry in entries:
-                path = f"{folder}{entry.name}"
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(f"{path}/")
-                else:
-                    yield path, entry.stat(follow_symlinks=False)
-
-
-def _remove_partials(tree: Path) -> None:
-    for folder, folders, _files in os.walk(tree):
-        if PARTIAL_DIR in folders:
-            folders.remove(PARTIAL_DIR)
-            remove_tree(Path(folder, PARTIAL_DIR))
+def _inner(file: File) -> str:
+    return file.path.removeprefix("data/")

@@ -100,15 +100,17 @@ class Transport:
         max_total: int,
         basis: Path | None = None,
         progress: Progress | None = None,
+        only_new: bool = False,
     ) -> Transfer:
         """Given a folder of the spool and names below it, receive those files into `destination`.
 
         `basis` is a folder with older versions under the same names, of which only the differences travel.
+        With `only_new` a file that stands there already with the same size and time is left as it is.
         Raises TransferFailed. Files that the sender does not have are simply not there afterwards.
         """
         list_file = self.workdir / "names"
         list_file.write_bytes(b"".join(os.fsencode(name) + b"\0" for name in names))
-        command = self._command(folder, list_file, destination, max_file, basis)
+        command = self._command(folder, list_file, destination, max_file, basis, only_new)
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
@@ -149,8 +151,14 @@ class Transport:
             async with asyncio.timeout(5):
                 await process.wait()
 
-    def _command(
-        self, folder: str, list_file: Path, destination: Path, max_file: int, basis: Path | None
+    def _command(  # noqa: PLR0917 - all of them, once
+        self,
+        folder: str,
+        list_file: Path,
+        destination: Path,
+        max_file: int,
+        basis: Path | None,
+        only_new: bool,
     ) -> list[str]:
         settings = self.settings
         command = [
@@ -163,7 +171,7 @@ class Transport:
             *("--no-links", "--no-devices", "--no-specials", "--no-owner", "--no-group"),
             *("--from0", f"--files-from={list_file}", "--no-implied-dirs"),
             # What is asked for is known to be new: size and time must not make rsync believe otherwise.
-            "--ignore-times",
+            *(() if only_new else ("--ignore-times",)),
             *("--partial", f"--partial-dir={PARTIAL_DIR}"),
             *("--compress", "--compress-choice=zstd"),
             f"--timeout={settings.stall_seconds}",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,14 @@ from shala_agent.manifest import (
     write_line,
 )
 from shala_central.archive import Archive, PullRecord
-from shala_central.bag import TAG_FILES, Bag, read_bag, read_head
+from shala_central.assembly import ObjectsLost
+from shala_central.bag import FILES, MANIFEST, SMALL_TAG_FILES, Bag, read_bag, read_head
 from shala_central.config import Limits
 from shala_central.fleet import Server
-from shala_central.staging import check, prepare
+from shala_central.listing import lines_in
+from shala_central.staging import Staging
+
+TAG_FILES = (*SMALL_TAG_FILES, FILES, MANIFEST)
 
 
 def sha256(content: bytes) -> str:
@@ -186,33 +190,50 @@ def received(archive: Archive, school: School, files: dict[str, bytes], pulled: 
     raw_head = (school.spool / "HEAD").read_bytes()
     server = Server(school.name, school.state, "127.0.0.1")
     head = read_head(raw_head, server)
-    bag = read_bag(tags, head, server, Limits())
+    small = {name: tags[name] for name in SMALL_TAG_FILES if name in tags}
+    bag = read_bag(small, lines_in(tags[FILES]), head, server, Limits())
     with archive.lock(school.name) as lock:
         assert lock is not None
         archive.recover(school.name)
         committed = archive.committed(school.name)
         if committed is not None and committed.pull.manifest_sha256 == head.manifest_sha256:
             return None
-        staged = archive.staging(school.name) / "data"
-        old = committed.manifest() if committed else {}
-        find = functools.partial(archive.objects.find, school.name)
-        plan = prepare(staged, bag.manifest, committed.tree if committed else None, old, bag.sizes, find=find)
-        for path in plan.wanted:
-            (staged / path).parent.mkdir(parents=True, exist_ok=True)
-            (staged / path).unlink(missing_ok=True)
-            (staged / path).write_bytes(files[path])
-        check(staged, bag.manifest, plan, bag.sizes)
-        record = PullRecord(
-            pulled=pulled or f"2026-11-{head.sequence:02d}T04:00:00+00:00",
-            year=head.year,
-            state=school.state,
-            sequence=head.sequence,
-            manifest_sha256=head.manifest_sha256,
-            bytes=bag.payload_bytes,
-            files=len(bag.manifest),
-            bytes_received=sum(len(files[path]) for path in plan.wanted),
-            files_received=len(plan.wanted),
-            seconds=0.0,
-        )
-        archive.commit(school.name, bag, {**tags, "HEAD": raw_head}, record)
+        place = archive.staging(school.name) / "received"
+        place.mkdir()
+        for name, content in {**small, FILES: tags[FILES], "HEAD": raw_head}.items():
+            (place / name).write_bytes(content)
+        staging = Staging(archive.staging(school.name) / "data", archive.objects, school.name)
+        fetched: list[File] = []
+
+        def fetch(missing: Iterable[File]) -> None:
+            for batch in staging.batches(missing):
+                for file in batch:
+                    target = staging.folder / file.path.removeprefix("data/")
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.unlink(missing_ok=True)
+                    target.write_bytes(files[file.path.removeprefix("data/")])
+                staging.take(batch)
+                fetched.extend(batch)
+
+        def record() -> PullRecord:
+            return PullRecord(
+                pulled=pulled or f"2026-11-{head.sequence:02d}T04:00:00+00:00",
+                year=head.year,
+                state=school.state,
+                sequence=head.sequence,
+                manifest_sha256=head.manifest_sha256,
+                bytes=bag.payload_bytes,
+                files=bag.files,
+                bytes_received=sum(file.size for file in fetched),
+                files_received=len(fetched),
+                seconds=0.0,
+            )
+
+        old = list(committed.files()) if committed is not None else []
+        fetch(staging.missing(old, lines_in(tags[FILES])))
+        try:
+            archive.commit(school.name, bag, place, record())
+        except ObjectsLost as lost:
+            fetch(lost.files)
+            archive.commit(school.name, bag, place, record())
     return bag

@@ -13,15 +13,17 @@ import stat
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from central_school import received
+from shala_agent.manifest import File, write_line
 from shala_central import archive as archive_module
 from shala_central import publish as publish_module
 from shala_central import pull as pull_module
 from shala_central.archive import Archive
 from shala_central.bag import BagRefused
 from shala_central.failure import CentralError, UsageError
-from shala_central.staging import check, prepare
+from shala_central.staging import Staging
 
 DAY_1 = {"gstudio/db/a": b"one", "gstudio/media/same": b"same", "unplatform/x/y": b"u"}
 DAY_2 = {"gstudio/db/a": b"two!", "gstudio/media/same": b"same", "gstudio/media/new": b"new"}
@@ -91,7 +93,9 @@ def steps(monkeypatch, crash_at: int) -> list[str]:
         (os, "link"),
         (publish_module, "exchange"),
         (archive_module, "remove_tree"),
-        (publish_module.shutil, "rmtree"),
+        (os, "unlink"),
+        (os, "rmdir"),
+        (os, "mkdir"),
     ):
         watched(owner, name)
     return done
@@ -130,7 +134,7 @@ def test_a_crash_at_any_step_shows_the_old_or_the_new_and_the_next_run_mends_it(
     assert crash_at > 20
 
 
-def test_a_staging_tree_that_is_read_only_is_used_again(archive, school, receive, monkeypatch):
+def test_a_run_that_was_cut_before_it_published_leaves_nothing_in_the_way(archive, school, receive):
     def off(*_: object) -> None:
         raise Crash
 
@@ -142,42 +146,65 @@ def test_a_staging_tree_that_is_read_only_is_used_again(archive, school, receive
     assert seen(archive) == DAY_2
 
 
-def test_what_is_staged_wrongly_is_named(archive, school, tmp_path):
-    data = tmp_path / "data"
-    manifest = {path: hashlib.sha256(content).hexdigest() for path, content in DAY_1.items()}
-    sizes = {path: len(content) for path, content in DAY_1.items()}
-    plan = prepare(data, manifest, None, {}, sizes)
-    assert sorted(plan.wanted) == sorted(DAY_1)
-    (data / "gstudio/db").mkdir(parents=True)
-    (data / "gstudio/db/a").write_bytes(b"wrong")
-    (data / "gstudio/db/extra").write_bytes(b"extra")
-    (data / "gstudio/link").symlink_to("/etc/passwd")
-    os.mkfifo(data / "gstudio/fifo")
+@pytest.fixture
+def staging(archive, school) -> Staging:
+    return Staging(archive.staging(school.name) / "data", archive.objects, school.name)
+
+
+def files_of(contents: dict[str, bytes]) -> list[File]:
+    return [
+        File(f"data/{path}", hashlib.sha256(content).hexdigest(), len(content), 0, 0o644)
+        for path, content in contents.items()
+    ]
+
+
+def put(staging: Staging, path: str, content: bytes) -> None:
+    (staging.folder / path).parent.mkdir(parents=True, exist_ok=True)
+    (staging.folder / path).write_bytes(content)
+
+
+def test_what_came_wrongly_is_named_and_the_rest_is_taken(archive, school, staging):
+    put(staging, "gstudio/db/a", b"0ne")
+    put(staging, "unplatform/x/y", b"u")
+    (staging.folder / "gstudio/media").mkdir()
+    (staging.folder / "gstudio/media/same").symlink_to("/etc/passwd")
     with pytest.raises(BagRefused) as refused:
-        check(data, manifest, plan, sizes)
-    reasons = "\n".join(refused.value.reasons)
-    for reason in (
-        "'gstudio/db/a' is not what the manifest says",
-        "'gstudio/db/extra' was sent without being listed",
-        "'gstudio/link' is not a plain file",
-        "'gstudio/fifo' is not a plain file",
-        "'gstudio/media/same' is listed but was not sent",
-    ):
-        assert reason in reasons
-    prepare(data, manifest, None, {}, sizes)
-    assert [str(path.relative_to(data)) for path in data.rglob("*") if not path.is_dir()] == [
-        "gstudio/db/a"
-    ], "only what may serve as a basis stays"
+        staging.take(files_of({**DAY_1, "gstudio/db/none": b""}))
+    assert refused.value.reasons == [
+        "'gstudio/db/a' is not what the manifest says (sha256 differs)",
+        "'gstudio/media/same' is not a plain file",
+        "'gstudio/db/none' is listed but was not sent",
+    ]
+    assert archive.objects.find(school.name, "unplatform/x/y", hashlib.sha256(b"u").hexdigest())
 
 
-def test_a_file_of_another_size_than_listed_is_named(tmp_path):
-    data = tmp_path / "data"
-    manifest = {"gstudio/db/a": hashlib.sha256(b"x").hexdigest()}
-    plan = prepare(data, manifest, None, {}, {"gstudio/db/a": 2})
-    (data / "gstudio/db").mkdir(parents=True)
-    (data / "gstudio/db/a").write_bytes(b"x")
+def test_a_file_of_another_size_than_listed_is_named(staging):
+    put(staging, "gstudio/db/a", b"one")
+    listed = msgspec.structs.replace(files_of({"gstudio/db/a": b"one"})[0], size=4)
     with pytest.raises(BagRefused, match="'gstudio/db/a' is not what the manifest says"):
-        check(data, manifest, plan, {"gstudio/db/a": 2})
+        staging.take([listed])
+
+
+def test_what_an_earlier_run_fetched_whole_is_taken_and_what_is_in_the_way_removed(archive, school, staging):
+    put(staging, "gstudio/db/a", b"one")
+    put(staging, "gstudio/db/b", b"half")
+    put(staging, "gstudio/media", b"was a file")
+    put(staging, "unplatform/x/y/z", b"was a folder")
+    later = Staging(staging.folder, archive.objects, school.name)
+    lines = [write_line(file) for file in files_of({**DAY_1, "gstudio/db/b": b"whole"})]
+    lines.sort(key=lambda line: line.split(b" ", 4)[4].replace(b"/", b"\x01"))
+    missing = [file.path for file in later.missing([], lines)]
+    assert missing == ["data/gstudio/db/b", "data/gstudio/media/same", "data/unplatform/x/y"]
+    assert not (staging.folder / "gstudio/media").exists()
+    assert not (staging.folder / "unplatform/x/y").exists()
+
+
+def test_a_content_is_fetched_once_whatever_it_is_called(staging):
+    files = files_of({"gstudio/db/a": b"x", "gstudio/db/b": b"x", "gstudio/db/c": b"y"})
+    assert [[f.path for f in batch] for batch in staging.batches(files)] == [
+        ["data/gstudio/db/a", "data/gstudio/db/c"]
+    ]
+    assert [len(batch) for batch in staging.batches(files, size=1)] == [1, 1, 1]
 
 
 def test_a_published_file_that_was_cut_is_fetched_again(archive, school, receive):
@@ -190,29 +217,12 @@ def test_a_published_file_that_was_cut_is_fetched_again(archive, school, receive
     assert archive.verify(school.name) == []
 
 
-def test_a_published_file_is_never_a_basis_to_write_on(tmp_path):
-    published = tmp_path / "published"
-    (published / "gstudio/db").mkdir(parents=True)
-    (published / "gstudio/db/a").write_bytes(b"old")
-    data = tmp_path / "data"
-    old, new = (hashlib.sha256(content).hexdigest() for content in (b"old", b"new"))
-    sizes = {"gstudio/db/a": 3}
-    assert prepare(data, {"gstudio/db/a": old}, published, {"gstudio/db/a": old}, sizes).wanted == []
-    assert (data / "gstudio/db/a").stat().st_nlink == 2
-    plan = prepare(data, {"gstudio/db/a": new}, published, {"gstudio/db/a": old}, sizes)
-    assert plan.wanted == ["gstudio/db/a"]
-    assert not (data / "gstudio/db/a").exists()
-
-
-def test_a_published_file_that_is_gone_is_fetched_again(tmp_path):
-    plan = prepare(
-        tmp_path / "data",
-        {"gstudio/db/a": "0" * 64},
-        tmp_path / "nothing",
-        {"gstudio/db/a": "0" * 64},
-        {"gstudio/db/a": 3},
-    )
-    assert plan.wanted == ["gstudio/db/a"]
+def test_an_object_that_is_gone_is_asked_for_again(archive, school, receive):
+    receive(DAY_1, 1)
+    archive.objects.find(school.name, "gstudio/db/a", hashlib.sha256(b"one").hexdigest()).unlink()
+    receive({**DAY_1, "gstudio/db/more": b"more"}, 2)
+    assert archive.committed(school.name).pull.files_received == 2
+    assert archive.verify(school.name) == []
 
 
 def test_verify_names_what_was_changed_removed_and_added(archive, school, receive):
