@@ -18,7 +18,6 @@ import pwd
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -88,8 +87,7 @@ class _Intent(msgspec.Struct, frozen=True):
     format: int = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(msgspec.Struct, frozen=True):
     """The collection of a server that readers see now."""
 
     name: str
@@ -115,16 +113,14 @@ class Committed:
             raise CentralError(f"the record {path} is damaged: {error}") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Damage:
+class Damage(msgspec.Struct, frozen=True):
     """One file of the published tree that is not what was committed."""
 
     path: str
     problem: str
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(msgspec.Struct, frozen=True):
     """One file that differs between two collections: + new, - gone, * changed; its size in bytes."""
 
     sign: str
@@ -132,8 +128,7 @@ class Difference:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Pruned:
+class Pruned(msgspec.Struct, frozen=True):
     """What pruning forgot and removed, `bytes` being the room that became free."""
 
     versions: list[Version]
@@ -141,8 +136,7 @@ class Pruned:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One line of the tree: `level` 0 is a year, 4 an item; sizes and counts are of everything below."""
 
     path: str

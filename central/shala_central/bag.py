@@ -13,7 +13,6 @@ import io
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -97,8 +96,7 @@ class _Format(msgspec.Struct):
     format: Annotated[int, msgspec.Meta(ge=1)]
 
 
-@dataclass(frozen=True, slots=True)
-class Bag:
+class Bag(msgspec.Struct, frozen=True):
     """One collection, believed: what its tag files say, and what its list of files comes to."""
 
     head: Head
@@ -107,8 +105,7 @@ class Bag:
     files: int
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(msgspec.Struct, frozen=True):
     """What a list of files comes to: bytes and number, its digest and that of the manifest made of it."""
 
     files: int

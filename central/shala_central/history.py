@@ -185,12 +185,16 @@ def _unpacked(packed: bytes) -> bytes:
     return zstandard.ZstdDecompressor().decompressobj().decompress(packed)
 
 
+# A day's changes have some kilobytes: the tables of a high level are made no larger than that is worth.
+_LEVEL = zstandard.ZstdCompressionParameters.from_level(12, window_log=19, chain_log=16, hash_log=16)
+
+
 def _packed_changes(changes: Iterable[Change]) -> bytes:
     """Pack as the changes come: there may be a million."""
-    packer = zstandard.ZstdCompressor(12).compressobj()
+    packer = zstandard.ZstdCompressor(compression_params=_LEVEL).compressobj()
     packed = b"".join(packer.compress(write_line(change)) for change in changes)
     return packed + packer.flush()
 
 
 def _packed(raw: bytes) -> bytes:
-    return zstandard.compress(raw, 12)
+    return zstandard.ZstdCompressor(compression_params=_LEVEL).compress(raw)
