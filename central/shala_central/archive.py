@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import os
 import pwd
+import random
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,11 +23,12 @@ from pathlib import Path
 
 import msgspec
 from shala_agent.collection import Collection
+from shala_agent.device import SIGNATURE, SignatureWrong, signer_of
 from shala_agent.manifest import File, ManifestError, sort_key
 from shala_agent.outcome import SUSPECT
 
-from shala_central.assembly import assemble
-from shala_central.bag import FILES, PLATFORMS, Bag, BagRefused, survey
+from shala_central.assembly import ObjectsLost, assemble
+from shala_central.bag import FILES, MANIFEST, PLATFORMS, TAG_MANIFEST, Bag, BagRefused, survey
 from shala_central.config import Limits
 from shala_central.failure import CentralError, UsageError
 from shala_central.fleet import SERVER_NAME
@@ -65,6 +67,9 @@ class PullRecord(msgspec.Struct, frozen=True):
     files_received: int
     seconds: float
     address: str = ""
+    # The device that signed it, and its public key; "" where it is not signed.
+    device: str = ""
+    public_key: str = ""
     # Suspect items whose last good one readers go on seeing: {platform/item: the collection it is of}.
     held: dict[str, int] = msgspec.field(default_factory=dict)
     # Suspect items that the operator has taken for good.
@@ -344,17 +349,61 @@ class Archive:
             accepted = sorted(items or held)
             if not accepted:
                 return []
-            record = self.staging(name) / "record"
-            record.mkdir(mode=0o750)
-            for file in committed.record.iterdir():
-                if file.name not in (VIEW, "pull.json"):
-                    (record / file.name).hardlink_to(file)
+            record = self._copy_record(name, committed)
             still = {item: number for item, number in held.items() if item not in accepted}
             if still:
                 _write_view(record, committed.files(), committed.view(), still)
             taken = sorted({*committed.pull.accepted, *accepted})
             self._publish(name, record, msgspec.structs.replace(committed.pull, held=still, accepted=taken))
             return accepted
+
+    def restore(self, name: str, version: Version, items: Sequence[str] = ()) -> list[str]:
+        """Let readers see an earlier collection, or items of it, until the next good one; return which items.
+
+        Raises UsageError for an item that it does not have, ObjectsLost.
+        """
+        with self.lock(name) as lock, self.in_use():
+            if lock is None:
+                raise CentralError(f"{name} is being pulled (try again when that has ended)")
+            self.recover(name)
+            committed = self._require(name)
+            collection = msgspec.json.decode(self.record(version)["collection.json"], type=Collection)
+            there = [f"{item.platform}/{item.name}" for item in collection.items if item.files]
+            for item in items:
+                if item not in there:
+                    which = f"collection {version.sequence} of {name}"
+                    raise UsageError(f"{which} has no item '{item}' (has: {', '.join(there)})")
+            chosen = list(items) or there
+            record = self._copy_record(name, committed)
+            prefixes = [f"data/{item}" for item in chosen]
+            others = select(committed.view(), prefixes, inside=False)
+            with (record / VIEW).open("wb") as view:
+                view.writelines(merged(others, select(self.files(version), prefixes, inside=True)))
+            held = {item: number for item, number in committed.pull.held.items() if item not in chosen}
+            if version.id:
+                held |= dict.fromkeys(chosen, version.sequence)
+            self._publish(name, record, msgspec.structs.replace(committed.pull, held=held))
+            return chosen
+
+    def relink(self, name: str) -> None:
+        """Publish what is published once more, of the objects as they are now. With the lock held."""
+        committed = self._require(name)
+        if committed.tree.is_dir():
+            record = self._copy_record(name, committed)
+            if (committed.record / VIEW).is_file():
+                (record / VIEW).hardlink_to(committed.record / VIEW)
+            with contextlib.suppress(ObjectsLost):
+                self._publish(name, record, committed.pull)
+
+    def _copy_record(self, name: str, committed: Committed) -> Path:
+        """Begin a record of the same collection with another view."""
+        record = self.staging(name) / "record"
+        remove_tree(record)
+        record.mkdir(mode=0o750)
+        for file in committed.record.iterdir():
+            if file.name not in (VIEW, "pull.json"):
+                (record / file.name).hardlink_to(file)
+        return record
 
     def _publish(self, name: str, record: Path, pull: PullRecord) -> None:
         """Assemble what a record in staging lists, and put it in its place in one step."""
@@ -446,11 +495,44 @@ class Archive:
             "digest": digest,
             "reasons": refused.reasons,
             "paths": refused.paths,
+            "by_rule": refused.by_rule,
         }
         write_file(folder / "reason.json", msgspec.json.format(msgspec.json.encode(reason), indent=1) + b"\n")
         for earlier in self.quarantined(name)[:-QUARANTINED]:
             remove_tree(Path(str(earlier["folder"])))
         return folder
+
+    def release(self, name: str) -> Path:
+        """Let the newest refused collection of a server in, the next time it is asked for; return its folder.
+
+        Raises UsageError if there is none, or if it is not a rule that stands against it.
+        """
+        found = self.quarantined(name)
+        if not found:
+            raise UsageError(f"nothing of '{name}' is in quarantine (shala archive quarantine list)")
+        if not found[-1].get("by_rule"):
+            reasons = found[-1].get("reasons")
+            first = reasons[0] if isinstance(reasons, list) and reasons else "it is not whole"
+            raise UsageError(
+                f"the collection of {name} cannot be let in: {first} (shala pull {name} asks again)"
+            )
+        folder = Path(str(found[-1]["folder"]))
+        write_file(folder / "released", b"")
+        return folder
+
+    def is_released(self, name: str, head: bytes) -> bool:
+        """Return whether the operator lets the collection with this HEAD in."""
+        return any(
+            (folder / "released").exists() and (folder / "HEAD").read_bytes() == head
+            for folder in (Path(str(entry["folder"])) for entry in self.quarantined(name))
+        )
+
+    def discard(self, name: str) -> int:
+        """Remove what is in quarantine of a server; return how many refused collections that was."""
+        found = self.quarantined(name)
+        for entry in found:
+            remove_tree(Path(str(entry["folder"])))
+        return len(found)
 
     # -- earlier collections --------------------------------------------------------------------------------
 
@@ -504,6 +586,14 @@ class Archive:
                 differences.append(Difference("*", after.path.removeprefix("data/"), after.size))
         return differences
 
+    def record(self, version: Version) -> dict[str, bytes]:
+        """Return the small files of the record of a kept collection, by name."""
+        if version.id:
+            with self.history() as history:
+                return history.record(version)
+        record = self._require(version.server).record
+        return {file.name: file.read_bytes() for file in record.iterdir() if file.name not in (FILES, VIEW)}
+
     def checkout(self, version: Version, destination: Path, below: str = "") -> tuple[int, int]:
         """Write a collection, or what is below a path of it, to a new folder; return (files, bytes).
 
@@ -544,13 +634,13 @@ class Archive:
                 if not pretend:
                     history.forget(superfluous_ones)
                 needed[name] = set()
-                for file in self._needed(name, history):
+                for file in self.needed(name, history):
                     shared = self.objects.is_shared(file.path.removeprefix("data/"))
                     needed[SHARED if shared else name].add(file.sha256)
             removed, size = self._sweep(needed, pretend=pretend)
         return Pruned(gone, removed, size)
 
-    def _needed(self, name: str, history: History) -> Iterator[File]:
+    def needed(self, name: str, history: History) -> Iterator[File]:
         """Yield every file whose content a server's collections need, or what is published of them."""
         committed = self._require(name)
         for lines in (committed.files(), committed.view()):
@@ -597,14 +687,16 @@ class Archive:
 
     # -- looking ---------------------------------------------------------------------------------------------
 
-    def verify(self, name: str) -> list[Damage]:
+    def verify(self, name: str, share: float = 1.0) -> list[Damage]:
         """Read every published file of a server, of earlier years too; return what is damaged.
+
+        With a `share` below 1 only so many of them are read, others each time; all are looked for.
 
         Raises UsageError if nothing of the server is published.
         """
         while True:
             committed = self._require(name)
-            damage = self._damage(committed)
+            damage = self._damage(committed, share)
             now = self.committed(name)
             # A collection that was committed meanwhile explains every difference.
             if now is not None and now.pull == committed.pull:
@@ -625,18 +717,20 @@ class Archive:
                     dropped += 1
         return dropped
 
-    def _damage(self, committed: Committed) -> list[Damage]:
+    def _damage(self, committed: Committed, share: float) -> list[Damage]:
         damage: list[Damage] = []
         try:
             if survey(committed.files(), NO_LIMITS).manifest_sha256 != committed.pull.manifest_sha256:
                 damage.append(Damage(FILES, "of the record is not the one that was committed"))
-            damage += _differences(committed.tree, committed.view())
+            damage += _signature_damage(committed)
+            damage += _differences(committed.tree, committed.view(), share)
             newest_of_year = {version.year: version for version in self.versions(committed.name)}
             for year, version in newest_of_year.items():
                 tree = self.tree_of(year, committed.pull.state, committed.name)
                 if year != committed.pull.year and tree.is_dir():
                     damage += [
-                        Damage(f"{year}: {d.path}", d.problem) for d in _differences(tree, self.view(version))
+                        Damage(f"{year}: {d.path}", d.problem)
+                        for d in _differences(tree, self.view(version), share)
                     ]
         except (CentralError, ManifestError, BagRefused, OSError) as error:
             damage.append(Damage(FILES, str(error)))
@@ -718,6 +812,21 @@ def _by_number(name: str) -> tuple[str, int, str]:
     return (match[1], int(match[2]), name) if match else (name, 0, name)
 
 
+def _signature_damage(committed: Committed) -> list[Damage]:
+    """Return whether the device's signature still fits the record."""
+    if not committed.pull.public_key:
+        return []
+    try:
+        tags = (committed.record / TAG_MANIFEST).read_bytes()
+        signer = signer_of((committed.record / SIGNATURE).read_bytes(), tags)
+        manifest = f"{committed.pull.manifest_sha256}  {MANIFEST}\n".encode()
+        if signer == committed.pull.public_key and manifest in tags:
+            return []
+    except (OSError, SignatureWrong) as error:
+        return [Damage(SIGNATURE, str(error))]
+    return [Damage(SIGNATURE, "is not that of the device that sealed the collection")]
+
+
 def _held(previous: Committed | None, collection: Collection) -> dict[str, int]:
     """Return which suspect items leave the last good one in view: {platform/item: its collection}."""
     held: dict[str, int] = {}
@@ -745,7 +854,7 @@ def _write_view(
         view.writelines(merged(select(files, prefixes, inside=False), select(before, prefixes, inside=True)))
 
 
-def _differences(tree: Path, lines: Iterable[bytes]) -> list[Damage]:
+def _differences(tree: Path, lines: Iterable[bytes], share: float = 1.0) -> list[Damage]:
     """Return how a tree differs from a list of files, reading every file of it."""
     damage: list[Damage] = []
     found = _walk(tree)
@@ -764,7 +873,9 @@ def _differences(tree: Path, lines: Iterable[bytes]) -> list[Damage]:
         try:
             if not stat.S_ISREG((tree / path).lstat().st_mode):
                 damage.append(Damage(path, "is not a plain file"))
-            elif digest_of(tree / path) != file.sha256:
+            elif (tree / path).lstat().st_size != file.size:
+                damage.append(Damage(path, "has another size"))
+            elif (share >= 1 or random.random() < share) and digest_of(tree / path) != file.sha256:  # noqa: S311
                 damage.append(Damage(path, "has changed (sha256 differs)"))
         except OSError as error:
             damage.append(Damage(path, f"cannot be read: {error.strerror}"))

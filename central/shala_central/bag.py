@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import msgspec
 from shala_agent.collection import Collection
+from shala_agent.device import SIGNATURE, SignatureWrong, signer_of
 from shala_agent.manifest import File, ManifestError, read_files
 
 from shala_central.config import Limits
@@ -27,7 +28,8 @@ PLATFORMS = ("gstudio", "unplatform")
 TAG_MANIFEST = "tagmanifest-sha256.txt"
 MANIFEST = "manifest-sha256.txt"
 FILES = "files.txt"  # the manifest with sizes, times and permissions (shala_agent.manifest)
-SMALL_TAG_FILES = ("bagit.txt", "bag-info.txt", "collection.json", TAG_MANIFEST)
+NEEDED_TAG_FILES = ("bagit.txt", "bag-info.txt", "collection.json", TAG_MANIFEST)
+SMALL_TAG_FILES = (*NEEDED_TAG_FILES, SIGNATURE)
 HEAD_FORMAT = 2
 # Where rsync keeps the first part of a file whose transfer was cut; no payload file may bear this name.
 PARTIAL_DIR = ".shala-partial"
@@ -69,15 +71,19 @@ Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 class BagRefused(Exception):
     """A collection cannot be believed.
 
-    `reasons` are for a person; `paths` are the files concerned, if any.
+    `reasons` are for a person; `paths` are the files concerned, if any. What is refused `by_rule` is whole, and
+    may be let in by the operator's word.
     """
 
-    def __init__(self, reasons: list[str], paths: list[str] | None = None, more: int = 0) -> None:
+    def __init__(
+        self, reasons: list[str], paths: list[str] | None = None, more: int = 0, *, by_rule: bool = False
+    ) -> None:
         if len(reasons) + more > MAX_REASONS:
             reasons = [*reasons[:MAX_REASONS], f"and {len(reasons) + more - MAX_REASONS} more"]
         super().__init__("; ".join(reasons))
         self.reasons = reasons
         self.paths = paths or []
+        self.by_rule = by_rule
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -103,6 +109,7 @@ class Bag(msgspec.Struct, frozen=True):
     collection: Collection
     payload_bytes: int
     files: int
+    public_key: str = ""  # of the device that signed it, hexadecimal; "" where none has
 
 
 class Survey(msgspec.Struct, frozen=True):
@@ -144,7 +151,7 @@ def read_bag(
 
     Raises BagRefused with every reason that can be told at once.
     """
-    missing = [name for name in SMALL_TAG_FILES if name not in tag_files]
+    missing = [name for name in NEEDED_TAG_FILES if name not in tag_files]
     if missing:
         raise BagRefused([f"{name} is missing" for name in missing], missing)
     listed = _check_tag_manifest(tag_files, head)
@@ -165,7 +172,7 @@ def read_bag(
     _check_oxum(tag_files["bag-info.txt"], found, limits)
     if reasons := [*_item_reasons(collection, found)]:
         raise BagRefused(reasons)
-    return Bag(head, collection, found.bytes, found.files)
+    return Bag(head, collection, found.bytes, found.files, _signer(tag_files))
 
 
 def survey(lines: Iterable[bytes], limits: Limits) -> Survey:
@@ -368,7 +375,7 @@ def _check_tag_manifest(tag_files: Mapping[str, bytes], head: Head) -> dict[str,
             if len(reasons) > MAX_REASONS:
                 break
         listed[path] = digest
-    for name in (*SMALL_TAG_FILES, FILES, MANIFEST):
+    for name in (*NEEDED_TAG_FILES, FILES, MANIFEST):
         if name == TAG_MANIFEST:
             continue
         if name not in listed:
@@ -438,6 +445,17 @@ def _identity_reasons(collection: Collection, head: Head, server: Server) -> Ite
     for name, said, expected in pairs:
         if said != expected:
             yield f"collection.json says {name} '{_shown(str(said))}', expected was '{expected}'"
+
+
+def _signer(tag_files: Mapping[str, bytes]) -> str:
+    """Return the public key whose owner signed the tag manifest, and with it everything; "" if nobody did."""
+    raw = tag_files.get(SIGNATURE)
+    if raw is None:
+        return ""
+    try:
+        return signer_of(raw, tag_files[TAG_MANIFEST])
+    except SignatureWrong as wrong:
+        raise BagRefused([f"{SIGNATURE} {_shown(str(wrong))}"], [SIGNATURE]) from None
 
 
 def _item_reasons(collection: Collection, found: Survey) -> Iterator[str]:

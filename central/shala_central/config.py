@@ -28,6 +28,8 @@ class ArchiveSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     # Of earlier collections stay all of so many days, then the newest of so many months, then of each year.
     keep_days: Count = 30
     keep_months: Count = 24
+    # Everything is read again within so many days (shala archive scrub, daily).
+    scrub_days: Positive = 30
 
 
 class PullSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

@@ -73,10 +73,12 @@ class Objects:
         if self.root.is_dir():
             yield from sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
 
-    def stored(self, pool: str) -> Iterator[tuple[str, Path]]:
-        """Yield (sha256, place) of every object of a pool, in no order."""
+    def stored(self, pool: str, bucket: str = "") -> Iterator[tuple[str, Path]]:
+        """Yield (sha256, place) of every object of a pool, or of those that begin with `bucket`, in no order."""
         folder = self.root / pool
         for prefix in os.listdir(folder):  # noqa: PTH208
+            if bucket and prefix != bucket:
+                continue
             for name in os.listdir(folder / prefix):  # noqa: PTH208
                 if not name.startswith("."):
                     yield name, folder / prefix / name

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
+from shala_agent.device import device_id
 from shala_agent.manifest import File
 
 from shala_central.archive import Archive, Committed, PullRecord
@@ -205,6 +206,7 @@ class _ServerPull:
         self.result = result
         self.accept_reset = accept_reset
         self.again = again
+        self.let_in = accept_reset
         self.payload_done = self.payload_total = 0
         self.started = time.monotonic()
         self.tag_files: dict[str, bytes] = {}
@@ -270,12 +272,15 @@ class _ServerPull:
         if committed is not None and self._is_published(committed, head) and not self.again:
             self._unchanged(committed)
             return
+        released = await asyncio.to_thread(self.archive.is_released, server.name, self.tag_files["HEAD"])
+        self.let_in = self.accept_reset or released
         self._require_progress(head, committed)
         try:
             bag = await self._list_of_files(transport, received, head, committed)
         except BagRefused:
             await self._require_same_head(transport, received)
             raise
+        self._require_device(bag, committed)
         self.watcher.step(server.name, "comparing")
         if self.again:
             await _to_its_end(self.archive.drop_damaged, server.name)
@@ -427,7 +432,7 @@ class _ServerPull:
 
     def _require_progress(self, head: Head, committed: Committed | None) -> None:
         """A school's numbers only go up. Where they do not, a disk was restored, re-installed or copied."""
-        if committed is None or self.accept_reset:
+        if committed is None or self.let_in:
             return
         if head.year < committed.pull.year:
             reason = (
@@ -435,7 +440,7 @@ class _ServerPull:
                 " has the server's clock fallen back? If it is right:"
                 f" shala pull --accept-reset {self.server.name}"
             )
-            raise BagRefused([reason])
+            raise BagRefused([reason], by_rule=True)
         if head.sequence > committed.pull.sequence or self._same(committed, head):
             return
         reason = (
@@ -443,7 +448,19 @@ class _ServerPull:
             " was the server re-installed, restored or copied? If it is the right one:"
             f" shala pull --accept-reset {self.server.name}"
         )
-        raise BagRefused([reason])
+        raise BagRefused([reason], by_rule=True)
+
+    def _require_device(self, bag: Bag, committed: Committed | None) -> None:
+        """A device that has signed once stays the one that signs, until the operator says otherwise."""
+        known = committed.pull.public_key if committed is not None else ""
+        if not known or self.let_in or bag.public_key == known:
+            return
+        said = "is signed by another device than before" if bag.public_key else "is not signed any more"
+        reason = (
+            f"its collection {said}: was the server re-installed, restored or copied?"
+            f" If it is the right one: shala pull --accept-reset {self.server.name}"
+        )
+        raise BagRefused([reason], by_rule=True)
 
     def _is_published(self, committed: Committed, head: Head) -> bool:
         return self._same(committed, head) and committed.tree.is_dir()
@@ -482,6 +499,8 @@ class _ServerPull:
             files_received=result.files_received,
             seconds=round(time.monotonic() - self.started, 3),
             address=self.server.address,
+            public_key=bag.public_key,
+            device=device_id(bag.public_key) if bag.public_key else "",
         )
         for name in SMALL_TAG_FILES:
             with contextlib.suppress(FileNotFoundError):

@@ -1,0 +1,693 @@
+"""The command line of the archive: `shala archive ...`."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shala_central.archive import Committed, Entry
+from shala_central.bag import count_items
+from shala_central.config import CentralConfig
+from shala_central.failure import UsageError
+from shala_central.fleet import read_fleet, select
+from shala_central.options import (
+    FAILED,
+    MAX_SHOWN,
+    PARTLY,
+    Group,
+    bar,
+    config_option,
+    counted,
+    items_line,
+    json_option,
+    open_archive,
+    print_json,
+    visible,
+)
+from shala_central.report import size, table
+
+if TYPE_CHECKING:
+    from shala_central.completeness import Completeness
+
+
+@click.group("archive", cls=Group)
+def archive_group() -> None:
+    """Look at the archive of all collections.
+
+    \b
+    Example:
+      shala archive tree 2026/mz
+    """
+
+
+@archive_group.command("tree", short_help="Print the tree with sizes.")
+@click.argument("path", default="", metavar="[PATH]")
+@click.option("--depth", type=click.IntRange(0, 20), default=4, show_default=True, help="Down to this LEVEL.")
+@config_option
+@json_option
+def archive_tree(path: str, depth: int, config: CentralConfig, as_json: bool) -> int:
+    """Print the tree of the archive with sizes: year, state, server, platform, item.
+
+    PATH is a place in it; LEVEL 0 is a year, 4 an item.
+
+    \b
+    Examples:
+      shala archive tree
+      shala archive tree 2026/mz/2031017-mz17
+      shala archive tree --depth 2
+    """
+    archive = open_archive(config)
+    entries = archive.tree(path, depth)
+    if as_json:
+        print_json({"root": str(archive.root), "entries": entries})
+        return 0
+    _print_tree(str(archive.root), entries)
+    top = [entry for entry in entries if entry.level == entries[0].level]
+    total = sum(entry.bytes for entry in top)
+    click.echo(
+        f"\n{size(total)} in {counted(sum(entry.files for entry in top), 'file')}."
+        " More: shala archive tree PATH --depth 5, shala archive show NAME"
+    )
+    return 0
+
+
+def _print_tree(root: str, entries: Sequence[Entry]) -> None:
+    click.echo(root)
+    if not entries:
+        click.echo("(nothing is committed yet: shala pull)")
+        return
+    base = entries[0].level
+    lines: list[tuple[str, Entry]] = []
+    # From the last to the first: whether a branch goes on below is known only from what comes after.
+    open_levels: set[int] = set()
+    for entry in reversed(entries):
+        open_levels = {level for level in open_levels if level <= entry.level}
+        branch = "├── " if entry.level in open_levels else "└── "
+        rails = "".join("│   " if level in open_levels else "    " for level in range(base, entry.level))
+        open_levels.add(entry.level)
+        name = entry.path if entry.level == base else entry.name
+        lines.append((rails + branch + visible(name), entry))
+    width = max(len(text) for text, _ in lines)
+    for text, entry in reversed(lines):
+        click.echo(f"{text:<{width}}  {size(entry.bytes):>8}  {counted(entry.files, 'file'):>12}")
+
+
+@archive_group.command("show", short_help="Show what is known of one server.")
+@click.argument("name")
+@config_option
+@json_option
+def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
+    """Show what is known of one server: its collection item by item, its history, its quarantine.
+
+    \b
+    Example:
+      shala archive show 2031017-mz17
+    """
+    archive = open_archive(config)
+    committed, quarantined = archive.committed(name), archive.quarantined(name)
+    if committed is None and not quarantined:
+        raise UsageError(
+            f"nothing of '{name}' is in the archive (shala archive tree --depth 2 shows what is)"
+        )
+    history = archive.records(name)
+    if as_json:
+        print_json(
+            {
+                "name": name,
+                "tree": str(committed.tree) if committed else None,
+                "collection": committed.collection() if committed else None,
+                "pull": committed.pull if committed else None,
+                "history": history,
+                "quarantine": quarantined,
+            }
+        )
+        return 0
+    if committed is None:
+        click.echo(f"{name}: nothing is committed yet")
+    else:
+        _print_committed(committed)
+    for item, number in committed.pull.held.items() if committed else ():
+        click.echo(
+            f"  readers see {visible(item)} of collection {number} (shala archive accept {name} {visible(item)})"
+        )
+    click.echo(f"\nHistory: {counted(len(history), 'collection')}")
+    for record in history[-MAX_SHOWN:]:
+        click.echo(
+            f"  {record.pulled[:19]}  number {record.sequence}"
+            f"  {size(record.bytes)} in {counted(record.files, 'file')},"
+            f" {size(record.bytes_received)} received"
+        )
+    for entry in quarantined[-MAX_SHOWN:]:
+        reasons = entry.get("reasons")
+        click.echo(f"\nQuarantine: {entry['folder']} (seen {entry.get('times', 1)} times)")
+        for reason in reasons if isinstance(reasons, list) else []:
+            click.echo(f"  {reason}")
+    click.echo(f"\nMore: shala archive verify {name}, shala archive show {name} --json")
+    return 0
+
+
+def _print_committed(committed: Committed) -> None:
+    collection = committed.collection()
+    click.echo(f"{committed.name}  {visible(collection.school_name)}".rstrip())
+    click.echo(f"  {committed.tree}")
+    click.echo(
+        f"  collection {collection.sequence}, sealed {visible(collection.sealed)},"
+        f" by shala-agent {visible(collection.agent_version)};"
+        f" items ok/suspect/failed/missing {items_line(count_items(collection))}\n"
+    )
+    rows = [
+        {
+            "platform": visible(item.platform),
+            "item": visible(item.name),
+            "outcome": visible(item.outcome),
+            "files": item.files,
+            "bytes": size(item.bytes),
+            "of collection": item.carried_from if item.carried_from is not None else collection.sequence,
+            "reasons": visible("; ".join(item.reasons)),
+        }
+        for item in collection.items
+    ]
+    columns = ("platform", "item", "outcome", "files", "bytes", "of collection", "reasons")
+    for line in table(rows, columns, ("files", "bytes", "of collection")):
+        click.echo(f"  {line}")
+
+
+@archive_group.command("verify", short_help="Compare every file with its manifest.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--deep", is_flag=True, help="Also what only earlier collections need.")
+@click.option(
+    "--sample",
+    type=click.FloatRange(0, 100, min_open=True),
+    default=100.0,
+    metavar="PERCENT",
+    help="Read only so many of the files, others each time; that all are there is always checked.",
+)
+@config_option
+@json_option
+def archive_verify(
+    names: tuple[str, ...], deep: bool, sample: float, config: CentralConfig, as_json: bool
+) -> int:
+    """Read every published file again and compare it with its manifest.
+
+    Without NAME: of every server. Signatures of devices are checked as well. Exit code 1 if all are damaged, 3 if some are.
+
+    \b
+    Examples:
+      shala archive verify
+      shala archive verify 2031017-mz17 --deep
+      shala archive verify --sample 5
+    """
+    archive = open_archive(config)
+    chosen = list(names) or archive.servers()
+    if not chosen:
+        raise UsageError("nothing is committed yet (shala pull)")
+    answers = []
+    with bar(chosen, "Verifying", quiet=as_json) as moving:
+        for name in moving:
+            damage = archive.verify(name, share=sample / 100)
+            if deep:
+                from shala_central.integrity import damaged_objects
+
+                damage = [*damage, *damaged_objects(archive, name)]
+            answers.append({"name": name, "damage": damage})
+    damaged = [answer for answer in answers if answer["damage"]]
+    if as_json:
+        print_json({"servers": answers})
+    else:
+        for answer in answers:
+            found: list[Any] = answer["damage"]
+            click.echo(f"{answer['name']}: {counted(len(found), 'damaged file') if found else 'ok'}")
+            for item in found[:MAX_SHOWN]:
+                click.echo(f"  {item.path} {item.problem}")
+            if len(found) > MAX_SHOWN:
+                click.echo(f"  and {len(found) - MAX_SHOWN} more (--json has all)")
+        whole = f"{len(answers) - len(damaged)} of {counted(len(answers), 'server')} whole"
+        hint = f"; left: {len(damaged)} damaged. Mend: shala archive repair" if damaged else ""
+        click.echo(f"{whole}{hint}")
+    if not damaged:
+        return 0
+    return FAILED if len(damaged) == len(answers) else PARTLY
+
+
+@archive_group.command("scrub", short_help="Read a share of all content again; for the timer.")
+@click.option("--days", type=click.IntRange(1, 3650), help="Within so many days everything is read once.")
+@config_option
+@json_option
+def archive_scrub(days: int | None, config: CentralConfig, as_json: bool) -> int:
+    """Read again what has not been read for longest: run daily, everything within archive.scrub_days.
+
+    \b
+    Examples:
+      shala archive scrub
+      shala archive scrub --days 1        everything, now
+    """
+    from shala_central.integrity import scrub
+
+    done = scrub(open_archive(config), days or config.archive.scrub_days)
+    if as_json:
+        print_json(done)
+    else:
+        for damage in done.damage[:MAX_SHOWN]:
+            click.echo(f"{damage.path} {damage.problem}")
+        hint = " Mend: shala archive repair" if done.damage else ""
+        click.echo(
+            f"{counted(done.objects, 'object')}, {size(done.bytes)} read:"
+            f" {counted(len(done.damage), 'one') if done.damage else 'none'} damaged."
+            f" The oldest reading is of {done.oldest or 'never'}.{hint}"
+        )
+    return FAILED if done.damage else 0
+
+
+@archive_group.command("repair", short_help="Mend damaged or lost content from a second copy.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option(
+    "--from",
+    "second",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="ROOT",
+    help="Another copy of the archive (its root).",
+)
+@config_option
+@json_option
+def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralConfig, as_json: bool) -> int:
+    """Mend damaged or lost content from a second copy of the archive; what is there is checked before it is used.
+
+    What no copy has can be asked of the school again, if its newest collection holds it: shala pull --again.
+
+    \b
+    Examples:
+      shala archive repair --from /mnt/second-disk/archive
+      shala archive repair 2031017-mz17
+    """
+    from shala_central.integrity import repair
+
+    archive = open_archive(config)
+    answers = [repair(archive, name, second) for name in list(names) or archive.servers()]
+    if as_json:
+        print_json({"servers": answers})
+    else:
+        for answer in answers:
+            if answer.mended or answer.lost:
+                click.echo(f"{answer.name}: {len(answer.mended)} mended, {len(answer.lost)} left")
+                for path in answer.lost[:MAX_SHOWN]:
+                    click.echo(f"  {visible(path)}")
+        left = [answer.name for answer in answers if answer.lost]
+        again = f" Again from the school: shala pull --again {' '.join(left[:5])}" if left else ""
+        click.echo(f"{sum(len(a.mended) for a in answers)} files mended, {len(left)} servers left.{again}")
+    left_over = [answer for answer in answers if answer.lost]
+    if not left_over:
+        return 0
+    return PARTLY if len(left_over) < len(answers) or any(answer.mended for answer in answers) else FAILED
+
+
+@archive_group.command("status", short_help="Show how complete the archive is.")
+@click.option("--limit", default="", metavar="GROUP", help="Only these groups, e.g. state_mz.")
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a page for people: figures by state, and a grid of servers by months.",
+)
+@config_option
+@json_option
+def archive_status(limit: str, html_file: Path | None, config: CentralConfig, as_json: bool) -> int:
+    """Show how complete the archive is: by state, and every server that lacks something.
+
+    \b
+    Examples:
+      shala archive status
+      shala archive status --limit state_mz --html status.html
+    """
+    from shala_central.completeness import by_state, completeness, page
+
+    archive = open_archive(config)
+    entries = completeness(archive, select(read_fleet(Path(config.fleet)), (), limit))
+    made = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
+    if html_file is not None:
+        html_file.write_text(page(entries, f"made {made}"), encoding="utf-8")
+    if as_json:
+        print_json({"made": made, "states": by_state(entries), "servers": entries})
+        return 0
+    rows = [{**row, "bytes": size(int(str(row["bytes"])))} for row in by_state(entries)]
+    numbers = ("servers", "delivered", "whole", "bytes")
+    for line in table(rows, ("state", *numbers), numbers):
+        click.echo(line)
+    lacking = [
+        entry for entry in entries if entry.items["ok"] < sum(entry.items.values()) or not entry.sequence
+    ]
+    if lacking:
+        click.echo("\nNot whole, or not there:")
+        rows = [_lack(entry) for entry in lacking]
+        for line in table(rows, ("server", "collection", "pulled", "items", "lacks"), ("collection",)):
+            click.echo(line)
+    whole = f"{len(entries) - len(lacking)} of {counted(len(entries), 'server')} whole"
+    click.echo(f"\n{whole}. More: shala archive show NAME")
+    return 0
+
+
+def _lack(entry: Completeness) -> dict[str, object]:
+    bad = [f"{name} {outcome}" for name, outcome in entry.outcomes.items() if outcome != "ok"]
+    quarantined = [f"{entry.quarantined} in quarantine"] if entry.quarantined else []
+    shown = [*bad[:3], *([f"and {len(bad) - 3} more"] if len(bad) > 3 else []), *quarantined]
+    return {
+        "server": entry.name,
+        "collection": entry.sequence or "-",
+        "pulled": entry.pulled[:16] or "never",
+        "items": items_line(entry.items) if entry.sequence else "-",
+        "lacks": visible(", ".join(shown)),
+    }
+
+
+@archive_group.command("log", short_help="List the kept collections of a server.")
+@click.argument("name")
+@config_option
+@json_option
+def archive_log(name: str, config: CentralConfig, as_json: bool) -> int:
+    """List the collections of a server that are kept, newest first.
+
+    \b
+    Example:
+      shala archive log 2031017-mz17
+    """
+    versions = open_archive(config).versions(name)[::-1]
+    if as_json:
+        print_json({"name": name, "collections": versions})
+        return 0
+    rows = [
+        {
+            "collection": version.sequence,
+            "year": version.year,
+            "pulled": version.pulled[:19],
+            "files": version.files,
+            "bytes": size(version.bytes),
+        }
+        for version in versions
+    ]
+    numbers = ("collection", "files", "bytes")
+    for line in table(rows, ("collection", "year", "pulled", "files", "bytes"), numbers):
+        click.echo(line)
+    click.echo(f"More: shala archive diff {name} OLD NEW, shala archive checkout {name} NUMBER FOLDER")
+    return 0
+
+
+@archive_group.command("diff", short_help="Show what changed between two collections.")
+@click.argument("name")
+@click.argument("old", type=int)
+@click.argument("new", type=int, required=False)
+@config_option
+@json_option
+def archive_diff(name: str, old: int, new: int | None, config: CentralConfig, as_json: bool) -> int:
+    """Show which files changed between two collections of a server: + new, - gone, * changed.
+
+    OLD and NEW are numbers of collections; without NEW it is the newest.
+
+    \b
+    Examples:
+      shala archive diff 2031017-mz17 3
+      shala archive diff 2031017-mz17 3 7
+    """
+    archive = open_archive(config)
+    before, after = archive.version(name, old), archive.version(name, new)
+    changes = archive.diff(before, after)
+    if as_json:
+        print_json({"name": name, "old": before, "new": after, "changes": changes})
+        return 0
+    for change in changes:
+        click.echo(f"{change.sign} {visible(change.path)}  {size(change.bytes)}")
+    counts = {sign: sum(change.sign == sign for change in changes) for sign in "+-*"}
+    click.echo(f"{counts['+']} new, {counts['-']} gone, {counts['*']} changed")
+    return 0
+
+
+@archive_group.command("checkout", short_help="Write an earlier collection to a folder.")
+@click.argument("name")
+@click.argument("number", type=int)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--item", default="", metavar="PATH", help="Only what is below this, e.g. gstudio/db.")
+@config_option
+@json_option
+def archive_checkout(  # noqa: PLR0917 - click's
+    name: str, number: int, folder: Path, item: str, config: CentralConfig, as_json: bool
+) -> int:
+    """Write a collection of a server, as it was sealed, to a folder that does not exist yet.
+
+    \b
+    Examples:
+      shala archive checkout 2031017-mz17 3 /tmp/mz17-3
+      shala archive checkout 2031017-mz17 3 /tmp/db --item gstudio/db
+    """
+    archive = open_archive(config)
+    version = archive.version(name, number)
+    files, written = archive.checkout(version, folder, item.strip("/"))
+    if as_json:
+        print_json(
+            {"name": name, "collection": version, "folder": str(folder), "files": files, "bytes": written}
+        )
+    else:
+        click.echo(
+            f"{folder}: collection {version.sequence} of {name}, {counted(files, 'file')}, {size(written)}"
+        )
+    return 0
+
+
+@archive_group.command("restore", short_help="Put an earlier collection, or items of it, in view again.")
+@click.argument("name")
+@click.argument("number", type=int)
+@click.option("--item", "items", multiple=True, metavar="ITEM", help="Only this one, e.g. gstudio/db.")
+@config_option
+@json_option
+def archive_restore(
+    name: str, number: int, items: tuple[str, ...], config: CentralConfig, as_json: bool
+) -> int:
+    """Let readers see an earlier collection of a server, or items of it, until the school sends the next good one.
+
+    The newest collection stays what it is, beside it: shala archive accept brings it back into view.
+
+    \b
+    Examples:
+      shala archive restore 2031017-mz17 3
+      shala archive restore 2031017-mz17 3 --item gstudio/db
+    """
+    archive = open_archive(config)
+    shown = archive.restore(name, archive.version(name, number), items)
+    if as_json:
+        print_json({"name": name, "collection": number, "items": shown})
+    else:
+        click.echo(f"{name}: readers see collection {number} of {', '.join(shown)}")
+    return 0
+
+
+@archive_group.command("accept", short_help="Let suspect items replace the last good ones in view.")
+@click.argument("name")
+@click.argument("items", nargs=-1, metavar="[ITEM]...")
+@config_option
+@json_option
+def archive_accept(name: str, items: tuple[str, ...], config: CentralConfig, as_json: bool) -> int:
+    """Let suspect items of the newest collection replace the last good ones in view.
+
+    Without ITEM all that are held back; shala archive show NAME lists them.
+
+    \b
+    Examples:
+      shala archive accept 2031017-mz17
+      shala archive accept 2031017-mz17 gstudio/db
+    """
+    accepted = open_archive(config).accept(name, items)
+    if as_json:
+        print_json({"name": name, "accepted": accepted})
+    else:
+        click.echo(f"{name}: {', '.join(accepted) or 'nothing'} accepted")
+    return 0
+
+
+@archive_group.command("provenance", short_help="Say where a published file comes from.")
+@click.argument("path")
+@config_option
+@json_option
+def archive_provenance(path: str, config: CentralConfig, as_json: bool) -> int:
+    """Say where a published file comes from: which server, when, which path there, which software, whose signature.
+
+    \b
+    Example:
+      shala archive provenance 2026/mz/2031017-mz17/gstudio/db/gstudio-mongodb/Nodes.bson
+    """
+    from shala_central.provenance import provenance
+
+    archive = open_archive(config)
+    inside = Path(path)
+    if inside.is_absolute() and inside.is_relative_to(archive.root):
+        path = str(inside.relative_to(archive.root))
+    found = provenance(archive, path)
+    if as_json:
+        print_json(found)
+        return 0
+    for field in found.__struct_fields__:
+        click.echo(f"{field.replace('_', ' '):<18} {visible(str(getattr(found, field)))}")
+    return 0
+
+
+@archive_group.command("export", short_help="Write a selection to one tar file.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--limit", default="", metavar="GROUP", help="Only these groups, e.g. state_mz.")
+@click.option("--item", "items", multiple=True, metavar="ITEM", help="Only this one, e.g. gstudio/db.")
+@click.option("--number", type=int, help="This collection instead of the newest.")
+@click.option(
+    "--to", "target", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.tar[.zst]"
+)
+@config_option
+@json_option
+def archive_export(
+    names: tuple[str, ...],
+    limit: str,
+    items: tuple[str, ...],
+    number: int | None,
+    target: Path,
+    config: CentralConfig,
+    as_json: bool,
+) -> int:
+    """Write what servers sealed to one tar file: a BagIt bag for each, with its manifest.
+
+    \b
+    Examples:
+      shala archive export 2031017-mz17 --to mz17.tar
+      shala archive export --limit state_mz --item gstudio/gstudio-exported-users-analytics-csvs --to mz.tar.zst
+    """
+    from shala_central.export import export
+
+    archive = open_archive(config)
+    wanted = (
+        [server.name for server in select(read_fleet(Path(config.fleet)), names, limit)] if limit else names
+    )
+    versions = [
+        archive.version(name, number) for name in wanted or archive.servers() if archive.committed(name)
+    ]
+    if unknown := [name for name in names if archive.committed(name) is None]:
+        raise UsageError(
+            f"nothing of '{unknown[0]}' is in the archive (shala archive tree --depth 2 shows what is)"
+        )
+    if not versions:
+        raise UsageError("no chosen server has a collection (shala archive status shows which have)")
+    done = export(archive, versions, items, target)
+    if as_json:
+        print_json(done)
+    else:
+        click.echo(
+            f"{target}: {counted(len(done.servers), 'server')}, {counted(done.files, 'file')}, {size(done.bytes)}"
+        )
+    return 0
+
+
+@archive_group.group("quarantine", cls=Group)
+def quarantine_group() -> None:
+    """Look at what was refused, let it in, or throw it away.
+
+    \b
+    Example:
+      shala archive quarantine list
+    """
+
+
+@quarantine_group.command("list")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@config_option
+@json_option
+def quarantine_list(names: tuple[str, ...], config: CentralConfig, as_json: bool) -> int:
+    """List the refused collections with their reasons.
+
+    \b
+    Example:
+      shala archive quarantine list 2031017-mz17
+    """
+    archive = open_archive(config)
+    found = [
+        entry
+        for name in list(names) or sorted(archive.quarantine_counts())
+        for entry in archive.quarantined(name)
+    ]
+    if as_json:
+        print_json({"quarantine": found})
+        return 0
+    for entry in found:
+        reasons = entry.get("reasons")
+        click.echo(
+            f"{entry['server_name']}  {Path(str(entry['folder'])).name}  seen {entry.get('times', 1)} times"
+        )
+        for reason in reasons if isinstance(reasons, list) else []:
+            click.echo(f"  {visible(str(reason))}")
+    click.echo(f"{counted(len(found), 'refused collection')}. More: shala archive quarantine release --help")
+    return 0
+
+
+@quarantine_group.command("release")
+@click.argument("name")
+@config_option
+@json_option
+def quarantine_release(name: str, config: CentralConfig, as_json: bool) -> int:
+    """Let the newest refused collection of a server in, at the next pull, if what stood against it was a rule.
+
+    Rules are: numbers and years only go up, one device stays one device. What differs from its own manifest
+    cannot be let in: shala pull asks for it again.
+
+    \b
+    Example:
+      shala archive quarantine release 2031017-mz17
+    """
+    folder = open_archive(config).release(name)
+    if as_json:
+        print_json({"name": name, "folder": str(folder)})
+    else:
+        click.echo(f"{folder.name} will be let in. Now: shala pull {name}")
+    return 0
+
+
+@quarantine_group.command("discard")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@config_option
+@json_option
+def quarantine_discard(names: tuple[str, ...], config: CentralConfig, as_json: bool) -> int:
+    """Throw away the refused collections of servers.
+
+    \b
+    Example:
+      shala archive quarantine discard 2031017-mz17
+    """
+    archive = open_archive(config)
+    gone = {name: archive.discard(name) for name in names}
+    if as_json:
+        print_json({"discarded": gone})
+    else:
+        click.echo(f"{counted(sum(gone.values()), 'refused collection')} of {', '.join(names)} thrown away")
+    return 0
+
+
+@archive_group.command("prune", short_help="Forget collections that the policy lets go.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@config_option
+@json_option
+def archive_prune(dry_run: bool, config: CentralConfig, as_json: bool) -> int:
+    """Forget the collections that the policy lets go, and free the room that only they needed.
+
+    All of the last archive.keep_days days stay, of the last archive.keep_months months the newest of each
+    month, then the newest of each year. It may be interrupted at any moment.
+
+    \b
+    Example:
+      shala archive prune --dry-run
+    """
+    settings = config.archive
+    pruned = open_archive(config).prune(settings.keep_days, settings.keep_months, pretend=dry_run)
+    if as_json:
+        print_json({"collections": pruned.versions, "objects": pruned.objects, "bytes": pruned.bytes})
+        return 0
+    for version in pruned.versions:
+        click.echo(f"{version.server}  collection {version.sequence} of {version.pulled[:10]}")
+    word = "would go" if dry_run else "are gone"
+    click.echo(
+        f"{counted(len(pruned.versions), 'collection')} and {counted(pruned.objects, 'object')} {word},"
+        f" {size(pruned.bytes)} of room"
+    )
+    return 0

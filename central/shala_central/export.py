@@ -1,0 +1,133 @@
+"""Export: a selection of the archive as one tar file, for whoever works elsewhere.
+
+For each server a BagIt bag (RFC 8493), named after it, with the manifest of what was selected; names, times
+and permissions are those that the school sealed. `tar -x` and `sha256sum -c manifest-sha256.txt` are all that
+is needed to use it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import zstandard
+from shala_agent.collection import BAGIT, Collection, tag_manifest
+from shala_agent.manifest import File, bagit_lines
+
+from shala_central.archive import Archive, Version
+from shala_central.failure import CentralError, UsageError
+from shala_central.listing import file_of, select
+from shala_central.objects import digest_of
+
+
+class Exported(msgspec.Struct, frozen=True):
+    """What an export holds."""
+
+    path: str
+    servers: list[str]
+    files: int
+    bytes: int
+
+
+def export(archive: Archive, versions: Sequence[Version], items: Sequence[str], target: Path) -> Exported:
+    """Write collections, or items of them, to a tar file, packed with zstd if its name ends in .zst.
+
+    Raises UsageError if the file is there already or nothing was selected, CentralError for damaged content.
+    """
+    if os.path.lexists(target):
+        raise UsageError(f"{target} exists already (name a file that does not)")
+    unfinished = target.with_name(f".{target.name}.part")
+    servers: list[str] = []
+    files = size = 0
+    try:
+        with _opened(unfinished, packed=target.suffix == ".zst") as tar:
+            for version in versions:
+                count, total = _add(tar, archive, version, items)
+                if count:
+                    servers.append(version.server)
+                files, size = files + count, size + total
+        if not files:
+            raise UsageError(
+                f"no chosen server has {' or '.join(items)} (shala archive tree --depth 4 shows items)"
+            )
+        unfinished.rename(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return Exported(str(target), servers, files, size)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, *, packed: bool) -> Iterator[tarfile.TarFile]:
+    with path.open("xb") as plain:
+        os.fchmod(plain.fileno(), 0o600)  # children's data: who may read it is the operator's decision
+        stream: Any = zstandard.ZstdCompressor(3).stream_writer(plain, closefd=False) if packed else plain
+        with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+            yield tar
+        if packed:
+            stream.close()
+        plain.flush()
+        os.fsync(plain.fileno())
+
+
+def _add(tar: tarfile.TarFile, archive: Archive, version: Version, items: Sequence[str]) -> tuple[int, int]:
+    """Add one server's bag; return the files and bytes of its payload."""
+    manifest = hashlib.sha256()
+    files = size = 0
+    lines: list[bytes] = []
+    for line in _lines(archive, version, items):
+        file = file_of(line)
+        _add_file(tar, archive, version, file)
+        lines += bagit_lines([file])
+        files, size = files + 1, size + file.size
+    if not files:
+        return 0, 0
+    record = archive.record(version)
+    collection = msgspec.json.decode(record["collection.json"], type=Collection)
+    listed = b"".join(lines)
+    manifest.update(listed)
+    info = (
+        f"Source-Organization: {' '.join(collection.school_name.split()) or collection.school_code}\n"
+        f"External-Identifier: {version.server}\nBagging-Date: {collection.sealed[:10]}\n"
+        f"Bag-Software-Agent: shala-agent {collection.agent_version}\nPayload-Oxum: {size}.{files}\n"
+        f"Shala-Sequence: {version.sequence}\nShala-Selection: {' '.join(items) or 'all'}\n"
+    )
+    tags = {
+        "bagit.txt": BAGIT,
+        "bag-info.txt": info.encode(),
+        "collection.json": record["collection.json"],
+        "manifest-sha256.txt": listed,
+    }
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in tags.items()}
+    for name, content in {**tags, "tagmanifest-sha256.txt": tag_manifest(digests)}.items():
+        entry = tarfile.TarInfo(f"{version.server}/{name}")
+        entry.size, entry.mode = len(content), 0o640
+        tar.addfile(entry, io.BytesIO(content))
+    return files, size
+
+
+def _lines(archive: Archive, version: Version, items: Sequence[str]) -> Iterator[bytes]:
+    lines = archive.files(version)
+    if not items:
+        return lines
+    return select(lines, [f"data/{item.strip('/')}" for item in items], inside=True)
+
+
+def _add_file(tar: tarfile.TarFile, archive: Archive, version: Version, file: File) -> None:
+    place = archive.objects.find(version.server, file.path.removeprefix("data/"), file.sha256, file.size)
+    # Read twice rather than told wrongly: a tar cannot be taken back.
+    if place is None or digest_of(place) != file.sha256:
+        raise CentralError(
+            f"the content of {file.path} of {version.server} is damaged or gone (shala archive repair {version.server})"
+        )
+    entry = tarfile.TarInfo(f"{version.server}/{file.path}")
+    entry.size, entry.mode, entry.mtime = file.size, file.mode, file.mtime_ns // 1_000_000_000
+    source: IO[bytes]
+    with place.open("rb") as source:
+        tar.addfile(entry, source)

@@ -1,0 +1,149 @@
+"""Integrity: read content again and again, say what is damaged, mend it from a second copy."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from shala_agent.manifest import File
+
+from shala_central.archive import Archive, Damage
+from shala_central.failure import CentralError
+from shala_central.objects import digest_of
+from shala_central.publish import sync_file_system, write_file
+
+BUCKETS = 256  # the first two digits of a digest
+
+
+class Scrubbed(msgspec.Struct, frozen=True):
+    """What was read again; `oldest` is when that which was read longest ago was, "" if some never was."""
+
+    objects: int
+    bytes: int
+    damage: list[Damage]
+    oldest: str
+
+
+class Repaired(msgspec.Struct, frozen=True):
+    """What was mended of a server and what could not be: paths below its folder."""
+
+    name: str
+    mended: list[str]
+    lost: list[str]
+
+
+class _Readings(msgspec.Struct):
+    """scrub.json: when each bucket was last read as a whole, ISO 8601 in UTC."""
+
+    buckets: dict[str, str] = msgspec.field(default_factory=dict)
+    format: int = 1
+
+
+def damaged_objects(archive: Archive, name: str) -> list[Damage]:
+    """Return what is damaged of all that a server's kept collections need."""
+    return [Damage(path, problem) for path, problem, _ in _damaged(archive, name)]
+
+
+def scrub(archive: Archive, days: int) -> Scrubbed:
+    """Read the share of all objects that has not been read for longest, so that all are within `days` days.
+
+    It may be cut at any moment: a bucket counts when it was read whole.
+    """
+    state = archive.hidden / "scrub.json"
+    try:
+        readings = msgspec.json.decode(state.read_bytes(), type=_Readings)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        readings = _Readings()
+    names = sorted((f"{number:02x}" for number in range(BUCKETS)), key=lambda n: readings.buckets.get(n, ""))
+    objects = size = 0
+    damage: list[Damage] = []
+    for bucket in names[: math.ceil(BUCKETS / days)]:
+        for pool in archive.objects.pools():
+            for digest, place in archive.objects.stored(pool, bucket):
+                try:
+                    whole = digest_of(place) == digest
+                    size += place.stat().st_size
+                except FileNotFoundError:
+                    continue  # pruned meanwhile
+                except OSError as error:
+                    damage.append(Damage(f"{pool}/{bucket}/{digest}", f"cannot be read: {error.strerror}"))
+                    continue
+                objects += 1
+                if not whole:
+                    damage.append(Damage(f"{pool}/{bucket}/{digest}", "has changed (sha256 differs)"))
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        readings.buckets[bucket] = now
+        write_file(state, msgspec.json.encode(readings))
+    oldest = min(readings.buckets.values()) if len(readings.buckets) == BUCKETS else ""
+    return Scrubbed(objects, size, damage, oldest)
+
+
+def repair(archive: Archive, name: str, second: Path | None) -> Repaired:
+    """Mend what is damaged of a server's kept collections from a second copy of the archive.
+
+    Raises CentralError while the server is pulled.
+    """
+    mended: list[str] = []
+    lost: list[str] = []
+    with archive.lock(name) as lock, archive.in_use():
+        if lock is None:
+            raise CentralError(f"{name} is being pulled (try again when that has ended)")
+        archive.recover(name)
+        for path, _problem, file in list(_damaged(archive, name)):
+            found = _in_copy(archive, second, name, file) if second is not None else None
+            if found is None:
+                lost.append(path)
+                continue
+            staged = archive.staging(name) / "mended"
+            shutil.copyfile(found, staged)
+            os.utime(staged, ns=(file.mtime_ns, file.mtime_ns))
+            if digest_of(staged) != file.sha256:
+                lost.append(path)
+                continue
+            sync_file_system(archive.staging(name))
+            archive.objects.add(staged, name, path, file.sha256)
+            mended.append(path)
+        archive.relink(name)
+        archive.recover(name)
+    return Repaired(name, mended, lost)
+
+
+def _damaged(archive: Archive, name: str) -> Iterator[tuple[str, str, File]]:
+    """Yield (path, problem, file) for each content that is needed and not as it should be, once each."""
+    seen: set[tuple[bool, str]] = set()
+    with archive.history() as history:
+        for file in archive.needed(name, history):
+            path = file.path.removeprefix("data/")
+            key = (archive.objects.is_shared(path), file.sha256)
+            if key in seen:
+                continue
+            seen.add(key)
+            place = archive.objects.find(name, path, file.sha256)
+            if place is None:
+                yield path, "is gone (its object is not there)", file
+            elif place.stat().st_size != file.size or digest_of(place) != file.sha256:
+                yield path, "has changed (sha256 of its object differs)", file
+
+
+def _in_copy(archive: Archive, second: Path, name: str, file: File) -> Path | None:
+    """Return where another copy of the archive holds a content, among its objects or in its trees."""
+    path = file.path.removeprefix("data/")
+    place = Path(os.fsdecode(archive.objects.place(name, path.encode(), file.sha256.encode())))
+    candidates = [second / place.relative_to(archive.root)]
+    candidates += sorted(second.glob(f"[0-9][0-9][0-9][0-9]/*/{name}/{_literal(path)}"))
+    for candidate in candidates:
+        try:
+            if digest_of(candidate) == file.sha256:
+                return candidate
+        except OSError:
+            continue
+    return None
+
+
+def _literal(path: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in path)

@@ -1,0 +1,81 @@
+"""What the commands of the centre have in common: options, and ways to print."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from shala_central.archive import Archive
+from shala_central.config import CONFIG_PATH, CentralConfig, read_config
+
+FAILED, USAGE, PARTLY = 1, 2, 3
+MAX_SHOWN = 20  # files or findings shown one by one; --json has them all
+
+
+class Group(click.Group):
+    """Commands in the order in which a newcomer meets them, not in that of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order of their definition."""
+        return list(self.commands)
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object for machines.")(
+        command
+    )
+
+
+def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --config; the command receives the configuration, read and checked."""
+
+    @click.option(
+        "--config",
+        "config_path",
+        type=click.Path(path_type=Path),
+        default=CONFIG_PATH,
+        envvar="SHALA_CENTRAL_CONFIG",
+        show_default=True,
+        help="The centre's configuration.",
+    )
+    @functools.wraps(command)
+    def with_config(*arguments: Any, config_path: Path, **options: Any) -> Any:
+        return command(*arguments, config=read_config(config_path), **options)
+
+    return with_config
+
+
+def visible(name: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in name)
+
+
+def open_archive(config: CentralConfig) -> Archive:
+    archive = Archive(Path(config.archive.root), config.archive.shared_items)
+    archive.require()
+    return archive
+
+
+def items_line(items: dict[str, int]) -> str:
+    return "/".join(str(items.get(kind, 0)) for kind in ("ok", "suspect", "failed", "missing"))
+
+
+def counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def print_json(value: object) -> None:
+    click.echo(msgspec.json.encode(value).decode())
+
+
+def bar(items: Sequence[str], label: str, *, quiet: bool) -> Any:
+    """Return a progress bar at a terminal, otherwise something that only hands the items on."""
+    if quiet or not sys.stderr.isatty():
+        return contextlib.nullcontext(items)
+    return click.progressbar(items, label=label, file=sys.stderr)

@@ -1,0 +1,89 @@
+"""Provenance: where a published file comes from."""
+
+from __future__ import annotations
+
+import msgspec
+from shala_agent.collection import Collection
+
+from shala_central.archive import Archive, PullRecord, Version
+from shala_central.failure import UsageError
+from shala_central.listing import path_of
+
+
+class Provenance(msgspec.Struct, frozen=True):
+    """One published file: what was sealed, by whom, and when this content came for the first time."""
+
+    path: str
+    server_name: str
+    school_name: str
+    path_at_school: str
+    sha256: str
+    bytes: int
+    modified_at_school_ns: int
+    collection: int
+    first_collection: int
+    first_pulled: str
+    sealed: str
+    pulled: str
+    from_address: str
+    software: str
+    container_image: str
+    item_outcome: str
+    device: str
+
+
+def provenance(archive: Archive, path: str) -> Provenance:
+    """Given a path below the archive's root, return where the file comes from.
+
+    Raises UsageError for a path that is not a published file.
+    """
+    parts = path.strip("/").split("/", 3)
+    wrong = UsageError(
+        f"'{path}' is not a published file (e.g. 2026/mz/2031017-mz17/gstudio/local_settings.py)"
+    )
+    if len(parts) != 4:
+        raise wrong
+    year, state, name, inner = parts
+    versions = [version for version in archive.versions(name) if str(version.year) == year]
+    if not versions:
+        raise wrong
+    newest = versions[-1]
+    line = _line(archive, newest, inner, view=True)
+    if line is None:
+        raise wrong
+    # Readers may see the item of an earlier collection: the one whose list has this very line.
+    sources = [version for version in versions if _line(archive, version, inner) == line]
+    source, first = (sources[-1], sources[0]) if sources else (newest, newest)
+    record = archive.record(source)
+    collection = msgspec.json.decode(record["collection.json"], type=Collection)
+    pull = msgspec.json.decode(record["pull.json"], type=PullRecord)
+    if pull.state != state:
+        raise wrong
+    platform, _, rest = inner.partition("/")
+    item = collection.item(platform, rest.split("/", 1)[0])
+    sha256, size, mtime, _, _ = line.decode().split(" ", 4)
+    return Provenance(
+        path=path.strip("/"),
+        server_name=name,
+        school_name=collection.school_name,
+        path_at_school=f"data/{inner}",
+        sha256=sha256,
+        bytes=int(size),
+        modified_at_school_ns=int(mtime),
+        collection=source.sequence,
+        first_collection=first.sequence,
+        first_pulled=first.pulled,
+        sealed=collection.sealed,
+        pulled=source.pulled,
+        from_address=pull.address,
+        software=f"shala-agent {collection.agent_version}",
+        container_image=collection.container.image,
+        item_outcome=item.outcome if item is not None else "",
+        device=pull.device,
+    )
+
+
+def _line(archive: Archive, version: Version, inner: str, *, view: bool = False) -> bytes | None:
+    wanted = f"data/{inner}".encode()
+    lines = archive.view(version) if view else archive.files(version)
+    return next((line for line in lines if line.endswith(wanted + b"\n") and path_of(line) == wanted), None)
