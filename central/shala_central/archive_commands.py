@@ -131,9 +131,8 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
     else:
         _print_committed(committed)
     for item, number in committed.pull.held.items() if committed else ():
-        click.echo(
-            f"  readers see {visible(item)} of collection {number} (shala archive accept {name} {visible(item)})"
-        )
+        way = f"(shala archive accept {name} {visible(item)})"
+        click.echo(f"  readers see {visible(item)} of collection {number} {way}")
     click.echo(f"\nHistory: {counted(len(history), 'collection')}")
     for record in history[-MAX_SHOWN:]:
         click.echo(
@@ -193,7 +192,8 @@ def archive_verify(
 ) -> int:
     """Read every published file again and compare it with its manifest.
 
-    Without NAME: of every server. Signatures of devices are checked as well. Exit code 1 if all are damaged, 3 if some are.
+    Without NAME: of every server. Signatures of devices are checked as well. Exit code 1 if all are damaged,
+    3 if some are.
 
     \b
     Examples:
@@ -247,7 +247,7 @@ def archive_scrub(days: int | None, config: CentralConfig, as_json: bool) -> int
     """
     from shala_central.integrity import scrub
 
-    done = scrub(open_archive(config), days or config.archive.scrub_days)
+    done = scrub(open_archive(config, writing=True), days or config.archive.scrub_days)
     if as_json:
         print_json(done)
     else:
@@ -274,9 +274,9 @@ def archive_scrub(days: int | None, config: CentralConfig, as_json: bool) -> int
 @config_option
 @json_option
 def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralConfig, as_json: bool) -> int:
-    """Mend damaged or lost content from a second copy of the archive; what is there is checked before it is used.
+    """Mend damaged or lost content from a second copy of the archive.
 
-    What no copy has can be asked of the school again, if its newest collection holds it: shala pull --again.
+    What is there is checked before it is used. What no copy has can be asked of the school again, if its newest collection holds it: shala pull --again.
 
     \b
     Examples:
@@ -285,7 +285,7 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
     """
     from shala_central.integrity import repair
 
-    archive = open_archive(config)
+    archive = open_archive(config, writing=True)
     answers = [repair(archive, name, second) for name in list(names) or archive.servers()]
     if as_json:
         print_json({"servers": answers})
@@ -463,7 +463,7 @@ def archive_checkout(  # noqa: PLR0917 - click's
 def archive_restore(
     name: str, number: int, items: tuple[str, ...], config: CentralConfig, as_json: bool
 ) -> int:
-    """Let readers see an earlier collection of a server, or items of it, until the school sends the next good one.
+    """Let readers see an earlier collection of a server, or items of it, until the next good one.
 
     The newest collection stays what it is, beside it: shala archive accept brings it back into view.
 
@@ -472,7 +472,7 @@ def archive_restore(
       shala archive restore 2031017-mz17 3
       shala archive restore 2031017-mz17 3 --item gstudio/db
     """
-    archive = open_archive(config)
+    archive = open_archive(config, writing=True)
     shown = archive.restore(name, archive.version(name, number), items)
     if as_json:
         print_json({"name": name, "collection": number, "items": shown})
@@ -496,7 +496,7 @@ def archive_accept(name: str, items: tuple[str, ...], config: CentralConfig, as_
       shala archive accept 2031017-mz17
       shala archive accept 2031017-mz17 gstudio/db
     """
-    accepted = open_archive(config).accept(name, items)
+    accepted = open_archive(config, writing=True).accept(name, items)
     if as_json:
         print_json({"name": name, "accepted": accepted})
     else:
@@ -509,7 +509,7 @@ def archive_accept(name: str, items: tuple[str, ...], config: CentralConfig, as_
 @config_option
 @json_option
 def archive_provenance(path: str, config: CentralConfig, as_json: bool) -> int:
-    """Say where a published file comes from: which server, when, which path there, which software, whose signature.
+    """Say where a published file comes from: which server, when, which path there, software and signature.
 
     \b
     Example:
@@ -540,7 +540,7 @@ def archive_provenance(path: str, config: CentralConfig, as_json: bool) -> int:
 )
 @config_option
 @json_option
-def archive_export(
+def archive_export(  # noqa: PLR0917 - click's
     names: tuple[str, ...],
     limit: str,
     items: tuple[str, ...],
@@ -554,7 +554,7 @@ def archive_export(
     \b
     Examples:
       shala archive export 2031017-mz17 --to mz17.tar
-      shala archive export --limit state_mz --item gstudio/gstudio-exported-users-analytics-csvs --to mz.tar.zst
+      shala archive export --limit state_mz --item gstudio/activity-timestamp-csvs --to mz.tar.zst
     """
     from shala_central.export import export
 
@@ -575,9 +575,8 @@ def archive_export(
     if as_json:
         print_json(done)
     else:
-        click.echo(
-            f"{target}: {counted(len(done.servers), 'server')}, {counted(done.files, 'file')}, {size(done.bytes)}"
-        )
+        whose = counted(len(done.servers), "server")
+        click.echo(f"{target}: {whose}, {counted(done.files, 'file')}, {size(done.bytes)}")
     return 0
 
 
@@ -627,7 +626,7 @@ def quarantine_list(names: tuple[str, ...], config: CentralConfig, as_json: bool
 @config_option
 @json_option
 def quarantine_release(name: str, config: CentralConfig, as_json: bool) -> int:
-    """Let the newest refused collection of a server in, at the next pull, if what stood against it was a rule.
+    """Let the newest refused collection of a server in, if what stood against it was a rule.
 
     Rules are: numbers and years only go up, one device stays one device. What differs from its own manifest
     cannot be let in: shala pull asks for it again.
@@ -636,7 +635,7 @@ def quarantine_release(name: str, config: CentralConfig, as_json: bool) -> int:
     Example:
       shala archive quarantine release 2031017-mz17
     """
-    folder = open_archive(config).release(name)
+    folder = open_archive(config, writing=True).release(name)
     if as_json:
         print_json({"name": name, "folder": str(folder)})
     else:
@@ -655,7 +654,7 @@ def quarantine_discard(names: tuple[str, ...], config: CentralConfig, as_json: b
     Example:
       shala archive quarantine discard 2031017-mz17
     """
-    archive = open_archive(config)
+    archive = open_archive(config, writing=True)
     gone = {name: archive.discard(name) for name in names}
     if as_json:
         print_json({"discarded": gone})

@@ -71,8 +71,8 @@ Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 class BagRefused(Exception):
     """A collection cannot be believed.
 
-    `reasons` are for a person; `paths` are the files concerned, if any. What is refused `by_rule` is whole, and
-    may be let in by the operator's word.
+    `reasons` are for a person; `paths` are the files concerned, if any. What is refused `by_rule` is whole,
+    and may be let in by the operator's word.
     """
 
     def __init__(

@@ -100,7 +100,7 @@ def shala() -> None:
 )
 @config_option
 @json_option
-def pull_command(
+def pull_command(  # noqa: PLR0917 - click's
     names: tuple[str, ...],
     limit: str,
     accept_reset: bool,

@@ -21,8 +21,9 @@ import zstandard
 from shala_agent.collection import BAGIT, Collection, tag_manifest
 from shala_agent.manifest import File, bagit_lines
 
-from shala_central.archive import Archive, Version
+from shala_central.archive import Archive
 from shala_central.failure import CentralError, UsageError
+from shala_central.history import Version
 from shala_central.listing import file_of, select
 from shala_central.objects import digest_of
 
@@ -123,8 +124,9 @@ def _add_file(tar: tarfile.TarFile, archive: Archive, version: Version, file: Fi
     place = archive.objects.find(version.server, file.path.removeprefix("data/"), file.sha256, file.size)
     # Read twice rather than told wrongly: a tar cannot be taken back.
     if place is None or digest_of(place) != file.sha256:
+        which = f"{file.path} of {version.server}"
         raise CentralError(
-            f"the content of {file.path} of {version.server} is damaged or gone (shala archive repair {version.server})"
+            f"the content of {which} is damaged or gone (shala archive repair {version.server})"
         )
     entry = tarfile.TarInfo(f"{version.server}/{file.path}")
     entry.size, entry.mode, entry.mtime = file.size, file.mode, file.mtime_ns // 1_000_000_000

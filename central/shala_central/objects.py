@@ -74,7 +74,7 @@ class Objects:
             yield from sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
 
     def stored(self, pool: str, bucket: str = "") -> Iterator[tuple[str, Path]]:
-        """Yield (sha256, place) of every object of a pool, or of those that begin with `bucket`, in no order."""
+        """Yield (sha256, place) of every object of a pool, or of those in one bucket (`ab`), in no order."""
         folder = self.root / pool
         for prefix in os.listdir(folder):  # noqa: PTH208
             if bucket and prefix != bucket:

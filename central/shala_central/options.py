@@ -56,9 +56,12 @@ def visible(name: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in name)
 
 
-def open_archive(config: CentralConfig) -> Archive:
+def open_archive(config: CentralConfig, *, writing: bool = False) -> Archive:
+    """Return the archive of a configuration. Raises UsageError, CentralError where it cannot be used so."""
     archive = Archive(Path(config.archive.root), config.archive.shared_items)
     archive.require()
+    if writing:
+        archive.open()
     return archive
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 from shala_agent.collection import Collection
 
-from shala_central.archive import Archive, PullRecord, Version
+from shala_central.archive import Archive, PullRecord
 from shala_central.failure import UsageError
+from shala_central.history import Version
 from shala_central.listing import path_of
 
 

@@ -259,10 +259,10 @@ def test_a_commit_during_verify_is_no_damage(archive, school, receive, monkeypat
     receive(DAY_1, 1)
     differences = archive_module._differences
 
-    def meanwhile(tree, manifest):
+    def meanwhile(*arguments):
         monkeypatch.setattr(archive_module, "_differences", differences)
         receive(DAY_2, 2)
-        return differences(tree, manifest)
+        return differences(*arguments)
 
     monkeypatch.setattr(archive_module, "_differences", meanwhile)
     assert archive.verify(school.name) == []
