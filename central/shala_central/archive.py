@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 from shala_agent.collection import Collection
 from shala_agent.device import SIGNATURE, SignatureWrong, signer_of
-from shala_agent.manifest import File, ManifestError, sort_key
+from shala_agent.manifest import File, Gone, ManifestError, sort_key
 from shala_agent.outcome import SUSPECT
 
 from shala_central.assembly import ObjectsLost, assemble
@@ -33,8 +33,17 @@ from shala_central.config import Limits
 from shala_central.failure import CentralError, UsageError
 from shala_central.fleet import SERVER_NAME
 from shala_central.history import History, HistoryError, Version, superfluous
-from shala_central.listing import changes_between, differing, file_of, lines_in, lines_of, merged, select
-from shala_central.objects import SHARED, Objects, digest_of
+from shala_central.listing import (
+    changes_between,
+    differing,
+    file_of,
+    lines_in,
+    lines_of,
+    merged,
+    path_of,
+    select,
+)
+from shala_central.objects import SHARED, ObjectDamaged, Objects, digest_of
 from shala_central.publish import (
     make_folders,
     publish,
@@ -134,11 +143,20 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class Pruned(msgspec.Struct, frozen=True):
-    """What pruning forgot and removed, `bytes` being the room that became free."""
+    """What pruning forgot and removed, and the room that became free by it and by packing, in bytes."""
 
     versions: list[Version]
     objects: int
     bytes: int
+    packed: int
+
+
+class _Swept(msgspec.Struct):
+    """What a sweep has done so far."""
+
+    objects: int = 0
+    bytes: int = 0
+    packed: int = 0
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -620,25 +638,54 @@ class Archive:
         return files, size
 
     def prune(self, keep_days: int, keep_months: int, *, pretend: bool = False) -> Pruned:
-        """Forget the collections that the policy lets go, and remove the objects that none needs any more.
+        """Forget the collections that the policy lets go, remove what none needs any more, pack what is cold.
 
         It may be cut at any moment. Raises CentralError while somebody pulls.
         """
         now = datetime.datetime.now(datetime.UTC)
+        gone: list[Version] = []
+        shared: set[str] = set()
+        shared_bases: dict[str, str] = {}
+        counts = _Swept()
         with self.in_use(alone=True), self.history() as history:
-            gone: list[Version] = []
-            needed: dict[str, set[str]] = {SHARED: set()}
             for name in self.servers():
                 superfluous_ones = superfluous(history.versions(name), now, keep_days, keep_months)
                 gone += superfluous_ones
                 if not pretend:
                     history.forget(superfluous_ones)
-                needed[name] = set()
+                own: set[str] = set()
                 for file in self.needed(name, history):
-                    shared = self.objects.is_shared(file.path.removeprefix("data/"))
-                    needed[SHARED if shared else name].add(file.sha256)
-            removed, size = self._sweep(needed, pretend=pretend)
-        return Pruned(gone, removed, size)
+                    to_all = self.objects.is_shared(file.path.removeprefix("data/"))
+                    (shared if to_all else own).add(file.sha256)
+                bases, bases_of_all = self._bases(name, history)
+                shared_bases |= bases_of_all
+                self._sweep(name, own, bases, counts, pretend=pretend)
+            self._sweep(SHARED, shared, shared_bases, counts, pretend=pretend)
+            for pool in set(self.objects.pools()) - {SHARED, *self.servers()}:
+                self._sweep(pool, set(), {}, counts, pretend=pretend)
+        return Pruned(gone, counts.objects, counts.bytes, counts.packed)
+
+    def _bases(self, name: str, history: History) -> tuple[dict[str, str], dict[str, str]]:
+        """Return {sha256: that of the same file in the collection after}, of private and of shared files."""
+        versions = history.versions(name)
+        ways = [list(history.changes(version)) for version in versions]
+        changed = {change.path.encode() for way in ways for change in way}
+        newer = {
+            file.path: file.sha256
+            for file in (file_of(line) for line in self._require(name).files() if path_of(line) in changed)
+        }
+        own: dict[str, str] = {}
+        to_all: dict[str, str] = {}
+        for way in reversed(ways):
+            for change in way:
+                if isinstance(change, Gone):
+                    newer.pop(change.path, None)
+                    continue
+                if (base := newer.get(change.path)) not in (None, change.sha256):
+                    shared = self.objects.is_shared(change.path.removeprefix("data/"))
+                    (to_all if shared else own).setdefault(change.sha256, str(base))
+                newer[change.path] = change.sha256
+        return own, to_all
 
     def needed(self, name: str, history: History) -> Iterator[File]:
         """Yield every file whose content a server's collections need, or what is published of them."""
@@ -650,34 +697,37 @@ class Archive:
             if (view := history.record(version).get(VIEW)) is not None:
                 yield from map(file_of, lines_in(view))
 
-    def _sweep(self, needed: Mapping[str, set[str]], *, pretend: bool) -> tuple[int, int]:
-        removed = size = 0
-        for pool in self.objects.pools():
-            wanted = needed.get(pool, set())
-            for digest, place in self.objects.stored(pool):
-                if digest not in wanted:
-                    seen = place.stat()
-                    removed += 1
-                    # What a published tree still links to takes its room there.
-                    size += seen.st_size if seen.st_nlink == 1 else 0
-                    if not pretend:
-                        place.unlink()
-        return removed, size
+    def _sweep(
+        self, pool: str, needed: set[str], bases: Mapping[str, str], counts: _Swept, *, pretend: bool
+    ) -> None:
+        """Remove what a pool holds in vain, and pack what no published tree links to."""
+        cold = self.objects.cold
+        cold.needed_for({pool: needed})
+        for digest, place in self.objects.stored(pool):
+            seen = place.stat()
+            if digest not in needed:
+                counts.objects += 1
+                # What a published tree still links to takes its room there.
+                counts.bytes += seen.st_size if seen.st_nlink == 1 else 0
+                if not pretend:
+                    place.unlink()
+            elif seen.st_nlink == 1 and not pretend:
+                counts.packed += cold.pack(pool, digest, place, bases.get(digest), self.objects.plain)
+        vain = {digest: size for digest, size in cold.stored(pool) if digest not in needed}
+        counts.objects += len(vain)
+        counts.bytes += sum(vain.values())
+        if not pretend:
+            cold.remove(pool, vain)
 
     def _copy_out(self, version: Version, path: str, file: File, target: Path) -> None:
-        place = self.objects.find(version.server, path, file.sha256)
-        if place is None:
-            raise CentralError(f"the content of {path} is not in the archive any more (shala archive verify)")
-        digest = hashlib.sha256()
-        with place.open("rb") as source, target.open("xb") as copy:
-            while chunk := source.read(1 << 20):
-                digest.update(chunk)
-                copy.write(chunk)
-            os.fchmod(copy.fileno(), file.mode)
-            copy.flush()
-            os.utime(copy.fileno(), ns=(file.mtime_ns, file.mtime_ns))
-        if digest.hexdigest() != file.sha256:
-            raise CentralError(f"{place} is damaged: it is not {path} any more (shala archive verify)")
+        try:
+            with target.open("xb") as copy:
+                self.objects.copy(version.server, path, file.sha256, copy)
+                os.fchmod(copy.fileno(), file.mode)
+                copy.flush()
+                os.utime(copy.fileno(), ns=(file.mtime_ns, file.mtime_ns))
+        except ObjectDamaged as damaged:
+            raise CentralError(f"{path} of {version.server}: {damaged} (shala archive repair)") from None
 
     def _require(self, name: str) -> Committed:
         committed = self.committed(name)

@@ -276,7 +276,7 @@ def archive_scrub(days: int | None, config: CentralConfig, as_json: bool) -> int
 def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralConfig, as_json: bool) -> int:
     """Mend damaged or lost content from a second copy of the archive.
 
-    What is there is checked before it is used. What no copy has can be asked of the school again, if its newest collection holds it: shala pull --again.
+    What no copy has can be asked of the school again, if its newest collection holds it: shala pull --again.
 
     \b
     Examples:
@@ -680,13 +680,20 @@ def archive_prune(dry_run: bool, config: CentralConfig, as_json: bool) -> int:
     settings = config.archive
     pruned = open_archive(config).prune(settings.keep_days, settings.keep_months, pretend=dry_run)
     if as_json:
-        print_json({"collections": pruned.versions, "objects": pruned.objects, "bytes": pruned.bytes})
+        print_json(
+            {
+                "collections": pruned.versions,
+                "objects": pruned.objects,
+                "bytes": pruned.bytes,
+                "packed": pruned.packed,
+            }
+        )
         return 0
     for version in pruned.versions:
         click.echo(f"{version.server}  collection {version.sequence} of {version.pulled[:10]}")
     word = "would go" if dry_run else "are gone"
     click.echo(
         f"{counted(len(pruned.versions), 'collection')} and {counted(pruned.objects, 'object')} {word},"
-        f" {size(pruned.bytes)} of room"
+        f" {size(pruned.bytes)} of room; {size(pruned.packed)} by packing"
     )
     return 0

@@ -56,7 +56,9 @@ def assemble(tree: Path, lines: Iterable[bytes], objects: Objects, server: str) 
             if error.errno != errno.EMLINK:
                 raise
             link(Path(os.fsdecode(place)), Path(os.fsdecode(target)))
-        if not whole:
+        if not whole and objects.thaw(server, os.fsdecode(path), sha256.decode()):
+            os.link(place, target, follow_symlinks=False)
+        elif not whole:
             lost.append(file_of(line))
             if len(lost) >= MAX_LOST:
                 raise ObjectsLost(lost)

@@ -12,9 +12,10 @@ import hashlib
 import io
 import os
 import tarfile
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 import zstandard
@@ -25,7 +26,7 @@ from shala_central.archive import Archive
 from shala_central.failure import CentralError, UsageError
 from shala_central.history import Version
 from shala_central.listing import file_of, select
-from shala_central.objects import digest_of
+from shala_central.objects import ObjectDamaged
 
 
 class Exported(msgspec.Struct, frozen=True):
@@ -121,15 +122,13 @@ def _lines(archive: Archive, version: Version, items: Sequence[str]) -> Iterator
 
 
 def _add_file(tar: tarfile.TarFile, archive: Archive, version: Version, file: File) -> None:
-    place = archive.objects.find(version.server, file.path.removeprefix("data/"), file.sha256, file.size)
-    # Read twice rather than told wrongly: a tar cannot be taken back.
-    if place is None or digest_of(place) != file.sha256:
-        which = f"{file.path} of {version.server}"
-        raise CentralError(
-            f"the content of {which} is damaged or gone (shala archive repair {version.server})"
-        )
     entry = tarfile.TarInfo(f"{version.server}/{file.path}")
     entry.size, entry.mode, entry.mtime = file.size, file.mode, file.mtime_ns // 1_000_000_000
-    source: IO[bytes]
-    with place.open("rb") as source:
-        tar.addfile(entry, source)
+    # In a file of its own first: a tar cannot take back what was damaged.
+    with tempfile.TemporaryFile() as content:
+        try:
+            archive.objects.copy(version.server, file.path.removeprefix("data/"), file.sha256, content)
+        except ObjectDamaged as damaged:
+            raise CentralError(f"{file.path} of {version.server}: {damaged} (shala archive repair)") from None
+        content.seek(0)
+        tar.addfile(entry, content)

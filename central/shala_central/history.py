@@ -114,6 +114,11 @@ class History:
         )
         return fold(newest, [io.BytesIO(_unpacked(row[0])) for row in rows])
 
+    def changes(self, version: Version) -> Iterator[Change]:
+        """Yield what leads from the collection after an earlier one back to it."""
+        row = self._db.execute("SELECT changes FROM collection WHERE id = ?", (version.id,)).fetchone()
+        return _read(_unpacked(row[0])) if row is not None else iter(())
+
     def months(self) -> dict[str, dict[str, int]]:
         """Return {server: {YYYY-MM: how many of its earlier collections were pulled in it}}."""
         found: dict[str, dict[str, int]] = {}

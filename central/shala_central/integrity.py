@@ -13,6 +13,7 @@ import msgspec
 from shala_agent.manifest import File
 
 from shala_central.archive import Archive, Damage
+from shala_central.cold import ColdDamaged
 from shala_central.failure import CentralError
 from shala_central.objects import digest_of
 from shala_central.publish import sync_file_system, write_file
@@ -76,6 +77,12 @@ def scrub(archive: Archive, days: int) -> Scrubbed:
                 objects += 1
                 if not whole:
                     damage.append(Damage(f"{pool}/{bucket}/{digest}", "has changed (sha256 differs)"))
+            for digest, packed in archive.objects.cold.stored(pool, bucket):
+                objects, size = objects + 1, size + packed
+                try:
+                    archive.objects.cold.read(pool, digest, archive.objects.plain)
+                except ColdDamaged as damaged:
+                    damage.append(Damage(f"{pool}/{bucket}/{digest}", str(damaged)))
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         readings.buckets[bucket] = now
         write_file(state, msgspec.json.encode(readings))
@@ -123,11 +130,8 @@ def _damaged(archive: Archive, name: str) -> Iterator[tuple[str, str, File]]:
             if key in seen:
                 continue
             seen.add(key)
-            place = archive.objects.find(name, path, file.sha256)
-            if place is None:
-                yield path, "is gone (its object is not there)", file
-            elif place.stat().st_size != file.size or digest_of(place) != file.sha256:
-                yield path, "has changed (sha256 of its object differs)", file
+            if problem := archive.objects.problem(name, file):
+                yield path, problem, file
 
 
 def _in_copy(archive: Archive, second: Path, name: str, file: File) -> Path | None:

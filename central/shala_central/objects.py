@@ -15,11 +15,20 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
+from shala_agent.manifest import File
+
+from shala_central.cold import Cold, ColdDamaged
 from shala_central.publish import FILE_MODE, make_folders
 
 SHARED = "shared"
+SHA256 = 64  # digits
 READ_BYTES = 1 << 20
+
+
+class ObjectDamaged(Exception):
+    """A content is gone, or is not what its name says."""
 
 
 class Objects:
@@ -27,6 +36,7 @@ class Objects:
 
     def __init__(self, root: Path, shared_items: Sequence[str]) -> None:
         self.root = root
+        self.cold = Cold(root)
         self._bytes_root = os.fsencode(root)
         self._shared = tuple(f"{item.rstrip('/')}/" for item in shared_items)
         self._shared_bytes = tuple(item.encode() for item in self._shared)
@@ -64,23 +74,84 @@ class Objects:
             make_folders(place.parent)
             source.rename(place)
 
+    def plain(self, pool: str, sha256: str) -> Path | None:
+        """Return the plain object of a pool, if there is one."""
+        place = self.root / pool / sha256[:2] / sha256
+        return place if place.is_file() else None
+
+    def thaw(self, server: str, path: str, sha256: str) -> bool:
+        """Make a plain object of a content that is packed; return whether it was. Raises ColdDamaged."""
+        pool = SHARED if self.is_shared(path) else server
+        if not self.cold.has(pool, sha256):
+            return False
+        content = self.cold.read(pool, sha256, self.plain)
+        place = self.root / pool / sha256[:2] / sha256
+        make_folders(place.parent)
+        unfinished = place.with_suffix(".part")
+        unfinished.unlink(missing_ok=True)
+        with unfinished.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), FILE_MODE)
+            os.fsync(file.fileno())
+        unfinished.rename(place)
+        self.cold.remove(pool, [sha256])
+        return True
+
+    def copy(self, server: str, path: str, sha256: str, target: IO[bytes]) -> None:
+        """Write a content to an open file, checked on the way. Raises ObjectDamaged."""
+        place = self.find(server, path, sha256)
+        try:
+            if place is None:
+                target.write(self.cold.read(SHARED if self.is_shared(path) else server, sha256, self.plain))
+                return
+            digest = hashlib.sha256()
+            with place.open("rb") as source:
+                while chunk := source.read(READ_BYTES):
+                    digest.update(chunk)
+                    target.write(chunk)
+        except ColdDamaged as damaged:
+            raise ObjectDamaged(str(damaged)) from None
+        if digest.hexdigest() != sha256:
+            raise ObjectDamaged(f"{place} has changed (sha256 differs)")
+
+    def problem(self, server: str, file: File) -> str:
+        """Return why a content that is needed cannot be had as it should be, or ""."""
+        path = file.path.removeprefix("data/")
+        place = self.find(server, path, file.sha256)
+        if place is not None:
+            whole = place.stat().st_size == file.size and digest_of(place) == file.sha256
+            return "" if whole else "has changed (sha256 of its object differs)"
+        pool = SHARED if self.is_shared(path) else server
+        if not self.cold.has(pool, file.sha256):
+            return "is gone (its object is not there)"
+        try:
+            self.cold.read(pool, file.sha256, self.plain)
+        except ColdDamaged as damaged:
+            return str(damaged)
+        return ""
+
     def is_shared(self, path: str) -> bool:
         """Return whether the policy lets every server refer to what others have sent for such a path."""
         return path.startswith(self._shared)
 
     def pools(self) -> Iterator[str]:
         """Yield the names of the pools: shared, and the servers."""
-        if self.root.is_dir():
-            yield from sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
+        there = (
+            {entry.name for entry in os.scandir(self.root) if entry.is_dir()} if self.root.is_dir() else set()
+        )
+        yield from sorted(there | self.cold.pools())
 
     def stored(self, pool: str, bucket: str = "") -> Iterator[tuple[str, Path]]:
         """Yield (sha256, place) of every object of a pool, or of those in one bucket (`ab`), in no order."""
         folder = self.root / pool
+        if not folder.is_dir():
+            return
         for prefix in os.listdir(folder):  # noqa: PTH208
             if bucket and prefix != bucket:
                 continue
             for name in os.listdir(folder / prefix):  # noqa: PTH208
-                if not name.startswith("."):
+                if len(name) == SHA256:
                     yield name, folder / prefix / name
 
 

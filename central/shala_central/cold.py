@@ -1,0 +1,222 @@
+"""Cold content: what only earlier collections need, packed; against the newer version where that pays.
+
+One SQLite file beside the objects holds small packed contents themselves, and says of larger ones, which lie
+in `<sha256>.cold`, what they were packed against. Everything is packed on the disk before the plain object is
+removed, and its digest is checked whenever it is unpacked. A content is at most CHAIN unpackings away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from backports import zstd
+
+from shala_central.failure import CentralError
+from shala_central.publish import sync_folder
+
+VERSION = 1
+CHAIN = 16  # so many newer versions may have to be unpacked to come to an old one
+IN_TABLE = 256 << 10  # bytes: what is packed to less lies in the table and takes no block of its own
+PATCHABLE = 512 << 20  # bytes: both versions are in memory together
+SMALLEST = 8  # bytes that zstd wants of what it packs against
+LEVEL = 9
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS cold (pool TEXT, sha256 BLOB, size INTEGER, base BLOB, height INTEGER, packed BLOB,
+  PRIMARY KEY (pool, sha256)) WITHOUT ROWID;
+PRAGMA user_version = {VERSION};
+"""
+
+Plain = Callable[[str, str], Path | None]  # (pool, sha256) -> the plain object, if there is one
+
+
+class ColdDamaged(CentralError):
+    """A packed content cannot be unpacked, or is not what it should be."""
+
+
+class Cold:
+    """The packed contents of all pools; `root` is the folder of the objects."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._path = root.parent / "cold.sqlite"
+        self._db: sqlite3.Connection | None = None
+
+    def has(self, pool: str, sha256: str) -> bool:
+        """Return whether a content is here, packed."""
+        return self._row(pool, sha256) is not None
+
+    def read(self, pool: str, sha256: str, plain: Plain) -> bytes:
+        """Return a content. Raises ColdDamaged."""
+        row = self._row(pool, sha256)
+        if row is None:
+            raise ColdDamaged(f"{pool}/{sha256[:2]}/{sha256} is not in the archive any more")
+        base, packed = row
+        try:
+            raw = packed if packed is not None else self._file(pool, sha256).read_bytes()
+            prefix = self._content(pool, base.hex(), plain) if base else None
+            content = _unpacked(raw, prefix)
+        except (OSError, zstd.ZstdError) as error:
+            raise ColdDamaged(f"{pool}/{sha256[:2]}/{sha256} cannot be unpacked: {error}") from None
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise ColdDamaged(f"{pool}/{sha256[:2]}/{sha256} has changed (sha256 differs)")
+        return content
+
+    def pack(self, pool: str, sha256: str, place: Path, base: str | None, plain: Plain) -> int:
+        """Pack a plain object, against `base` where that pays, and remove it; return the bytes that are free.
+
+        What cannot be made smaller stays as it is.
+        """
+        size = place.stat().st_size
+        content = place.read_bytes() if size <= PATCHABLE else None
+        if content is None or hashlib.sha256(content).hexdigest() != sha256:
+            return 0  # too large to hold, or damaged: that is for verify to tell
+        height = self._height(pool, sha256)
+        prefix = None
+        if base is not None and base != sha256 and height < CHAIN:
+            with contextlib.suppress(ColdDamaged, OSError):
+                prefix = self._content(pool, base, plain)
+        packed = _packed(content, None)
+        if prefix is not None and SMALLEST <= len(prefix) <= PATCHABLE:
+            patch = _packed(content, prefix)
+            packed, base = (patch, base) if len(patch) < len(packed) * 0.9 else (packed, None)
+        else:
+            base = None
+        if len(packed) > size * 0.95:
+            return 0
+        self._keep(pool, sha256, packed, base, size, height)
+        place.unlink()
+        return size - len(packed)
+
+    def needed_for(self, needed: Mapping[str, set[str]]) -> None:
+        """Add to {pool: digests} those that others of it are packed against."""
+        for pool, wanted in needed.items():
+            bases = dict(
+                self._query("SELECT sha256, base FROM cold WHERE pool = ? AND base IS NOT NULL", pool)
+            )
+            todo = list(wanted)
+            while todo:
+                base = bases.get(bytes.fromhex(todo.pop()))
+                if base is not None and base.hex() not in wanted:
+                    wanted.add(base.hex())
+                    todo.append(base.hex())
+
+    def stored(self, pool: str, bucket: str = "") -> Iterator[tuple[str, int]]:
+        """Yield (sha256, bytes that it takes) of every packed content of a pool, or of one bucket (`ab`)."""
+        query = "SELECT sha256, coalesce(length(packed), -1) FROM cold WHERE pool = ?"
+        for digest, size in self._query(query, pool):
+            sha256 = digest.hex()
+            if sha256.startswith(bucket):
+                yield sha256, size if size >= 0 else _size_of(self._file(pool, sha256))
+
+    def remove(self, pool: str, digests: Iterable[str]) -> None:
+        """Remove packed contents."""
+        for sha256 in digests:
+            with self._opened():
+                self._opened().execute(
+                    "DELETE FROM cold WHERE pool = ? AND sha256 = ?", (pool, bytes.fromhex(sha256))
+                )
+            self._file(pool, sha256).unlink(missing_ok=True)
+
+    def pools(self) -> set[str]:
+        """Return the names of the pools of which something is packed."""
+        return {row[0] for row in self._query("SELECT DISTINCT pool FROM cold")}
+
+    def _content(self, pool: str, sha256: str, plain: Plain) -> bytes:
+        place = plain(pool, sha256)
+        return place.read_bytes() if place is not None else self.read(pool, sha256, plain)
+
+    def _keep(  # noqa: PLR0917 - a row
+        self, pool: str, sha256: str, packed: bytes, base: str | None, size: int, height: int
+    ) -> None:
+        in_table = len(packed) <= IN_TABLE
+        if not in_table:
+            place = self._file(pool, sha256)
+            unfinished = place.with_suffix(".part")
+            with unfinished.open("wb") as file:
+                file.write(packed)
+                file.flush()
+                os.fchmod(file.fileno(), 0o440)
+                os.fsync(file.fileno())
+            unfinished.rename(place)
+            sync_folder(place.parent)
+        db = self._opened()
+        with db:
+            db.execute(
+                "INSERT OR REPLACE INTO cold VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    *(pool, bytes.fromhex(sha256), size, bytes.fromhex(base) if base else None, height),
+                    packed if in_table else None,
+                ),
+            )
+            if base:
+                # A base may be plain now; when it is packed itself, it knows how many stand on it.
+                db.execute(
+                    "UPDATE cold SET height = max(height, ?) WHERE pool = ? AND sha256 = ?",
+                    (height + 1, pool, bytes.fromhex(base)),
+                )
+
+    def _height(self, pool: str, sha256: str) -> int:
+        """Return how many packed contents stand one on the other above this one."""
+        rows = self._query(
+            "SELECT max(height) + 1 FROM cold WHERE pool = ? AND base = ?", pool, bytes.fromhex(sha256)
+        )
+        return int(rows[0][0] or 0) if rows else 0
+
+    def _row(self, pool: str, sha256: str) -> tuple[bytes | None, bytes | None] | None:
+        rows = self._query(
+            "SELECT base, packed FROM cold WHERE pool = ? AND sha256 = ?", pool, bytes.fromhex(sha256)
+        )
+        return rows[0] if rows else None
+
+    def _query(self, query: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
+        if self._db is None and not self._path.exists():
+            return []
+        try:
+            return self._opened().execute(query, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise ColdDamaged(f"{self._path}: {error} (bring back the copy of last night)") from None
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._db is None:
+            # Threads of one pull take turns: each statement is whole, and SQLite locks.
+            self._db = sqlite3.connect(self._path, timeout=60, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.executescript(_SCHEMA)
+            self._db.execute("CREATE INDEX IF NOT EXISTS by_base ON cold (pool, base) WHERE base IS NOT NULL")
+        return self._db
+
+    def _file(self, pool: str, sha256: str) -> Path:
+        return self._root / pool / sha256[:2] / f"{sha256}.cold"
+
+
+def _packed(content: bytes, prefix: bytes | None) -> bytes:
+    both = len(content) + len(prefix or b"")
+    options: dict[int, int] = {
+        zstd.CompressionParameter.compression_level: LEVEL,
+        zstd.CompressionParameter.window_log: min(30, max(10, both.bit_length())),
+        zstd.CompressionParameter.enable_long_distance_matching: 1,
+        zstd.CompressionParameter.checksum_flag: 1,
+    }
+    if prefix is None:
+        return zstd.compress(content, options=options)
+    return zstd.compress(content, options=options, zstd_dict=zstd.ZstdDict(prefix, is_raw=True).as_prefix)
+
+
+def _unpacked(raw: bytes, prefix: bytes | None) -> bytes:
+    options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 30}
+    if prefix is None:
+        return zstd.decompress(raw, options=options)
+    return zstd.decompress(raw, options=options, zstd_dict=zstd.ZstdDict(prefix, is_raw=True).as_prefix)
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
