@@ -6,12 +6,7 @@ Every check yields findings in plain words and nothing when the file is whole. S
 
 from __future__ import annotations
 
-import csv
-import json
 import re
-import struct
-import tarfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -57,7 +52,7 @@ MAX_HEARTBEAT = 4 * 1024 * 1024  # bytes; a real one has 20 KB
 MAX_BSON_DOCUMENT = 64 * 1024 * 1024  # bytes; MongoDB allows 16 MB, and its own files a little more
 _MEDIA = re.compile(r"([0-9a-f])/([0-9a-f])/([0-9a-f])/([0-9a-f]{61})(\.[^/]*)?")
 
-csv.field_size_limit(1 << 27)
+MAX_FIELD = 1 << 27  # bytes of one field of a CSV
 
 
 class BsonBroken(Exception):
@@ -77,6 +72,9 @@ def csv_is_whole(
     path: Path, columns: Sequence[str], *, further: bool = False, rectangular: bool = True
 ) -> Iterator[str]:
     """Yield findings unless the CSV has the columns (`further` may follow), whole rows and a CRLF end."""
+    import csv
+
+    csv.field_size_limit(MAX_FIELD)
     size = path.stat().st_size
     if not size:
         yield "is empty"
@@ -111,7 +109,7 @@ def count_bson(path: Path) -> int:
             head = file.read(4)
             if len(head) < 4:
                 raise BsonBroken(f"is cut in the length of document {count + 1} (byte {position})")
-            (length,) = struct.unpack("<i", head)
+            length = int.from_bytes(head, "little", signed=True)
             if not 5 <= length <= MAX_BSON_DOCUMENT:
                 raise BsonBroken(f"has no document at byte {position} (length {length})")
             if position + length > size:
@@ -136,6 +134,8 @@ def bson_is_whole(path: Path) -> Iterator[str]:
 
 def json_parses(path: Path) -> Iterator[str]:
     """Yield a finding unless the file is one JSON text."""
+    import json
+
     size = path.stat().st_size
     if not size:
         yield "is empty"
@@ -150,6 +150,9 @@ def json_parses(path: Path) -> Iterator[str]:
 
 def tar_gz_reads(path: Path, expected: Sequence[str] = ()) -> Iterator[str]:
     """Yield findings unless the archive reads to its end and holds something below each expected folder."""
+    import tarfile
+    import zlib
+
     missing = set(expected)
     try:
         with tarfile.open(path, "r|gz") as archive:

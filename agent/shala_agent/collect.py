@@ -21,13 +21,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from shala_agent import durable, items
 from shala_agent.collection import Collection, ContainerImage, Head, ItemResult
 from shala_agent.config import Config
-from shala_agent.container import Container
 from shala_agent.failure import AgentError
 from shala_agent.gitlog import write_git_log
 from shala_agent.identity import Identity, IdentityRefused, read_identity
@@ -39,6 +39,9 @@ from shala_agent.reach import SETTINGS, Reach
 from shala_agent.seen import Known, Seen, Sight, Signs
 from shala_agent.spool import Spool
 from shala_agent.walk import Entry, walk
+
+if TYPE_CHECKING:
+    from shala_agent.container import Container
 
 CHUNK = 1 << 18  # bytes: what is hashed and written while it is still in the processor's cache
 TRIES = 5  # readings of a file that changes under our hands

@@ -1,8 +1,8 @@
 """What was seen: which file had which content when it was last read, so that an unchanged file is not read
 again.
 
-One SQLite file that may be thrown away at any time. `known` has a row per file, in the order of manifests: how
-its source was when it was read (size, times, inode -> digest and findings) and what the newest sealed
+One SQLite file that may be thrown away at any time. `known` has a row per file, in the order of manifests:
+how its source was when it was read (size, times, inode -> digest and findings) and what the newest sealed
 collection holds of it; either may be missing. `staged` (files copied for the next collection and known to be
 on the disk) and `gone` are what the next collection changes: nothing is written for a file that stays as it
 is. Memory stays flat however many files there are.
@@ -47,7 +47,12 @@ _REMEMBER = (
     " mtime_ns = excluded.mtime_ns, ctime_ns = excluded.ctime_ns, inode = excluded.inode,"
     " check_id = excluded.check_id, sha256 = excluded.sha256, findings = excluded.findings"
 )
-_NEITHER = "key NOT IN (SELECT key FROM gone) AND key NOT IN (SELECT key FROM staged WHERE taken)"
+_PLANNED = (
+    "SELECT key, sealed_sha256, sealed_size, sealed_mtime_ns, sealed_mode FROM known"
+    " WHERE sealed_sha256 IS NOT NULL"
+    " AND key NOT IN (SELECT key FROM gone) AND key NOT IN (SELECT key FROM staged WHERE taken)"
+    " UNION ALL SELECT key, sha256, size, mtime_ns, mode FROM staged WHERE taken ORDER BY key"
+)
 
 
 class Signs(NamedTuple):
@@ -263,12 +268,7 @@ class Seen:
         manifests.
         """
         self._flush()
-        query = (
-            "SELECT key, sealed_sha256, sealed_size, sealed_mtime_ns, sealed_mode FROM known"
-            f" WHERE sealed_sha256 IS NOT NULL AND {_NEITHER}"  # noqa: S608 - constants
-            " UNION ALL SELECT key, sha256, size, mtime_ns, mode FROM staged WHERE taken ORDER BY key"
-        )
-        for key, sha256, size, mtime_ns, mode in self._db.execute(query):
+        for key, sha256, size, mtime_ns, mode in self._db.execute(_PLANNED):
             yield path_of(key), sha256, size, mtime_ns, mode
 
     def planned_changes(self) -> Iterator[Change]:
