@@ -50,7 +50,8 @@ _REMEMBER = (
 _PLANNED = (
     "SELECT key, sealed_sha256, sealed_size, sealed_mtime_ns, sealed_mode FROM known"
     " WHERE sealed_sha256 IS NOT NULL"
-    " AND key NOT IN (SELECT key FROM gone) AND key NOT IN (SELECT key FROM staged WHERE taken)"
+    " AND NOT EXISTS (SELECT 1 FROM gone WHERE gone.key = known.key)"
+    " AND NOT EXISTS (SELECT 1 FROM staged WHERE staged.key = known.key AND taken)"
     " UNION ALL SELECT key, sha256, size, mtime_ns, mode FROM staged WHERE taken ORDER BY key"
 )
 
@@ -180,8 +181,8 @@ class Seen:
         with self._db:
             self._db.execute(_SEAL.format(rows=staged))
             self._db.execute(
-                "DELETE FROM known WHERE key IN (SELECT key FROM gone)"
-                " AND key NOT IN (SELECT key FROM staged WHERE taken)"
+                "DELETE FROM known WHERE key IN (SELECT key FROM gone WHERE NOT EXISTS"
+                " (SELECT 1 FROM staged WHERE staged.key = gone.key AND taken))"
             )
             self._set_base(sequence, manifest_sha256)
 
@@ -240,7 +241,7 @@ class Seen:
         self._db.execute("DELETE FROM gone WHERE key >= ? AND key < ? AND NOT lost", bounds)
         row = self._db.execute(
             "SELECT count(*), coalesce(sum(sealed_size), 0) FROM known WHERE key >= ? AND key < ?"
-            " AND sealed_sha256 IS NOT NULL AND key NOT IN (SELECT key FROM gone)",
+            " AND sealed_sha256 IS NOT NULL AND NOT EXISTS (SELECT 1 FROM gone WHERE gone.key = known.key)",
             bounds,
         ).fetchone()
         return int(row[0]), int(row[1])
@@ -277,7 +278,7 @@ class Seen:
         query = (
             "SELECT key, sha256, size, mtime_ns, mode FROM staged WHERE taken"
             " UNION ALL SELECT key, NULL, 0, 0, 0 FROM gone"
-            " WHERE key NOT IN (SELECT key FROM staged WHERE taken) ORDER BY key"
+            " WHERE NOT EXISTS (SELECT 1 FROM staged WHERE staged.key = gone.key AND taken) ORDER BY key"
         )
         for row in self._db.execute(query):
             yield Gone(path_of(row[0])) if row[1] is None else _file(row)
