@@ -133,6 +133,10 @@ class _Gathering:
     size: int = 0
     tops: set[str] = field(default_factory=set)  # what its folder holds, where the item requires something
 
+    def shown(self, path: str) -> str:
+        """Return by what name a file of the item is spoken of."""
+        return path[len(self.prefix) + 1 :] or self.item.name
+
     def count(self, path: str, size: int) -> None:
         """Count a file of the next collection."""
         self.files += 1
@@ -374,9 +378,10 @@ class _Collector:
             gathering.found = True
             unread = functools.partial(self._unread, gathering, folder)
             only = gathering.item.only
+            base = f"{gathering.prefix}/{folder}/" if folder else f"{gathering.prefix}/"
             for entry in walk(root, gathering.notes, unread):
                 if not only or entry.relative in only:
-                    self._take(gathering, entry, f"{folder}/{entry.relative}" if folder else entry.relative)
+                    self._take(gathering, entry, base + entry.relative)
 
     def _unread(self, gathering: _Gathering, folder: str, below: str, error: OSError) -> None:
         """Note a folder that cannot be read, and keep what the previous collection has of it."""
@@ -392,27 +397,27 @@ class _Collector:
             entry = Entry(
                 path.name, parent, path.name, os.stat(path.name, dir_fd=parent, follow_symlinks=False)
             )
-            self._take(gathering, entry, relative)
+            self._take(gathering, entry, f"{gathering.prefix}/{relative}" if relative else gathering.prefix)
         finally:
             os.close(parent)
 
-    def _take(self, gathering: _Gathering, entry: Entry, relative: str) -> None:
+    def _take(self, gathering: _Gathering, entry: Entry, path: str) -> None:
         """Plan one file: as it is sealed or staged already when it is unchanged, else by reading it."""
-        path = f"{gathering.prefix}/{relative}" if relative else gathering.prefix
+        item = gathering.item
         # Such a name would have the key of another path; it is refused below.
         known = gathering.beside.at(path.replace("/", "\x01")) if "\x01" not in path else None
         if (
             known is not None
-            and _is_as_sealed(known, gathering.item, entry.stat)
+            and _is_as_sealed(known, item, entry.stat)
             and self._spool.holds(path, known.sealed_size, known.sealed_mtime_ns)
         ):
             gathering.count(path, known.sealed_size)
             if known.findings:
-                shown = relative or gathering.item.name
+                shown = gathering.shown(path)
                 gathering.findings += [f"{shown} {finding}" for finding in known.findings.split("\n")]
-            self._report(gathering.item.name, 1, known.sealed_size)
+            self._report(item.name, 1, known.sealed_size)
             return
-        spot = _Spot(gathering, path, relative or gathering.item.name, known, self._at_hand(known))
+        spot = _Spot(gathering, path, gathering.shown(path), known, self._at_hand(known))
         try:
             self._take_changed(spot, entry)
         finally:
@@ -689,14 +694,15 @@ def _signs(item: Item, seen: os.stat_result) -> Signs:
 
 def _is_as_sealed(known: Known, item: Item, seen: os.stat_result) -> bool:
     """Return whether a file is the one that was read, and what it held is sealed. As Known.sight has it."""
+    _, size, mtime_ns, ctime_ns, inode, check_id, sha256, _, sealed_sha256, _, _, _ = known
     return (
-        known.sha256 is not None
-        and known.sha256 == known.sealed_sha256
-        and known.mtime_ns == seen.st_mtime_ns
-        and known.size == seen.st_size
-        and known.inode == seen.st_ino
-        and known.ctime_ns == (0 if item.written_once else seen.st_ctime_ns)
-        and known.check_id == item.check_id
+        sha256 is not None
+        and sha256 == sealed_sha256
+        and mtime_ns == seen.st_mtime_ns
+        and size == seen.st_size
+        and inode == seen.st_ino
+        and ctime_ns == (0 if item.written_once else seen.st_ctime_ns)
+        and check_id == item.check_id
     )
 
 
