@@ -11,17 +11,19 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
 
 from shala_agent import __version__
-from shala_agent.chain import DUMPS, Chain, Passage
 from shala_agent.config import CONFIG_PATH, Config, read_config
 from shala_agent.failure import AgentError, Stopped, UsageError
 from shala_agent.ledger import Ledger
 from shala_agent.progress import Progress
+
+if TYPE_CHECKING:
+    from shala_agent.chain import Chain, Passage
 
 DONE, FAILED, USAGE, PARTLY = 0, 1, 2, 3
 
@@ -135,6 +137,8 @@ def collect(config_path: Path, as_json: bool, wait: int, without_dumps: bool) ->
     \b
     Example:  shala-agent collect --without-dumps
     """
+    from shala_agent.chain import DUMPS
+
     steps = ("collect",) if without_dumps else (*DUMPS, "collect")
     _pass(config_path, as_json, lambda chain: chain.by_hand(steps, wait * 60.0))
 
@@ -272,6 +276,8 @@ def check_config(config_path: Path, path: Path | None, as_json: bool) -> None:
 
 def _pass(config_path: Path, as_json: bool, deed: Callable[[Chain], Passage]) -> None:
     """Do some steps, print what came of them and leave with the exit code."""
+    from shala_agent.chain import Chain
+
     config = read_config(config_path)
     with closing(_ledger(config)) as ledger, Progress() as progress:
         passage = deed(Chain(config, ledger, progress.say, progress.files, progress.tick))

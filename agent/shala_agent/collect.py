@@ -1,6 +1,7 @@
 """Collect: gather all LEVEL 4 items into a new bag and seal it.
 
-An unchanged file is neither read nor copied: it becomes a link into the previous bag. Links, devices and
+An unchanged file is neither read nor copied: what is known of it is read beside the walk, and it stays in the
+mirror as it is. Links, devices and
 sockets never enter; every file is opened without following a link. One broken item never stops the others: it
 keeps the previous collection's copy and says so. Nothing new means that nothing is sealed.
 """
@@ -20,29 +21,32 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from shala_agent import durable, items
 from shala_agent.collection import Collection, ContainerImage, Head, ItemResult
 from shala_agent.config import Config
-from shala_agent.container import Container
 from shala_agent.failure import AgentError
 from shala_agent.gitlog import write_git_log
 from shala_agent.identity import Identity, IdentityRefused, read_identity
 from shala_agent.items import FRESH, JSON, LOG, Item
 from shala_agent.ledger import Ledger, now
-from shala_agent.manifest import File
+from shala_agent.manifest import File, key_range, path_of
 from shala_agent.outcome import FAILED, OK, SKIPPED, SUSPECT, Result, shortened
 from shala_agent.reach import SETTINGS, Reach
-from shala_agent.seen import SEALED, STAGED, Seen, Sight, Signs
+from shala_agent.seen import Known, Seen, Sight, Signs
 from shala_agent.spool import Spool
+from shala_agent.walk import Entry, walk
 
-CHUNK = 1 << 20  # bytes
+if TYPE_CHECKING:
+    from shala_agent.container import Container
+
+CHUNK = 1 << 18  # bytes: what is hashed and written while it is still in the processor's cache
 TRIES = 5  # readings of a file that changes under our hands
 PAUSE = 0.1  # seconds before the second reading; each further one waits longer
 RACY_NS = 2_000_000_000  # a file changed less than this before it was read may change again in the same tick
-MAX_DEPTH = 50  # folders; the deepest of a real school has 9
 STILL_WRITTEN = 120  # seconds: a file younger than this may have a writer
 CHECKPOINT_FILES = 2000  # after so many copies or
 CHECKPOINT_BYTES = 256 << 20  # so many bytes what was staged is put on the disk and survives a cut
@@ -73,25 +77,91 @@ class Collected:
         return Result(outcome, shortened(reasons), {"sealed": self.sealed, "sequence": sequence})
 
 
+class _Beside:
+    """What is known of an item, read beside the walk of its files: both are in the order of manifests."""
+
+    def __init__(self, seen: Seen, item: str) -> None:
+        self._seen = seen
+        self._rows = seen.known(item)
+        self._next = next(self._rows, None)
+
+    def at(self, key: str) -> Known | None:
+        """Return what is known of a file; what lies before it is there no more."""
+        row = self._next
+        while row is not None and row.key < key:
+            self._pass(row)
+            row = self._next = next(self._rows, None)
+        if row is None or row.key != key:
+            return None
+        self._next = next(self._rows, None)
+        return row
+
+    def below(self, path: str) -> Iterator[Known]:
+        """Yield what is known of a path and all below it; what lies before is there no more."""
+        first, after = key_range(path)
+        row = self.at(first)
+        if row is not None:
+            yield row
+        while (row := self._next) is not None and row.key < after:
+            self._next = next(self._rows, None)
+            yield row
+
+    def finish(self) -> None:
+        """Note that nothing more is there."""
+        while self._next is not None:
+            self._pass(self._next)
+            self._next = next(self._rows, None)
+
+    def _pass(self, row: Known) -> None:
+        if row.sealed_sha256 is None:
+            self._seen.forget(row.key)
+        else:
+            self._seen.lose(row.key)
+
+
 @dataclass(slots=True)
 class _Gathering:
     """What is known so far about an item that is being gathered."""
 
     item: Item
     prefix: str
+    beside: _Beside
     findings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     found: bool = False
+    files: int = 0
+    size: int = 0
+    tops: set[str] = field(default_factory=set)  # what its folder holds, where the item requires something
+
+    def shown(self, path: str) -> str:
+        """Return by what name a file of the item is spoken of."""
+        return path[len(self.prefix) + 1 :] or self.item.name
+
+    def count(self, path: str, size: int) -> None:
+        """Count a file of the next collection."""
+        self.files += 1
+        self.size += size
+        if self.item.required:
+            self.tops.add(path[len(self.prefix) + 1 :].partition("/")[0])
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A plain file of a tree: open it by `name` in `folder`, never by its path."""
+@dataclass(slots=True)
+class _Spot:
+    """One path of the next collection: what is sealed there and still at hand, and whether it is planned."""
 
-    relative: str
-    folder: int
-    name: str
-    stat: os.stat_result
+    gathering: _Gathering
+    path: str
+    shown: str
+    known: Known | None
+    sealed: File | None
+    planned: bool = False
+
+    def keep(self) -> bool:
+        """Plan what is sealed, if it is at hand; return whether it is."""
+        if self.sealed is not None and not self.planned:
+            self.planned = True
+            self.gathering.count(self.path, self.sealed.size)
+        return self.sealed is not None
 
 
 class _Refused(Exception):
@@ -181,10 +251,9 @@ class _Collector:
         self._seen.clear_plan()
         results = [self._gather(item, "gstudio") for item in items.GSTUDIO_ITEMS]
         results += [self._gather(item, "unplatform") for item in self._unplatform_items()]
+        self._seen.plan_only(f"data/{result.platform}/{result.name}" for result in results)
         self._checkpoint()
         self._spool.remove_unplanned(self._seen)
-        totals = self._spool.write_manifest(self._seen)
-        image = self._container.state()
         last = max(self._ledger.mark("sequence"), self._head.sequence if self._head else 0)
         collection = Collection(
             server_name=identity.server_name,
@@ -197,17 +266,16 @@ class _Collector:
             started=started,
             sealed=now(),
             previous_manifest_sha256=self._head.manifest_sha256 if self._head else None,
-            container=ContainerImage(image=image.image, image_id=image.image_id),
             items=results,
         )
-        if totals.count == 0:
+        if not any(result.files for result in results):
             self._spool.discard()
             raise AgentError(
                 "there was nothing to collect: " + (results[0].reasons or ["no item was found"])[0]
             )
         if (
             self._head is not None
-            and totals.manifest_sha256 == self._head.manifest_sha256
+            and not self._seen.is_changed()
             and self._head.year == collection.year
             and _outcomes(previous) == _outcomes(collection)
         ):
@@ -215,6 +283,10 @@ class _Collector:
             self._spool.discard()
             collection.sequence = self._head.sequence
             return Collected(False, self._head, collection)
+        totals = self._spool.write_manifest(self._seen)
+        image = self._container.state()
+        collection.container = ContainerImage(image=image.image, image_id=image.image_id)
+        collection.sealed = now()
         self._ledger.set_mark("sequence", collection.sequence)
         head = self._spool.seal(self._seen, collection, totals)
         self._spool.prune(self._config.collect.changes_kept)
@@ -223,13 +295,15 @@ class _Collector:
     def _gather(self, item: Item, platform: str) -> ItemResult:
         """Take one item, or its previous copy; never raises but for a full disk."""
         began = time.monotonic()
-        gathering = _Gathering(item, f"data/{platform}/{item.name}")
+        prefix = f"data/{platform}/{item.name}"
+        gathering = _Gathering(item, prefix, _Beside(self._seen, prefix))
         step = self._ledger.last(item.step) if item.step else None
         try:
             if item.name == items.GIT_LOG and platform == "gstudio":
                 self._take_git_log(gathering)
-            for folder, source in item.parts:
+            for folder, source in sorted(item.parts):
                 self._take_part(gathering, folder, source)
+            gathering.beside.finish()
         except (OSError, AgentError, RecursionError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in _HOPELESS:
                 raise
@@ -239,14 +313,13 @@ class _Collector:
             outcome, carried, reasons = self._judge(gathering, platform, step.outcome if step else None)
             if step is not None and step.outcome in (FAILED, SUSPECT):
                 reasons += [f"{item.step}: {reason}" for reason in step.reasons]
-        files, size = self._seen.size_of(gathering.prefix)
         return ItemResult(
             platform=platform,
             name=item.name,
             outcome=outcome,
             reasons=shortened(reasons),
-            files=files,
-            bytes=size,
+            files=gathering.files,
+            bytes=gathering.size,
             seconds=round(time.monotonic() - began, 3),
             carried_from=carried,
         )
@@ -265,13 +338,12 @@ class _Collector:
         if step == FAILED and item.when_step_failed == items.CARRY and in_previous is not None:
             self._keep_previous(gathering)
             return FAILED, in_previous, ["it could not be made anew, the last good copy is kept"]
-        files, _ = self._seen.size_of(gathering.prefix)
-        if not files and in_previous is not None:
+        if not gathering.files and in_previous is not None:
             self._keep_previous(gathering)
             return FAILED, in_previous, ["it held files at the previous collection and holds none now"]
-        if not files:
+        if not gathering.files:
             return (FAILED if step == FAILED else SKIPPED), None, ["the server has no file of it"]
-        lacking = [name for name in item.required if not self._seen.size_of(f"{gathering.prefix}/{name}")[0]]
+        lacking = [name for name in item.required if name not in gathering.tops]
         gathering.findings += [f"{name} is missing" for name in lacking]
         carry = item.when_step_failed == items.CARRY and self._was_good(platform, item.name)
         if gathering.findings and carry:
@@ -305,43 +377,67 @@ class _Collector:
         else:
             gathering.found = True
             unread = functools.partial(self._unread, gathering, folder)
-            for entry in _walk(root, gathering.notes, unread):
-                name = f"{folder}/{entry.relative}" if folder else entry.relative
-                if gathering.item.only and entry.relative not in gathering.item.only:
-                    continue
-                self._take(gathering, entry, name)
+            only = gathering.item.only
+            base = f"{gathering.prefix}/{folder}/" if folder else f"{gathering.prefix}/"
+            for entry in walk(root, gathering.notes, unread):
+                if not only or entry.relative in only:
+                    self._take(gathering, entry, base + entry.relative)
 
     def _unread(self, gathering: _Gathering, folder: str, below: str, error: OSError) -> None:
         """Note a folder that cannot be read, and keep what the previous collection has of it."""
         path = "/".join(part for part in (gathering.prefix, folder, below.rstrip("/")) if part)
         gathering.findings.append(f"{below or 'its folder'} could not be read: {error.strerror}")
-        self._seen.plan_sealed(path)
+        for known in gathering.beside.below(path):
+            if known.sealed_sha256 is not None:
+                gathering.count(path_of(known.key), known.sealed_size)
 
     def _take_file(self, gathering: _Gathering, path: Path, relative: str) -> None:
         parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            entry = _Entry(
+            entry = Entry(
                 path.name, parent, path.name, os.stat(path.name, dir_fd=parent, follow_symlinks=False)
             )
-            self._take(gathering, entry, relative)
+            self._take(gathering, entry, f"{gathering.prefix}/{relative}" if relative else gathering.prefix)
         finally:
             os.close(parent)
 
-    def _take(self, gathering: _Gathering, entry: _Entry, relative: str) -> None:
+    def _take(self, gathering: _Gathering, entry: Entry, path: str) -> None:
         """Plan one file: as it is sealed or staged already when it is unchanged, else by reading it."""
-        path = f"{gathering.prefix}/{relative}" if relative else gathering.prefix
-        shown = relative or gathering.item.name
+        item = gathering.item
+        # Such a name would have the key of another path; it is refused below.
+        known = gathering.beside.at(path.replace("/", "\x01")) if "\x01" not in path else None
+        if (
+            known is not None
+            and _is_as_sealed(known, item, entry.stat)
+            and self._spool.holds(path, known.sealed_size, known.sealed_mtime_ns)
+        ):
+            gathering.count(path, known.sealed_size)
+            if known.findings:
+                shown = gathering.shown(path)
+                gathering.findings += [f"{shown} {finding}" for finding in known.findings.split("\n")]
+            self._report(item.name, 1, known.sealed_size)
+            return
+        spot = _Spot(gathering, path, gathering.shown(path), known, self._at_hand(known))
+        try:
+            self._take_changed(spot, entry)
+        finally:
+            if known is not None and known.sealed_sha256 is not None:
+                if spot.sealed is None:
+                    self._seen.lose(known.key, lost=True)
+                elif not spot.planned:
+                    self._seen.lose(known.key)
+
+    def _take_changed(self, spot: _Spot, entry: Entry) -> None:
+        gathering, path, shown = spot.gathering, spot.path, spot.shown
         try:
             if _UNWRITABLE.search(path) or path != path.rstrip():
                 raise _Refused(
                     "has a name that no manifest can hold (control characters, a blank at its end): left out"
                 )
             path.encode("utf-8")
-            known = self._seen.sight(path, _signs(gathering.item, entry.stat), gathering.item.check_id)
-            if known is None or not self._plan_known(path, known.sha256):
-                known = self._read(gathering, entry, path, shown)
-            if known is not None:
-                gathering.findings += [f"{shown} {finding}" for finding in known.findings]
+            sight = self._unread_again(spot, entry) or self._read(spot, entry)
+            if sight is not None:
+                gathering.findings += [f"{shown} {finding}" for finding in sight.findings]
                 self._report(gathering.item.name, 1, entry.stat.st_size)
         except _Refused as refusal:
             gathering.findings.append(f"{shown!r} {refusal}")
@@ -353,80 +449,89 @@ class _Collector:
             if error.errno in _HOPELESS:
                 raise
             gathering.findings.append(f"{shown} could not be read: {error.strerror}")
-            self._plan_sealed(path)
+            spot.keep()
 
-    def _plan_known(self, path: str, sha256: str) -> bool:
-        """Plan a file whose digest is known without reading it; return whether its bytes are at hand."""
-        for origin, at_hand in ((SEALED, self._sealed(path)), (STAGED, self._seen.staged(path))):
-            if at_hand is not None and at_hand.sha256 == sha256:
-                self._seen.plan(at_hand, origin)
-                return True
-        return False
-
-    def _sealed(self, path: str) -> File | None:
-        """Return a file of the mirror that is really there: an old disk loses some."""
-        file = self._seen.sealed(path)
-        if file is not None and not self._spool.holds(file):
-            self._seen.unseal(path)
+    def _at_hand(self, known: Known | None) -> File | None:
+        """Return the file of the mirror, if it is really there: an old disk loses some."""
+        file = known.sealed if known is not None else None
+        if file is None or not self._spool.holds(file.path, file.size, file.mtime_ns):
             return None
         return file
 
-    def _plan_sealed(self, path: str) -> bool:
-        at_hand = self._sealed(path)
-        if at_hand is not None:
-            self._seen.plan(at_hand, SEALED)
-        return at_hand is not None
+    def _unread_again(self, spot: _Spot, entry: Entry) -> Sight | None:
+        """Plan a file whose content is known without reading it, and return what it holds; None when its
+        content is not known, or its bytes are not at hand.
+        """
+        item = spot.gathering.item
+        sight = spot.known.sight(_signs(item, entry.stat), item.check_id) if spot.known else None
+        if sight is None:
+            return None
+        if spot.sealed is not None and spot.sealed.sha256 == sight.sha256:
+            spot.keep()
+            return sight
+        staged = self._seen.staged(spot.path)
+        if staged is None or staged.sha256 != sight.sha256:
+            return None
+        self._plan_staged(spot, staged)
+        return sight
 
-    def _read(self, gathering: _Gathering, entry: _Entry, path: str, shown: str) -> Sight | None:
+    def _read(self, spot: _Spot, entry: Entry) -> Sight | None:
         """Read a file until its content can be believed; return what it holds, or None when it is left for
         later.
         """
+        try:
+            return self._read_until_steady(spot, entry)
+        except Exception:
+            self._drop(spot.path)
+            raise
+
+    def _read_until_steady(self, spot: _Spot, entry: Entry) -> Sight | None:
+        gathering, shown = spot.gathering, spot.shown
         item = gathering.item
         for attempt in range(1, TRIES + 1):
-            last = attempt == TRIES
-            copy = _Copy(self, item, entry, path, shown)
+            copy = _Copy(self._spool, spot, entry)
             steady = copy.take()
             findings = copy.findings()
-            if item.reading == JSON and findings and not last:
-                time.sleep(PAUSE * attempt)
-                continue
-            if not steady and not last:
-                time.sleep(PAUSE * attempt)
-                continue
-            break
+            torn = not steady or (item.reading == JSON and findings)
+            if not torn or attempt == TRIES:
+                break
+            self._drop(spot.path)
+            time.sleep(PAUSE * attempt)
         if item.reading == FRESH and (findings or not steady) and _age(copy.stat) < STILL_WRITTEN:
-            copy.drop()
-            self._plan_sealed(path)
+            self._drop(spot.path)
+            spot.keep()
             gathering.notes.append(f"{shown} is still being written: it will be taken the next time")
             return None
-        if item.reading == JSON and findings:
-            copy.drop()
-            if self._plan_sealed(path):
-                gathering.findings.append(
-                    f"{shown} {findings[0]}; the copy of the previous collection is kept"
-                )
-                return None
-            copy.take()
+        if item.reading == JSON and findings and spot.keep():
+            self._drop(spot.path)
+            gathering.findings.append(f"{shown} {findings[0]}; the copy of the previous collection is kept")
+            return None
         if not steady:
             findings = (*findings, "changed whenever it was read")
         if copy.cut:
             gathering.notes.append(f"{shown} was being written: it is cut at its last whole line")
         sight = Sight(copy.sha256, findings)
         if steady and not copy.cut and time.time_ns() - copy.stat.st_ctime_ns > RACY_NS:
-            self._seen.remember(path, _signs(item, copy.stat), item.check_id, sight)
+            self._seen.remember(spot.path, _signs(item, copy.stat), item.check_id, sight)
         if copy.target is None:
-            self._plan_sealed(path)
+            spot.keep()
         else:
-            self._staged(copy.file())
+            self._plan_staged(spot, copy.file())
+            self._copied_files += 1
+            self._copied_bytes += copy.size
+            if self._copied_files >= CHECKPOINT_FILES or self._copied_bytes >= CHECKPOINT_BYTES:
+                self._checkpoint()
         return sight
 
-    def _staged(self, file: File) -> None:
-        self._seen.plan(file, STAGED)
+    def _plan_staged(self, spot: _Spot, file: File) -> None:
         self._seen.stage(file)
-        self._copied_files += 1
-        self._copied_bytes += file.size
-        if self._copied_files >= CHECKPOINT_FILES or self._copied_bytes >= CHECKPOINT_BYTES:
-            self._checkpoint()
+        spot.planned = True
+        spot.gathering.count(file.path, file.size)
+
+    def _drop(self, path: str) -> None:
+        """Take back what was written of a file."""
+        self._spool.drop(path)
+        self._seen.unstage(path)
 
     def _checkpoint(self) -> None:
         """Put what was staged on the disk, then note it: in this order, so that the note is always true."""
@@ -436,7 +541,7 @@ class _Collector:
         self._copied_files = self._copied_bytes = 0
 
     def _keep_previous(self, gathering: _Gathering) -> str:
-        self._seen.plan_sealed(gathering.prefix)
+        gathering.files, gathering.size = self._seen.plan_sealed(gathering.prefix)
         return FAILED
 
     def _carried_from(self, platform: str, name: str) -> int | None:
@@ -497,15 +602,14 @@ class _Collector:
 class _Copy:
     """One reading of one source file, into the bag, hashed on the way."""
 
-    def __init__(self, collector: _Collector, item: Item, entry: _Entry, path: str, shown: str) -> None:
-        self._collector = collector
-        self._spool, self._seen = collector._spool, collector._seen
-        self._item, self._entry, self._path, self._shown = item, entry, path, shown
+    def __init__(self, spool: Spool, spot: _Spot, entry: Entry) -> None:
+        self._spool, self._spot, self._entry = spool, spot, entry
+        self._item = spot.gathering.item
         self.stat = entry.stat
         self.sha256 = ""
         self.size = 0
         self.cut = False
-        self.target: Path | None = None  # None: the sealed collection has these bytes at this path already
+        self.target: str | None = None  # None: the sealed collection has these bytes at this path already
 
     def take(self) -> bool:
         """Read the file once; return whether it stood still meanwhile (for a log: always)."""
@@ -519,21 +623,20 @@ class _Copy:
             if not stat.S_ISREG(self.stat.st_mode):
                 raise _Refused("is no plain file: it was left out")
             limit = self._limit(source)
-            sealed = self._collector._sealed(self._path)
+            sealed, path = self._spot.sealed, self._spot.path
             expected = self.stat.st_size if limit is None else limit
             if sealed is not None and sealed.size == expected:
                 # Probably the same bytes under a new time (a dump): reading is cheaper than writing.
                 self.sha256, self.size = _copy(source, None, limit)
                 if self.sha256 == sealed.sha256:
-                    self.drop()
                     return True
                 os.lseek(source, 0, os.SEEK_SET)
             if self._item.written_once and self._may_be_shared() and _age(self.stat) > STILL_WRITTEN:
-                self.target = self._spool.link_file(self._path, source)
+                self.target = self._spool.link_file(path, source)
                 if self.target is not None:
                     self.sha256, self.size = _copy(source, None, None)
                     return _unchanged(self.stat, os.fstat(source))
-            descriptor, self.target = self._spool.new_file(self._path)
+            descriptor, self.target = self._spool.new_file(path)
             try:
                 self.sha256, self.size = _copy(source, descriptor, limit)
                 os.utime(descriptor, ns=(self.stat.st_mtime_ns, self.stat.st_mtime_ns))
@@ -549,21 +652,17 @@ class _Copy:
     def file(self) -> File:
         """Return the file that was taken, as the manifest lists it."""
         mode = stat.S_IMODE(self.stat.st_mode) & 0o777
-        return File(self._path, self.sha256, self.size, self.stat.st_mtime_ns, mode)
+        return File(self._spot.path, self.sha256, self.size, self.stat.st_mtime_ns, mode)
 
     def findings(self) -> tuple[str, ...]:
         """Return what the item's check finds in the bytes that were taken."""
-        if (known := self._seen.findings(self._path, self.sha256, self._item.check_id)) is not None:
-            return known
-        taken = self.target or self._spool.bag / self._path
-        return tuple(f.replace("\n", " ") for f in self._item.check(taken, self._shown, self.sha256))
-
-    def drop(self) -> None:
-        """Take back what was written."""
-        if self.target is not None:
-            self.target.unlink(missing_ok=True)
-            self._seen.unstage(self._path)
-            self.target = None
+        known, item = self._spot.known, self._item
+        if item.check is items.check_nothing:
+            return ()
+        if known is not None and (found := known.found(self.sha256, item.check_id)) is not None:
+            return found
+        taken = Path(self.target) if self.target else self._spool.bag / self._spot.path
+        return tuple(f.replace("\n", " ") for f in item.check(taken, self._spot.shown, self.sha256))
 
     def _may_be_shared(self) -> bool:
         """Return whether the mirror may hold the very file: who pulls must be able to read it, and only its
@@ -593,6 +692,20 @@ def _signs(item: Item, seen: os.stat_result) -> Signs:
     return Signs(seen.st_size, seen.st_mtime_ns, 0 if item.written_once else seen.st_ctime_ns, seen.st_ino)
 
 
+def _is_as_sealed(known: Known, item: Item, seen: os.stat_result) -> bool:
+    """Return whether a file is the one that was read, and what it held is sealed. As Known.sight has it."""
+    _, size, mtime_ns, ctime_ns, inode, check_id, sha256, _, sealed_sha256, _, _, _ = known
+    return (
+        sha256 is not None
+        and sha256 == sealed_sha256
+        and mtime_ns == seen.st_mtime_ns
+        and size == seen.st_size
+        and inode == seen.st_ino
+        and ctime_ns == (0 if item.written_once else seen.st_ctime_ns)
+        and check_id == item.check_id
+    )
+
+
 def _unchanged(before: os.stat_result, after: os.stat_result) -> bool:
     return (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
@@ -608,54 +721,10 @@ def _copy(source: int, target: int | None, limit: int | None) -> tuple[str, int]
         digest.update(chunk)
         size += len(chunk)
         if target is not None:
-            rest = memoryview(chunk)
-            while rest:
-                rest = rest[os.write(target, rest) :]
+            written = os.write(target, chunk)
+            while written < len(chunk):
+                written += os.write(target, memoryview(chunk)[written:])
     return digest.hexdigest(), size
-
-
-def _walk(root: Path, notes: list[str], unread: Callable[[str, OSError], None]) -> Iterator[_Entry]:
-    """Yield the plain files of a tree in a stable order, through folder descriptors and never through a
-    link.
-    """
-    top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    yield from _walk_folder(top, "", notes, unread)
-
-
-def _walk_folder(
-    folder: int, prefix: str, notes: list[str], unread: Callable[[str, OSError], None]
-) -> Iterator[_Entry]:
-    """Walk one open folder and close it; `unread` hears of folders below that cannot be read."""
-    try:
-        try:
-            with os.scandir(folder) as entries:
-                names = sorted(entry.name for entry in entries)
-        except OSError as error:
-            unread(prefix, error)
-            return
-        if prefix.count("/") > MAX_DEPTH:
-            notes.append(f"{prefix!r} is more than {MAX_DEPTH} folders deep: it was left out")
-            return
-        for name in names:
-            if name.startswith(durable.TEMPORARY):
-                continue
-            try:
-                seen = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                if stat.S_ISREG(seen.st_mode):
-                    yield _Entry(prefix + name, folder, name, seen)
-                elif stat.S_ISDIR(seen.st_mode):
-                    below = os.open(
-                        name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder
-                    )
-                    yield from _walk_folder(below, f"{prefix}{name}/", notes, unread)
-                else:
-                    notes.append(f"{prefix}{name!r} is a link or a special file: it was left out")
-            except FileNotFoundError:
-                continue  # deleted meanwhile
-            except OSError as error:
-                unread(f"{prefix}{name}", error)
-    finally:
-        os.close(folder)
 
 
 def _age(seen: os.stat_result) -> float:

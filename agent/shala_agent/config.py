@@ -4,7 +4,6 @@ the way out.
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from pathlib import Path
@@ -165,6 +164,8 @@ def _refuse_unknown(table: dict[str, Any], struct: type[msgspec.Struct], file: s
     fields = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
     for name, value in table.items():
         if name not in fields:
+            import difflib
+
             near = difflib.get_close_matches(name, fields, 1)
             way_out = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(fields)}"
             raise UsageError(

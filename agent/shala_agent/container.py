@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
-import select
-import struct
-import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +19,8 @@ from shala_agent.failure import AgentError
 from shala_agent.lock import held
 
 if TYPE_CHECKING:
+    import tarfile
+
     import docker
 
 KILL_AFTER = 10  # seconds between TERM and KILL of what overruns
@@ -182,7 +180,7 @@ class Container:
             "sh",
             "-c",
             _WRAPPER,
-            PID_FILES + secrets.token_hex(6),
+            PID_FILES + os.urandom(6).hex(),
             str(KILL_AFTER),
             str(seconds),
             *command,
@@ -235,6 +233,8 @@ class Container:
         Only plain files and folders are written. Raises FileNotFoundError when there is no such path,
         FetchRefused for names that climb or too many bytes, ContainerUnavailable.
         """
+        import tarfile
+
         import docker.errors
         import requests.exceptions
 
@@ -254,6 +254,8 @@ class Container:
 
     def put(self, folder: str, name: str, content: bytes) -> None:
         """Write a small file into an existing folder of the container. Raises ContainerUnavailable."""
+        import tarfile
+
         import docker.errors
         import requests.exceptions
 
@@ -359,6 +361,9 @@ class _Stream(io.RawIOBase):
 
 def _frames(stream: Any, deadline: float) -> Iterator[tuple[int, bytes]]:
     """Yield (1 stdout | 2 stderr, bytes) of a hijacked connection. Raises TimeoutError at the deadline."""
+    import select
+    import struct
+
     buffer = _early_bytes(stream)
     poller = select.poll()
     poller.register(stream.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)

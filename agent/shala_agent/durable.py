@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import shutil
 from pathlib import Path
 
 TEMPORARY = ".shala-"  # begins the name of every temporary file; such names never enter a collection
@@ -42,6 +40,8 @@ def sync(path: Path) -> None:
 
 def sync_filesystem(path: Path) -> None:
     """Have everything on the file system of `path` written: cheaper than one fsync for each of many files."""
+    import ctypes
+
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
@@ -63,6 +63,8 @@ def rename(source: Path, target: Path) -> None:
 def remove(path: Path) -> None:
     """Remove a file or a whole folder; that it is not there is fine. A link is removed, never followed."""
     if path.is_dir() and not path.is_symlink():
+        import shutil
+
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

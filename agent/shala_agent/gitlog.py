@@ -5,12 +5,15 @@ repository.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shala_agent import durable
-from shala_agent.container import Container
 from shala_agent.ledger import now
 from shala_agent.outcome import Result, failed, judged
 from shala_agent.reach import CODE, GNOWSYS
+
+if TYPE_CHECKING:
+    from shala_agent.container import Container
 
 REPOSITORIES = (CODE, f"{CODE}/gstudio", f"{GNOWSYS}/qbank-lite")
 COMMANDS = (("status",), ("diff",), ("log", "-5"), ("branch",))

@@ -51,6 +51,17 @@ def sort_key(path: str) -> str:
     return path.replace("/", "\x01")
 
 
+def path_of(key: str) -> str:
+    """Return the path that has this sort key."""
+    return key.replace("\x01", "/")
+
+
+def key_range(path: str) -> tuple[str, str]:
+    """Return the sort key of a path, and the first one after it and all below it."""
+    key = sort_key(path)
+    return key, key + "\x02"
+
+
 def write_line(change: Change) -> bytes:
     """Return the line of a file, or of one that is gone."""
     if isinstance(change, Gone):

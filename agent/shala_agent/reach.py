@@ -7,11 +7,14 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from shala_agent import durable
 from shala_agent.config import PathsConfig
-from shala_agent.container import Container
 from shala_agent.failure import AgentError
+
+if TYPE_CHECKING:
+    from shala_agent.container import Container
 
 # Paths in the container (facts/gstudio.md 1.2).
 DATA = "/data"

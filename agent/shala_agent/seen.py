@@ -1,10 +1,11 @@
 """What was seen: which file had which content when it was last read, so that an unchanged file is not read
 again.
 
-Four tables in one SQLite file that may be thrown away at any time: `seen` (source files: size, mtime, inode
--> digest and findings), `sealed` (the files of the newest sealed collection), `staged` (files copied for the
-next one and known to be on the disk), `plan` (what the next collection consists of). Memory stays flat
-however many files there are.
+One SQLite file that may be thrown away at any time. `known` has a row per file, in the order of manifests:
+how its source was when it was read (size, times, inode -> digest and findings) and what the newest sealed
+collection holds of it; either may be missing. `staged` (files copied for the next collection and known to be
+on the disk) and `gone` are what the next collection changes: nothing is written for a file that stays as it
+is. Memory stays flat however many files there are.
 """
 
 from __future__ import annotations
@@ -13,28 +14,46 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import msgspec
+from shala_agent.manifest import Change, File, Gone, key_range, path_of, sort_key
 
-from shala_agent.manifest import Change, File, changes_between
+VERSION = 3  # of the tables; a cache of another version is made anew
+PAGE = 1000  # rows that are read at once; no query stays open while something is written
+BUFFER = 500  # rows that are written at once
 
-VERSION = 2  # of the tables; a cache of another version is made anew
-_FILE = "path TEXT PRIMARY KEY, sha256 TEXT, size INTEGER, mtime_ns INTEGER, mode INTEGER"
 _SCHEMA = f"""
+BEGIN;
 PRAGMA user_version = {VERSION};
-CREATE TABLE IF NOT EXISTS seen (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER,
-  inode INTEGER, check_id TEXT, sha256 TEXT, findings TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS sealed ({_FILE}) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS staged ({_FILE}) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS base (sequence INTEGER, manifest_sha256 TEXT);
-CREATE TEMP TABLE plan ({_FILE}, origin TEXT) WITHOUT ROWID;
+CREATE TABLE known (key TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER,
+  check_id TEXT, sha256 TEXT, findings TEXT,
+  sealed_sha256 TEXT, sealed_size INTEGER, sealed_mtime_ns INTEGER, sealed_mode INTEGER) WITHOUT ROWID;
+CREATE TABLE staged (key TEXT PRIMARY KEY, sha256 TEXT, size INTEGER, mtime_ns INTEGER, mode INTEGER,
+  taken INTEGER) WITHOUT ROWID;
+CREATE TABLE base (sequence INTEGER, manifest_sha256 TEXT);
+COMMIT;
 """
-# The order of manifests, see shala_agent.manifest.sort_key.
-_IN_ORDER = "ORDER BY replace(path, '/', char(1))"
-
-SEALED = "sealed"
-STAGED = "staged"
+# `lost`: sealed, but not in the mirror any more; carrying an item cannot bring it back.
+_GONE = "CREATE TEMP TABLE gone (key TEXT PRIMARY KEY, lost INTEGER) WITHOUT ROWID"
+_SEAL = (
+    "INSERT INTO known (key, sealed_sha256, sealed_size, sealed_mtime_ns, sealed_mode) {rows}"
+    " ON CONFLICT (key) DO UPDATE SET sealed_sha256 = excluded.sealed_sha256,"
+    " sealed_size = excluded.sealed_size, sealed_mtime_ns = excluded.sealed_mtime_ns,"
+    " sealed_mode = excluded.sealed_mode"
+)
+_REMEMBER = (
+    "INSERT INTO known (key, size, mtime_ns, ctime_ns, inode, check_id, sha256, findings)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET size = excluded.size,"
+    " mtime_ns = excluded.mtime_ns, ctime_ns = excluded.ctime_ns, inode = excluded.inode,"
+    " check_id = excluded.check_id, sha256 = excluded.sha256, findings = excluded.findings"
+)
+_PLANNED = (
+    "SELECT key, sealed_sha256, sealed_size, sealed_mtime_ns, sealed_mode FROM known"
+    " WHERE sealed_sha256 IS NOT NULL"
+    " AND NOT EXISTS (SELECT 1 FROM gone WHERE gone.key = known.key)"
+    " AND NOT EXISTS (SELECT 1 FROM staged WHERE staged.key = known.key AND taken)"
+    " UNION ALL SELECT key, sha256, size, mtime_ns, mode FROM staged WHERE taken ORDER BY key"
+)
 
 
 class Signs(NamedTuple):
@@ -54,6 +73,42 @@ class Sight:
     findings: tuple[str, ...]
 
 
+class Known(NamedTuple):
+    """What is known of a file: how it was when it was read, and what the newest sealed collection holds."""
+
+    key: str
+    size: int | None
+    mtime_ns: int | None
+    ctime_ns: int | None
+    inode: int | None
+    check_id: str | None
+    sha256: str | None
+    findings: str | None  # one per line
+    sealed_sha256: str | None
+    sealed_size: int
+    sealed_mtime_ns: int
+    sealed_mode: int
+
+    @property
+    def sealed(self) -> File | None:
+        """The file of the newest sealed collection."""
+        if self.sealed_sha256 is None:
+            return None
+        return File(
+            path_of(self.key), self.sealed_sha256, self.sealed_size, self.sealed_mtime_ns, self.sealed_mode
+        )
+
+    def sight(self, signs: Signs, check_id: str) -> Sight | None:
+        """Return what the file held, if it is still the one that was read and checked in this way."""
+        if self.sha256 is None or (*self[1:5], self.check_id) != (*signs, check_id):
+            return None
+        return Sight(self.sha256, _lines(self.findings))
+
+    def found(self, sha256: str, check_id: str) -> tuple[str, ...] | None:
+        """Return what the check found in this content, if it was checked before."""
+        return _lines(self.findings) if (self.sha256, self.check_id) == (sha256, check_id) else None
+
+
 class Seen:
     """The cache in the file `path`.
 
@@ -67,6 +122,10 @@ class Seen:
             for suffix in ("", "-wal", "-shm"):
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
             self._db = _opened(path)
+        self._any_staged = self._is_there("SELECT 1 FROM staged")
+        self._sights: list[tuple[object, ...]] = []
+        self._stages: list[tuple[object, ...]] = []
+        self._goners: list[tuple[str, bool]] = []
 
     def close(self) -> None:
         """Close the file; what was not committed is lost."""
@@ -74,135 +133,200 @@ class Seen:
 
     def commit(self) -> None:
         """Keep what was noted. Call it only when the staged files are on the disk."""
+        self._flush()
         self._db.commit()
 
-    def sight(self, path: str, signs: Signs, check_id: str) -> Sight | None:
-        """Return what the file held, if it is still the one that was read and checked in this way."""
-        row = self._db.execute(
-            "SELECT sha256, findings FROM seen"
-            " WHERE path = ? AND size = ? AND mtime_ns = ? AND ctime_ns = ? AND inode = ? AND check_id = ?",
-            (path, *signs, check_id),
-        ).fetchone()
-        return Sight(row[0], tuple(row[1].split("\n")) if row[1] else ()) if row else None
+    # -- what is known ---------------------------------------------------------------------------------------
 
-    def findings(self, path: str, sha256: str, check_id: str) -> tuple[str, ...] | None:
-        """Return what the check found in this content at this path, if it was checked before."""
-        row = self._db.execute(
-            "SELECT findings FROM seen WHERE path = ? AND sha256 = ? AND check_id = ?",
-            (path, sha256, check_id),
-        ).fetchone()
-        return (tuple(row[0].split("\n")) if row[0] else ()) if row else None
+    def known(self, item: str) -> Iterator[Known]:
+        """Yield what is known below the path `item` and of itself, in the order of manifests."""
+        start, end = key_range(item)
+        while rows := self._db.execute(
+            "SELECT * FROM known WHERE key >= ? AND key < ? ORDER BY key LIMIT ?", (start, end, PAGE)
+        ).fetchall():
+            yield from map(Known._make, rows)
+            if len(rows) < PAGE:
+                return
+            start = rows[-1][0] + "\x01"  # no key lies between
 
     def remember(self, path: str, signs: Signs, check_id: str, sight: Sight) -> None:
         """Note what a file held."""
-        self._db.execute(
-            "INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (path, *signs, check_id, sight.sha256, "\n".join(sight.findings)),
-        )
+        self._sights.append((sort_key(path), *signs, check_id, sight.sha256, "\n".join(sight.findings)))
+        self._flush_full(self._sights)
+
+    def forget(self, key: str) -> None:
+        """Note that there is no such source file any more."""
+        self._db.execute("DELETE FROM known WHERE key = ? AND sealed_sha256 IS NULL", (key,))
+
+    # -- the newest sealed collection ------------------------------------------------------------------------
 
     def base(self) -> tuple[int, str] | None:
-        """Return (sequence, manifest digest) of the collection that `sealed` describes."""
+        """Return (sequence, manifest digest) of the collection that is sealed in here."""
         row = self._db.execute("SELECT sequence, manifest_sha256 FROM base").fetchone()
         return (int(row[0]), str(row[1])) if row else None
 
     def set_base(self, sequence: int, manifest_sha256: str, files: Iterable[File]) -> None:
-        """Make `sealed` describe a collection, given its files."""
-        self._db.commit()
+        """Make another collection the sealed one, given its files."""
+        self.commit()
         with self._db:
-            for statement in ("DELETE FROM sealed", "DELETE FROM staged", "DELETE FROM base"):
-                self._db.execute(statement)
-            self._db.executemany(
-                "INSERT INTO sealed VALUES (?, ?, ?, ?, ?)", map(msgspec.structs.astuple, files)
-            )
-            self._db.execute("INSERT INTO base VALUES (?, ?)", (sequence, manifest_sha256))
+            self._db.execute("DELETE FROM known WHERE sha256 IS NULL")
+            self._db.execute("UPDATE known SET sealed_sha256 = NULL WHERE sealed_sha256 IS NOT NULL")
+            self._db.executemany(_SEAL.format(rows="VALUES (?, ?, ?, ?, ?)"), map(_row, files))
+            self._set_base(sequence, manifest_sha256)
 
     def set_base_to_plan(self, sequence: int, manifest_sha256: str) -> None:
-        """Make `sealed` describe the collection that was just made of the plan."""
-        self._db.commit()
+        """Make the collection that was just planned the sealed one."""
+        self.commit()
+        staged = "SELECT key, sha256, size, mtime_ns, mode FROM staged WHERE taken"
         with self._db:
-            for statement in ("DELETE FROM sealed", "DELETE FROM staged", "DELETE FROM base"):
-                self._db.execute(statement)
-            self._db.execute("INSERT INTO sealed SELECT path, sha256, size, mtime_ns, mode FROM plan")
-            self._db.execute("INSERT INTO base VALUES (?, ?)", (sequence, manifest_sha256))
+            self._db.execute(_SEAL.format(rows=staged))
+            self._db.execute(
+                "DELETE FROM known WHERE key IN (SELECT key FROM gone WHERE NOT EXISTS"
+                " (SELECT 1 FROM staged WHERE staged.key = gone.key AND taken))"
+            )
+            self._set_base(sequence, manifest_sha256)
 
     def clear_base(self) -> None:
         """Forget the sealed collection and all that was staged on top of it."""
         self.set_base(0, "", ())
 
-    def sealed(self, path: str) -> File | None:
-        """Return a file of the newest sealed collection."""
-        return self._file("SELECT * FROM sealed WHERE path = ?", path)
-
-    def unseal(self, path: str) -> None:
-        """Forget that the newest sealed collection has a file."""
-        self._db.execute("DELETE FROM sealed WHERE path = ?", (path,))
+    # -- the next collection ---------------------------------------------------------------------------------
 
     def staged(self, path: str) -> File | None:
         """Return a file that an earlier, cut attempt has staged."""
-        return self._file("SELECT * FROM staged WHERE path = ?", path)
+        if not self._any_staged:
+            return None
+        self._flush()
+        row = self._db.execute("SELECT * FROM staged WHERE key = ?", (sort_key(path),)).fetchone()
+        return _file(row) if row else None
 
     def stage(self, file: File) -> None:
-        """Note that a file is staged."""
-        self._db.execute(
-            "INSERT OR REPLACE INTO staged VALUES (?, ?, ?, ?, ?)", msgspec.structs.astuple(file)
-        )
+        """Have the next collection take a file that is staged, whatever is sealed at its path."""
+        self._stages.append((*_row(file), True))
+        self._flush_full(self._stages)
 
     def unstage(self, path: str) -> None:
         """Note that a file is staged no more."""
-        self._db.execute("DELETE FROM staged WHERE path = ?", (path,))
+        self._flush()
+        self._db.execute("DELETE FROM staged WHERE key = ?", (sort_key(path),))
 
-    def all_staged(self) -> list[File]:
-        """Return every file that is noted as staged."""
-        return [File(*row) for row in self._db.execute("SELECT * FROM staged")]
+    def all_staged(self) -> Iterator[File]:
+        """Yield every file that is noted as staged; they may be unstaged on the way."""
+        return self._all_staged("TRUE")
+
+    def untaken(self) -> Iterator[File]:
+        """Yield the staged files that the next collection does not take; they may be unstaged on the way."""
+        return self._all_staged("NOT taken")
+
+    def lose(self, key: str, *, lost: bool = False) -> None:
+        """Leave a sealed file out of the next collection, unless a staged one takes its place; `lost` when
+        the mirror has it no more.
+        """
+        self._goners.append((key, lost))
+        self._flush_full(self._goners)
 
     def clear_plan(self) -> None:
-        """Begin a new plan."""
-        self._db.execute("DELETE FROM plan")
+        """Begin the next collection: as it stands, it is the sealed one."""
+        self._flush()
+        self._db.execute("DELETE FROM gone")
+        self._any_staged = self._is_there("SELECT 1 FROM staged")
+        if self._any_staged:
+            self._db.execute("UPDATE staged SET taken = 0")
 
-    def plan(self, file: File, origin: str) -> None:
-        """Make a file part of the next collection; its bytes are `sealed` or `staged`, says `origin`."""
-        self._db.execute(
-            "INSERT OR REPLACE INTO plan VALUES (?, ?, ?, ?, ?, ?)", (*msgspec.structs.astuple(file), origin)
-        )
-
-    def plan_sealed(self, item: str) -> int:
-        """Plan an item as it is in the newest sealed collection, instead of what was planned; return its
-        files.
-        """
-        bounds = (item, item + "/", item + "0")  # '0' follows '/'
-        self._db.execute("DELETE FROM plan WHERE path = ? OR (path > ? AND path < ?)", bounds)
-        return self._db.execute(
-            "INSERT INTO plan SELECT *, 'sealed' FROM sealed WHERE path = ? OR (path > ? AND path < ?)",
-            bounds,
-        ).rowcount
-
-    def size_of(self, item: str) -> tuple[int, int]:
-        """Return (files, bytes) that are planned for an item."""
+    def plan_sealed(self, item: str) -> tuple[int, int]:
+        """Plan all below the path `item` as it is sealed, and return (files, bytes)."""
+        self._flush()
+        bounds = key_range(item)
+        self._db.execute("UPDATE staged SET taken = 0 WHERE key >= ? AND key < ? AND taken", bounds)
+        self._db.execute("DELETE FROM gone WHERE key >= ? AND key < ? AND NOT lost", bounds)
         row = self._db.execute(
-            "SELECT count(*), coalesce(sum(size), 0) FROM plan WHERE path = ? OR (path > ? AND path < ?)",
-            (item, item + "/", item + "0"),
+            "SELECT count(*), coalesce(sum(sealed_size), 0) FROM known WHERE key >= ? AND key < ?"
+            " AND sealed_sha256 IS NOT NULL AND NOT EXISTS (SELECT 1 FROM gone WHERE gone.key = known.key)",
+            bounds,
         ).fetchone()
         return int(row[0]), int(row[1])
 
-    def planned(self) -> Iterator[File]:
-        """Yield the plan in the order of manifests."""
-        query = f"SELECT path, sha256, size, mtime_ns, mode FROM plan {_IN_ORDER}"  # noqa: S608 - constants
-        for row in self._db.execute(query):
-            yield File(*row)
+    def plan_only(self, items: Iterable[str]) -> None:
+        """Leave out of the next collection what is sealed and belongs to none of the items."""
+        self._flush()
+        start = ""
+        query = (
+            "INSERT OR IGNORE INTO gone SELECT key, 0 FROM known"
+            " WHERE key >= ? AND key < ? AND sealed_sha256 IS NOT NULL"
+        )
+        for first, after in sorted(map(key_range, items)):
+            self._db.execute(query, (start, first))
+            start = after
+        self._db.execute(query, (start, "\U0010ffff"))
+
+    def is_changed(self) -> bool:
+        """Return whether the next collection differs from the sealed one."""
+        self._flush()
+        return self._is_there("SELECT 1 FROM staged WHERE taken") or self._is_there("SELECT 1 FROM gone")
+
+    def planned(self) -> Iterator[tuple[str, str, int, int, int]]:
+        """Yield (path, sha256, size, mtime_ns, mode) of each file of the next collection, in the order of
+        manifests.
+        """
+        self._flush()
+        for key, sha256, size, mtime_ns, mode in self._db.execute(_PLANNED):
+            yield path_of(key), sha256, size, mtime_ns, mode
 
     def planned_changes(self) -> Iterator[Change]:
-        """Yield how the plan differs from the newest sealed collection, in the order of manifests."""
-        sealed = self._db.execute(f"SELECT * FROM sealed {_IN_ORDER}")  # noqa: S608 - constants
-        return changes_between((File(*row) for row in sealed), self.planned())
+        """Yield how the next collection differs from the sealed one, in the order of manifests."""
+        self._flush()
+        query = (
+            "SELECT key, sha256, size, mtime_ns, mode FROM staged WHERE taken"
+            " UNION ALL SELECT key, NULL, 0, 0, 0 FROM gone"
+            " WHERE NOT EXISTS (SELECT 1 FROM staged WHERE staged.key = gone.key AND taken) ORDER BY key"
+        )
+        for row in self._db.execute(query):
+            yield Gone(path_of(row[0])) if row[1] is None else _file(row)
 
-    def is_planned_staged(self, path: str) -> bool:
-        """Return whether the plan takes this path from what is staged."""
-        query = "SELECT 1 FROM plan WHERE path = ? AND origin = 'staged'"
-        return self._db.execute(query, (path,)).fetchone() is not None
+    # -- the database ----------------------------------------------------------------------------------------
 
-    def _file(self, query: str, path: str) -> File | None:
-        row = self._db.execute(query, (path,)).fetchone()
-        return File(*row) if row else None
+    def _set_base(self, sequence: int, manifest_sha256: str) -> None:
+        for table in ("staged", "gone", "base"):
+            self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - constants
+        self._db.execute("INSERT INTO base VALUES (?, ?)", (sequence, manifest_sha256))
+        self._any_staged = False
+
+    def _all_staged(self, which: str) -> Iterator[File]:
+        self._flush()
+        last = ""
+        query = f"SELECT * FROM staged WHERE {which} AND key > ? ORDER BY key LIMIT ?"  # noqa: S608 - constants
+        while rows := self._db.execute(query, (last, PAGE)).fetchall():
+            yield from map(_file, rows)
+            last = rows[-1][0]
+
+    def _flush_full(self, buffer: list[Any]) -> None:
+        if len(buffer) >= BUFFER:
+            self._flush()
+
+    def _flush(self) -> None:
+        for query, buffer in (
+            (_REMEMBER, self._sights),
+            ("INSERT OR REPLACE INTO staged VALUES (?, ?, ?, ?, ?, ?)", self._stages),
+            ("INSERT OR REPLACE INTO gone VALUES (?, ?)", self._goners),
+        ):
+            if buffer:
+                self._db.executemany(query, buffer)
+                buffer.clear()
+
+    def _is_there(self, query: str) -> bool:
+        return self._db.execute(f"{query} LIMIT 1").fetchone() is not None
+
+
+def _row(file: File) -> tuple[str, str, int, int, int]:
+    return sort_key(file.path), file.sha256, file.size, file.mtime_ns, file.mode
+
+
+def _file(row: tuple[Any, ...]) -> File:
+    return File(path_of(row[0]), *row[1:5])
+
+
+def _lines(findings: str | None) -> tuple[str, ...]:
+    return tuple(findings.split("\n")) if findings else ()
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -214,9 +338,12 @@ def _opened(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA temp_store = FILE")
         db.execute("PRAGMA cache_size = -4096")
-        if db.execute("PRAGMA user_version").fetchone()[0] not in (0, VERSION):
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, VERSION):
             raise sqlite3.DatabaseError("of another version")
-        db.executescript(_SCHEMA)
+        if not version:
+            db.executescript(_SCHEMA)
+        db.execute(_GONE)
     except BaseException:
         db.close()
         raise

@@ -12,15 +12,15 @@ old collection; after it, the next run goes on with putting the new one in its p
 
 from __future__ import annotations
 
-import grp
 import hashlib
 import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import msgspec
 
@@ -46,14 +46,18 @@ FOLDER_MODE = 0o750
 FILE_MODE = 0o640
 
 
+Row = TypeVar("Row")
+
+
 class MirrorDamaged(AgentError):
     """The mirror lacks files of the collection it should hold; it was given up."""
 
 
 class Totals(msgspec.Struct, frozen=True):
-    """What the next collection comes to: digest of its MANIFEST, bytes and files of its payload."""
+    """What the next collection comes to: digests of MANIFEST and FILES, bytes and files of its payload."""
 
     manifest_sha256: str
+    files_sha256: str
     size: int
     count: int
 
@@ -67,8 +71,12 @@ class Spool:
         self.changes = root / "changes"
         self.assembling = root / ".assembling"
         self._staged = self.assembling / "bag"
+        # As text: a Path per file would cost more than what is done with the file.
+        self._bag_prefix = f"{self.bag}/"
+        self._staged_prefix = f"{self._staged}/"
+        self._made = ""  # the folder that was made last
         try:
-            self._gid = grp.getgrnam(group).gr_gid if group else None
+            self._gid = _gid(group) if group else None
         except KeyError:
             raise AgentError(
                 f"there is no group '{group}' (playbooks/provision.yml makes it; paths.spool_group)"
@@ -88,7 +96,7 @@ class Spool:
         """Yield the files of the mirror; what is missing on the disk is left out. Raises ManifestError."""
         with (self.bag / FILES).open("rb") as lines:
             for file in read_files(lines):
-                if _holds(self.bag, file):
+                if self.holds(file.path, file.size, file.mtime_ns):
                     yield file
 
     def sequences(self) -> list[int]:
@@ -122,43 +130,66 @@ class Spool:
                 seen.clear_base()
         self._clean_staging(seen)
 
-    def new_file(self, path: str) -> tuple[int, Path]:
+    def new_file(self, path: str) -> tuple[int, str]:
         """Return an open descriptor and the place for a file of the next collection."""
         target = self._place(path)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(target, flags, 0o600)
+        try:
+            descriptor = os.open(target, flags, 0o600)
+        except FileExistsError:
+            os.unlink(target)  # noqa: PTH108
+            descriptor = os.open(target, flags, 0o600)
         os.fchmod(descriptor, FILE_MODE)
         if self._gid is not None:
             os.fchown(descriptor, -1, self._gid)
         return descriptor, target
 
-    def link_file(self, path: str, source: int) -> Path | None:
+    def link_file(self, path: str, source: int) -> str | None:
         """Make a file of the next collection a hard link to an open one, and return its place.
 
         Returns None where that cannot be: another file system or mount, or as many links as there may be.
         """
         target = self._place(path)
-        try:
-            # With a src_dir_fd, which an absolute path does not need, Python calls linkat, which can follow.
-            os.link(f"/proc/self/fd/{source}", target, src_dir_fd=source, follow_symlinks=True)
-        except OSError:
-            return None
-        return target
+        for _ in range(2):
+            try:
+                # With a src_dir_fd, which an absolute path does not need, Python calls linkat, which can
+                # follow.
+                os.link(f"/proc/self/fd/{source}", target, src_dir_fd=source, follow_symlinks=True)
+            except FileExistsError:
+                os.unlink(target)  # noqa: PTH108
+            except OSError:
+                return None
+            else:
+                return target
+        return None
+
+    def drop(self, path: str) -> None:
+        """Take back a file of the next collection, and the folders that it leaves empty."""
+        target = f"{self._staged_prefix}{path}"
+        with suppress(FileNotFoundError):
+            os.unlink(target)  # noqa: PTH108
+        self._made = ""
+        with suppress(OSError):
+            while (target := os.path.dirname(target)) != self._staged_prefix[:-1]:  # noqa: PTH120
+                os.rmdir(target)  # noqa: PTH106  only when it is empty
 
     def write_manifest(self, seen: Seen) -> Totals:
         """Write both manifests of the plan, and return what it comes to."""
-        self._make_folder(self._staged)
-        digest = hashlib.sha256()
+        self._make_folder(str(self._staged))
+        digest, files_digest = hashlib.sha256(), hashlib.sha256()
         size = count = 0
         with self._open(MANIFEST) as manifest, self._open(FILES) as files:
-            for file in seen.planned():
-                line = f"{file.sha256}  {file.path}\n".encode()
-                digest.update(line)
-                manifest.write(line)
-                files.write(write_line(file))
-                size += file.size
-                count += 1
-        return Totals(digest.hexdigest(), size, count)
+            for page in _pages(seen.planned()):
+                lines = "".join([f"{row[1]}  {row[0]}\n" for row in page]).encode()
+                digest.update(lines)
+                manifest.write(lines)
+                # As shala_agent.manifest.write_line has it.
+                lines = "".join([f"{s} {b} {t} {mode:04o} {p}\n" for p, s, b, t, mode in page]).encode()
+                files_digest.update(lines)
+                files.write(lines)
+                size += sum([row[2] for row in page])
+                count += len(page)
+        return Totals(digest.hexdigest(), files_digest.hexdigest(), size, count)
 
     def seal(self, seen: Seen, collection: Collection, totals: Totals) -> Head:
         """Complete the next collection, make it durable, and put it into the mirror."""
@@ -170,7 +201,7 @@ class Spool:
         for name, content in tags.items():
             self._write(name, content)
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in tags.items()}
-        digests |= {name: _digest(self._staged / name) for name in (MANIFEST, FILES)}
+        digests |= {MANIFEST: totals.manifest_sha256, FILES: totals.files_sha256}
         tag_list = tag_manifest(digests)
         self._write(TAG_MANIFEST, tag_list)
         self._write_changes(seen.planned_changes())
@@ -180,7 +211,7 @@ class Spool:
             sequence=collection.sequence,
             year=collection.year,
             manifest_sha256=totals.manifest_sha256,
-            files_sha256=digests[FILES],
+            files_sha256=totals.files_sha256,
             tag_manifest_sha256=hashlib.sha256(tag_list).hexdigest(),
         )
         self._write_head("NEXT", head)
@@ -192,16 +223,21 @@ class Spool:
         """Remove what was assembled, unless it is just being put into the mirror."""
         if not (self.root / "NEXT").exists():
             durable.remove(self.assembling)
+            self._made = ""
 
-    def holds(self, file: File) -> bool:
+    def holds(self, path: str, size: int, mtime_ns: int) -> bool:
         """Return whether the mirror has a file as it was put there, by size and time."""
-        return _holds(self.bag, file)
+        try:
+            seen = os.lstat(self._bag_prefix + path)
+        except OSError:
+            return False
+        return seen.st_mtime_ns == mtime_ns and seen.st_size == size and stat.S_ISREG(seen.st_mode)
 
     def damaged(self) -> Iterator[str]:
         """Yield the files of the mirror that are not as they were put there, by size and time."""
         with (self.bag / FILES).open("rb") as lines:
             for file in read_files(lines):
-                if not _holds(self.bag, file):
+                if not self.holds(file.path, file.size, file.mtime_ns):
                     yield file.path
 
     def prune(self, keep: int) -> None:
@@ -215,15 +251,9 @@ class Spool:
 
     def remove_unplanned(self, seen: Seen) -> None:
         """Remove staged files that the plan does not take."""
-        for folder, _, names in os.walk(self._staged / "data", topdown=False):
-            for name in names:
-                path = Path(folder, name)
-                relative = path.relative_to(self._staged).as_posix()
-                if not seen.is_planned_staged(relative):
-                    path.unlink()
-                    seen.unstage(relative)
-            with suppress(OSError):
-                Path(folder).rmdir()  # only when it is empty
+        for file in seen.untaken():
+            self.drop(file.path)
+            seen.unstage(file.path)
 
     # -- putting it in its place -----------------------------------------------------------------------------
 
@@ -256,24 +286,37 @@ class Spool:
     def _apply(self, changes: Path) -> None:
         # First what is gone: a file may give its name to a folder, or a folder to a file.
         for path in _gone(changes):
-            target = self.bag / path
+            target = self._bag_prefix + path
             with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
-                target.unlink()
-            self._remove_empty(target.parent)
+                os.unlink(target)  # noqa: PTH108
+            self._remove_empty(Path(target).parent)
+        staged = self._staged_prefix + "data"
+        if os.path.isdir(staged):  # noqa: PTH112
+            self._move(staged, self._bag_prefix + "data")
         with changes.open("rb") as lines:
             for change in read_changes(lines):
-                if isinstance(change, File):
-                    target = self.bag / change.path
-                    self._make_folder(target.parent)
-                    try:
-                        (self._staged / change.path).rename(target)
-                    except FileNotFoundError:
-                        # In its place since the run that was cut, or lost.
-                        if _size_of(target) != change.size:
-                            raise MirrorDamaged(
-                                f"{change.path} was lost before it was in its place:"
-                                " the next run gathers everything anew"
-                            ) from None
+                # In its place, now or since the run that was cut, or lost.
+                if isinstance(change, File) and _size_of(self._bag_prefix + change.path) != change.size:
+                    raise MirrorDamaged(
+                        f"{change.path} was lost before it was in its place:"
+                        " the next run gathers everything anew"
+                    )
+
+    def _move(self, source: str, target: str) -> None:
+        """Move a staged folder into the mirror: whole where the mirror has none of that name."""
+        stack = [(source, target)]
+        while stack:
+            source, target = stack.pop()
+            if not os.path.lexists(target):
+                self._make_folder(os.path.dirname(target))  # noqa: PTH120
+                os.rename(source, target)  # noqa: PTH104
+                continue
+            with os.scandir(source) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        stack.append((entry.path, f"{target}/{entry.name}"))
+                    else:
+                        os.rename(entry.path, f"{target}/{entry.name}")  # noqa: PTH104
 
     def _start_over(self) -> None:
         """Give up a mirror that is neither the old collection nor the new one."""
@@ -321,17 +364,18 @@ class Spool:
     def _clean_staging(self, seen: Seen) -> None:
         """Keep of `.assembling` what is known to be whole and on the disk; remove the rest."""
         for file in seen.all_staged():
-            if _size_of(self._staged / file.path) != file.size:
+            if _size_of(self._staged_prefix + file.path) != file.size:
                 seen.unstage(file.path)
         if not self._staged.is_dir():
             self.discard()
             return
         for folder, _, names in os.walk(self._staged, topdown=False):
             for name in names:
-                path = Path(folder, name)
-                relative = path.relative_to(self._staged).as_posix()
-                if seen.staged(relative) is None:
-                    path.unlink()
+                path = f"{folder}/{name}"
+                if seen.staged(path.removeprefix(self._staged_prefix)) is None:
+                    os.unlink(path)  # noqa: PTH108
+            with suppress(OSError):
+                os.rmdir(folder)  # noqa: PTH106  only when it is empty
 
     # -- files and folders -----------------------------------------------------------------------------------
 
@@ -363,40 +407,47 @@ class Spool:
     def _open(self, name: str) -> IO[bytes]:
         return os.fdopen(self.new_file(name)[0], "wb")
 
-    def _place(self, path: str) -> Path:
-        target = self._staged / path
-        self._make_folder(target.parent)
-        target.unlink(missing_ok=True)
+    def _place(self, path: str) -> str:
+        target = f"{self._staged_prefix}{path}"
+        self._make_folder(os.path.dirname(target))  # noqa: PTH120
         return target
 
-    def _make_folder(self, folder: Path) -> None:
-        if folder.is_dir():
+    def _make_folder(self, folder: str) -> None:
+        if folder == self._made:
             return
-        self._make_folder(folder.parent)
-        folder.mkdir(mode=FOLDER_MODE)
-        folder.chmod(FOLDER_MODE)
-        self._give(folder)
+        if not os.path.isdir(folder):  # noqa: PTH112
+            self._make_folder(os.path.dirname(folder))  # noqa: PTH120
+            os.mkdir(folder, FOLDER_MODE)  # noqa: PTH102
+            os.chmod(folder, FOLDER_MODE)  # noqa: PTH101
+            self._give(folder)
+        self._made = folder
 
-    def _give(self, path: Path) -> None:
+    def _give(self, path: str | Path) -> None:
         if self._gid is not None:
             os.chown(path, -1, self._gid)
 
 
-def _holds(bag: Path, file: File) -> bool:
-    try:
-        seen = (bag / file.path).lstat()
-    except OSError:
-        return False
-    return stat.S_ISREG(seen.st_mode) and (seen.st_size, seen.st_mtime_ns) == (file.size, file.mtime_ns)
-
-
-def _size_of(path: Path) -> int:
+def _size_of(path: str) -> int:
     """Return the size of a plain file, -1 if there is none."""
     try:
-        seen = path.lstat()
+        seen = os.lstat(path)
     except OSError:
         return -1
     return seen.st_size if stat.S_ISREG(seen.st_mode) else -1
+
+
+def _gid(group: str) -> int:
+    """Return the number of a group. Raises KeyError."""
+    import grp
+
+    return grp.getgrnam(group).gr_gid
+
+
+def _pages(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Yield the rows some at a time: a line is written in less time than one call of write takes."""
+    rows = iter(rows)
+    while page := list(islice(rows, 1000)):
+        yield page
 
 
 def _gone(changes: Path) -> Iterator[str]:

@@ -6,7 +6,7 @@ import tarfile
 import bson as reference
 import pytest
 from agent_school import bson, csv
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from shala_agent import checks
 
@@ -62,6 +62,36 @@ def test_whole_csvs_pass_and_cut_ones_do_not(tmp_path_factory, rows, data):
     # A cut exactly behind a row's end cannot be seen in the file itself: the count of rows is another check.
     if not cut.endswith(b"\r\n"):
         assert found(checks.csv_is_whole, tmp_path_factory, cut, COLUMNS)
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.sampled_from(
+            [b"a", b",", b"a,b", b'"', b"\r\n", b"\r", b"\n", b"\0", b"\xff", b"\xc3\xa4", b"\xef\xbb\xbf"]
+        )
+    ),
+    st.booleans(),
+)
+def test_counting_commas_finds_what_the_parser_finds(tmp_path_factory, pieces, further):
+    path = tmp_path_factory.getbasetemp() / "plain.csv"
+    path.write_bytes(b"a,b\r\n" + b"".join(pieces) + b"\r\n")
+    quick = list(checks.csv_is_whole(path, ["a", "b"], further=further))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "_is_plainly_whole", lambda *_: False)
+        assert list(checks.csv_is_whole(path, ["a", "b"], further=further)) == quick
+
+
+def test_documents_across_the_blocks_of_a_reading_are_counted(tmp_path, monkeypatch):
+    path = tmp_path / "n.bson"
+    path.write_bytes(bson(50))
+    for size in range(4, 40):
+        monkeypatch.setattr(checks, "BLOCK", size)
+        assert checks.count_bson(path) == 50
+        path.write_bytes(bson(50)[:-1] + b"x")
+        with pytest.raises(checks.BsonBroken, match="without an end"):
+            checks.count_bson(path)
+        path.write_bytes(bson(50))
 
 
 @pytest.mark.parametrize(

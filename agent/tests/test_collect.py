@@ -588,8 +588,8 @@ def test_a_cut_at_any_write_of_the_seal_leaves_the_old_or_finishes_the_new(schoo
         return call
 
     with monkeypatch.context() as patch:
-        for name in ("rename", "unlink", "replace", "rmdir"):
-            patch.setattr(Path, name, cutting(getattr(Path, name)))
+        for name in ("rename", "unlink", "replace", "rmdir"):  # those of pathlib end there as well
+            patch.setattr(os, name, cutting(getattr(os, name)))
         with contextlib.suppress(PowerCut):
             school.collect()
     if not (school.root / "spool/NEXT").exists():
@@ -645,6 +645,101 @@ def test_a_kill_at_any_instant_leaves_whole_collections_and_the_next_run_succeed
     judge(school)
     assert not list((school.root / "spool").glob(".shala-*"))
     assert item(collected, "rcs-repo").files == 301
+
+
+def test_a_run_without_news_writes_nothing(school, monkeypatch):
+    school.collect()
+    school.collect()
+    before = (school.root / "state/seen.sqlite").stat().st_mtime_ns
+    monkeypatch.setattr(spool_module.Spool, "write_manifest", None)
+    monkeypatch.setattr(collect_module, "_copy", None)
+    assert not school.collect().sealed
+    assert (school.root / "state/seen.sqlite").stat().st_mtime_ns == before
+
+
+def test_a_mirror_that_has_lost_a_file_is_mended_although_nothing_is_new(school):
+    school.collect()
+    lost = school.bag() / "data/gstudio/rcs-repo/Nodes/a/b/c/x.json,v"
+    lost.unlink()
+    assert school.collect().sealed
+    assert lost.read_text() == "head 1.1;\n"
+    judge(school)
+    assert not school.collect().sealed
+
+
+def test_what_the_mirror_has_lost_is_not_carried(school):
+    school.collect()
+    (school.bag() / "data/gstudio/db/gstudio-mongodb/Nodes.metadata.json").unlink()
+    with closing(school.ledger()) as ledger:
+        ledger.finish(ledger.start("by hand"), "mongo-dump", failed("MongoDB: it does not answer"))
+    kept = item(school.collect(), "db")
+    assert (kept.outcome, kept.carried_from, kept.files) == ("failed", 1, 1)
+    judge(school)
+
+
+def test_awkward_neighbours_come_and_go_in_order(school):
+    folder = school.data / "rcs-repo"
+    names = ["a/x", "a.b", "a b", "a-b", "a!/x", "\u00e4", "a\u0304/x", "A", "\U0001f600", "\ufb01"]
+    for name in names:
+        school.write(f"data/rcs-repo/{name}", name)
+    school.collect()
+    judge(school)
+    (folder / "a/x").unlink()
+    (folder / "a").rmdir()
+    (folder / "a b").unlink()
+    school.write("data/rcs-repo/a", "now a file\n")
+    school.write("data/rcs-repo/a b/x/y", "now a folder\n")
+    school.write("data/rcs-repo/a b/x.y", "beside it\n")
+    assert school.collect().sealed
+    judge(school)
+    changes = (school.root / "spool/changes/00000002.txt").read_text().splitlines()
+    assert [line.split("rcs-repo/")[1] for line in changes] == ["a", "a/x", "a b", "a b/x/y", "a b/x.y"]
+    assert not school.collect().sealed
+
+
+def test_a_name_with_the_manifests_separator_is_never_taken_for_another_path(school):
+    known = school.write("data/media/a/b", "song")
+    school.collect()
+    known.rename(school.data / "media/a\x01b")
+    media = item(school.collect(), "media")
+    assert any("no manifest can hold" in reason for reason in media.reasons)
+    assert not (school.bag() / "data/gstudio/media/a/b").exists()
+    judge(school)
+
+
+def test_what_a_cut_run_has_staged_is_not_read_again(school, monkeypatch):
+    school.collect()
+    for number in range(5):
+        school.write(f"data/rcs-repo/{number}.json", f"{number}")
+    school.write("data/rcs-repo/passing.json", "{}")
+
+    def cut(*_):
+        raise PowerCut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(spool_module.Spool, "remove_unplanned", cut)
+        with contextlib.suppress(PowerCut):
+            school.collect()
+    (school.data / "rcs-repo/passing.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(collect_module, "_copy", None)
+        assert item(school.collect(), "rcs-repo").files == 6
+    judge(school)
+    assert not (school.bag() / "data/gstudio/rcs-repo/passing.json").exists()
+
+
+def test_more_files_than_one_page_of_the_cache_holds(school, monkeypatch):
+    monkeypatch.setattr("shala_agent.seen.PAGE", 7)
+    monkeypatch.setattr("shala_agent.seen.BUFFER", 3)
+    for number in range(60):
+        school.write(f"data/rcs-repo/{number % 7}/{number}.json", f"{number}")
+    school.collect()
+    for number in range(0, 60, 3):
+        (school.data / f"rcs-repo/{number % 7}/{number}.json").unlink()
+    school.write("data/rcs-repo/3/new.json", "{}")
+    assert item(school.collect(), "rcs-repo").files == 42
+    judge(school)
+    assert not school.collect().sealed
 
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=12).filter(
