@@ -1,8 +1,8 @@
 """Collecting and archiving against the peers, on the stand-in's generated schools: make bench NAME=archive.
 
 Every tool sees the same source, over its own ssh connection through a relay that counts every byte (both
-ways, ssh included). CPU is user + system of both sides: the client, its children, and the sshd it talks to; for
-shala also the sealing at the school. Progress goes to stderr, one JSON line per figure to stdout.
+ways, ssh included). CPU is user + system of both sides: the client, its children, and the sshd it talks to;
+for shala also the sealing at the school. Progress goes to stderr, one JSON line per figure to stdout.
 
     python bench/archive.py --scale 0.1 --parts days,slow
 """
@@ -95,10 +95,15 @@ def measured(commands: Sequence[Sequence[str]], sshd: Sshd, relay: Relay, env: d
     return Cost(used + sshd.cpu_seconds() - cpu, wall, relay.carried() - wire, peak)
 
 
+def environment() -> dict[str, str]:
+    """Return this environment, with modules compiled once as an installation does."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def run(command: Sequence[str], env: dict[str, str], good: Sequence[int] = (0, 3)) -> resource.struct_rusage:
     """Run a command and return what it and its children used; SystemExit with its words if it fails."""
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, env={**os.environ, **env}, stdout=said, stderr=said)
+        process = subprocess.Popen(command, env={**environment(), **env}, stdout=said, stderr=said)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode not in good:
@@ -217,7 +222,9 @@ def days(bench: Bench) -> None:
         pulling = measured([centre.command()], school_sshd, school_relay, centre.env)
         told("agent", what, sealing)
         told("centre", what, pulling)
-        costs = {peer.name: told(peer.name, what, measured(peer.backup(), sshd, relay, peer.env)) for peer in peers}
+        costs = {
+            peer.name: told(peer.name, what, measured(peer.backup(), sshd, relay, peer.env)) for peer in peers
+        }
         if what in ("first", "nochange 2", "nextday 2"):
             _days_figures(what.partition(" ")[0], n, sealing, pulling, costs)
 
@@ -256,19 +263,21 @@ def schools(bench: Bench, day_count: int) -> None:
         if number == 1:
             _second_school(bench, source, centre, school, school_sshd, school_relay, known)
         else:
-            told(source.seed, "first", measured([centre.command(school.name)], school_sshd, school_relay, centre.env))
+            cost = measured([centre.command(school.name)], school_sshd, school_relay, centre.env)
+            told(source.seed, "first", cost)
         if number == 0:
             known = {digest(path) for path in files_below(source.root)}
-        pairs.append((school, restics[number]))
+        pairs.append((school, school_sshd, school_relay, restics[number]))
         for command in restics[number].backup() if restics[number].available() else ():
             run(command, restics[number].env)
     ours, theirs = allocated(centre.archive), allocated(bench.work / "peers/restic")
     say(f"after the first collections: archive {ours:,} B, restic {theirs:,} B")
+    _nothing_new(pairs, centre)
     for day in range(day_count):
         for source in sources:
             source.next_day()
         time.sleep(SETTLE)
-        for school, restic in pairs:
+        for school, _, _, restic in pairs:
             run(school.command, school.env)
             for command in restic.backup() if restic.available() else ():
                 run(command, restic.env)
@@ -284,7 +293,38 @@ def schools(bench: Bench, day_count: int) -> None:
     figure("stored_bytes", "B", day_count * len(sources), grown, restic_grown, "restic, one repository")
 
 
-def _second_school(  # noqa: PLR0917 - once
+def _nothing_new(pairs: Sequence[tuple[ShalaSchool, Sshd, Relay, Peer]], centre: ShalaCentre) -> None:
+    """No school has anything new: one run of the centre for all of them, as its timer makes it."""
+    ours = rival = 0.0
+    for school, _, _, restic in pairs:
+        ours += _cpu(run(school.command, school.env))
+        for command in restic.backup() if restic.available() else ():
+            rival += _cpu(run(command, restic.env))
+    before = sum(sshd.cpu_seconds() for _, sshd, _, _ in pairs)
+    wire = sum(relay.carried() for _, _, relay, _ in pairs)
+    ours += _cpu(run(centre.command(), centre.env))
+    ours += sum(sshd.cpu_seconds() for _, sshd, _, _ in pairs) - before
+    wire = sum(relay.carried() for _, _, relay, _ in pairs) - wire
+    number = len(pairs)
+    say(
+        f"no change at {number} schools: {ours / number:.2f} CPU s each, restic (its school's side) {rival / number:.2f}"
+    )
+    figure(
+        "nochange.fleet.cpu_s",
+        "s",
+        number,
+        ours / number,
+        rival / number or None,
+        "restic sftp, client alone",
+    )
+    figure("nochange.fleet.wire_bytes", "B", number, wire / number)
+
+
+def _cpu(usage: resource.struct_rusage) -> float:
+    return usage.ru_utime + usage.ru_stime
+
+
+def _second_school(
     bench: Bench,
     source: Source,
     centre: ShalaCentre,
@@ -352,7 +392,7 @@ def resume(bench: Bench) -> None:
     cut.add(school, relay.port)
     before = relay.carried()
     process = subprocess.Popen(
-        cut.command(), env={**os.environ, **cut.env}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        cut.command(), env={**environment(), **cut.env}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     while process.poll() is None and relay.carried() - before < clean / 2:
         time.sleep(0.02)
@@ -407,7 +447,9 @@ def digest(path: Path) -> str:
 
 def main() -> None:
     """Run the parts that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="size of a school; 1 is about 360 MB")
     parser.add_argument("--days", type=int, default=10, help="of growth")
     parser.add_argument("--files", type=int, default=1_000_000, help="for the measurement of memory")

@@ -17,7 +17,7 @@ class Peer:
 
     name = ""
 
-    def __init__(  # noqa: PLR0917 - all of them, once
+    def __init__(
         self, store: Path, source: Path, keys: Path, host_key: str, port: int, host: str
     ) -> None:
         self.store, self.source = store, source
@@ -152,5 +152,7 @@ def install() -> None:
         subprocess.run(["dpkg", "-x", str(package), str(INSTALLED)], check=True)
     borg = INSTALLED / "borg"
     libraries = INSTALLED / "usr/lib/python3/dist-packages"
-    borg.write_text(f'#!/bin/sh\nPYTHONPATH={libraries} exec /usr/bin/python3 {INSTALLED}/usr/bin/borg "$@"\n')
-    os.chmod(borg, 0o755)  # noqa: PTH101, S103
+    borg.write_text(
+        f'#!/bin/sh\nPYTHONPATH={libraries} exec /usr/bin/python3 {INSTALLED}/usr/bin/borg "$@"\n'
+    )
+    os.chmod(borg, 0o755)  # noqa: PTH101

@@ -49,6 +49,7 @@ class Collection(msgspec.Struct, kw_only=True):
     started: str
     sealed: str
     agent_version: str = __version__
+    device: str = ""
     previous_manifest_sha256: str | None = None
     container: ContainerImage = msgspec.field(default_factory=ContainerImage)
     items: list[ItemResult] = msgspec.field(default_factory=list)
@@ -94,6 +95,7 @@ def bag_info(collection: Collection, payload_bytes: int, payload_files: int) -> 
         ("Bagging-Date", collection.sealed[:10]),
         ("Bag-Software-Agent", f"shala-agent {collection.agent_version}"),
         ("Payload-Oxum", f"{payload_bytes}.{payload_files}"),
+        ("Shala-Device", collection.device or "none"),
         ("Shala-Sequence", str(collection.sequence)),
         ("Shala-Year", str(collection.year)),
         ("Shala-Previous-Manifest-SHA256", collection.previous_manifest_sha256 or "none"),

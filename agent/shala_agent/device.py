@@ -53,6 +53,11 @@ class Device:
         self._key = SigningKey(seed)
 
     @property
+    def id(self) -> str:
+        """The device id."""
+        return device_id(self.public_key)
+
+    @property
     def public_key(self) -> str:
         """The public key, hexadecimal."""
         return bytes(self._key.verify_key).hex()
@@ -60,7 +65,7 @@ class Device:
     def sign_collection(self, tag_manifest: bytes) -> bytes:
         """Given the tag manifest of a collection, return its signature.json."""
         signature = Signature(
-            device=device_id(self.public_key),
+            device=self.id,
             public_key=self.public_key,
             signature=self._key.sign(_COLLECTION + tag_manifest).signature.hex(),
         )

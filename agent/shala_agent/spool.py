@@ -34,6 +34,7 @@ from shala_agent.collection import (
     tag_manifest,
     write_collection,
 )
+from shala_agent.device import SIGNATURE, Device
 from shala_agent.failure import AgentError
 from shala_agent.manifest import Change, File, Gone, ManifestError, read_changes, read_files, write_line
 from shala_agent.seen import Seen
@@ -41,6 +42,7 @@ from shala_agent.seen import Seen
 MANIFEST = "manifest-sha256.txt"
 FILES = "files.txt"  # the manifest with sizes, times and permissions, in the order of shala_agent.manifest
 TAG_MANIFEST = "tagmanifest-sha256.txt"
+TAG_FILES = ("bagit.txt", "bag-info.txt", "collection.json", MANIFEST, FILES, TAG_MANIFEST)
 CHANGES_BYTES = 64 << 20  # bytes: more than that of old changes is not kept, however few collections they are
 FOLDER_MODE = 0o750
 FILE_MODE = 0o640
@@ -191,8 +193,8 @@ class Spool:
                 count += len(page)
         return Totals(digest.hexdigest(), files_digest.hexdigest(), size, count)
 
-    def seal(self, seen: Seen, collection: Collection, totals: Totals) -> Head:
-        """Complete the next collection, make it durable, and put it into the mirror."""
+    def seal(self, seen: Seen, collection: Collection, totals: Totals, device: Device) -> Head:
+        """Complete the next collection, sign it, make it durable, and put it into the mirror."""
         tags = {
             "bagit.txt": BAGIT,
             "bag-info.txt": bag_info(collection, totals.size, totals.count),
@@ -204,6 +206,7 @@ class Spool:
         digests |= {MANIFEST: totals.manifest_sha256, FILES: totals.files_sha256}
         tag_list = tag_manifest(digests)
         self._write(TAG_MANIFEST, tag_list)
+        self._write(SIGNATURE, device.sign_collection(tag_list))
         self._write_changes(seen.planned_changes())
         durable.sync_filesystem(self.root)
         head = Head(
@@ -270,7 +273,7 @@ class Spool:
             except MirrorDamaged:
                 self._start_over()
                 raise
-            for name in ("bagit.txt", "bag-info.txt", "collection.json", MANIFEST, FILES, TAG_MANIFEST):
+            for name in (*TAG_FILES, SIGNATURE):
                 with suppress(FileNotFoundError):
                     (self._staged / name).rename(self.bag / name)
             durable.sync_filesystem(self.root)

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from shala_agent import collect as collect_module
 from shala_agent import spool as spool_module
 from shala_agent.collection import read_collection, write_collection
+from shala_agent.device import SIGNATURE, Device, SignatureWrong, device_id, signer_of
 from shala_agent.failure import AgentError
 from shala_agent.identity import IdentityRefused
 from shala_agent.manifest import File, bagit_lines, fold, read_changes
@@ -792,3 +793,41 @@ def test_a_result_of_a_step_is_what_the_item_says(school):
     progress = item(school.collect(), "gstudio-exported-users-analytics-csvs")
     assert progress.outcome == "suspect"
     assert "progress: 3 CSVs, the last time it were 28" in progress.reasons
+
+
+def test_a_collection_is_signed_by_the_device_and_its_key_is_for_nobody_else(school):
+    school.collect()
+    signer = signer_of(
+        (school.bag() / SIGNATURE).read_bytes(), (school.bag() / "tagmanifest-sha256.txt").read_bytes()
+    )
+    key = school.root / "state/device.key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert device_id(signer) == Device(key).id == school.spool.collection().device
+    assert f"Shala-Device: {device_id(signer)}\n" in (school.bag() / "bag-info.txt").read_text()
+    assert bagit.Bag(str(school.bag())).is_valid()
+
+
+def test_a_signature_of_anything_else_is_not_believed(school, tmp_path):
+    school.collect()
+    signature = (school.bag() / SIGNATURE).read_bytes()
+    tags = (school.bag() / "tagmanifest-sha256.txt").read_bytes()
+    other = Device(tmp_path / "other.key")
+    said = json.loads(signature)
+    for wrong, beside in (
+        (signature, tags + b"\n"),
+        (other.sign_collection(tags).replace(other.public_key.encode(), said["public_key"].encode()), tags),
+        (json.dumps({**said, "device": "0" * 64}).encode(), tags),
+        (json.dumps({**said, "signature": "0" * 128}).encode(), tags),
+        (json.dumps({**said, "format": 2}).encode(), tags),
+        (b"{", tags),
+        (b"[" * 5000, tags),
+    ):
+        with pytest.raises(SignatureWrong):
+            signer_of(wrong, beside)
+
+
+def test_a_key_that_is_none_is_named(school):
+    (school.root / "state").mkdir(exist_ok=True)
+    (school.root / "state/device.key").write_bytes(b"short")
+    with pytest.raises(AgentError, match=r"device\.key is not a key of 32 bytes"):
+        school.collect()
