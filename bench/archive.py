@@ -307,7 +307,7 @@ def _nothing_new(pairs: Sequence[tuple[ShalaSchool, Sshd, Relay, Peer]], centre:
     wire = sum(relay.carried() for _, _, relay, _ in pairs) - wire
     number = len(pairs)
     say(
-        f"no change at {number} schools: {ours / number:.2f} CPU s each, restic (its school's side) {rival / number:.2f}"
+        f"no change at {number} schools: {ours / number:.2f} CPU s each, restic's client {rival / number:.2f}"
     )
     figure(
         "nochange.fleet.cpu_s",

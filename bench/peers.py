@@ -1,4 +1,4 @@
-"""The peers of the archive: rsync, restic and borg, each as its manual says, installed for the bench alone."""
+"""The peers of the archive: rsync, restic and borg, as their manuals say, installed for the bench alone."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ class Peer:
 
     name = ""
 
-    def __init__(
-        self, store: Path, source: Path, keys: Path, host_key: str, port: int, host: str
-    ) -> None:
+    def __init__(self, store: Path, source: Path, keys: Path, host_key: str, port: int, host: str) -> None:
         self.store, self.source = store, source
         self.env: dict[str, str] = {}
         self._keys, self._host_key, self._host = keys, host_key, host.replace(" ", "-")
@@ -32,8 +30,9 @@ class Peer:
         known = self._ssh.with_suffix(".hosts")
         known.write_text(f"[127.0.0.1]:{port} {self._host_key}\n")
         self._ssh.write_text(
-            f"Host {self._host}\n HostName 127.0.0.1\n Port {port}\n User root\n IdentityFile {self._keys}/key\n"
-            f" IdentitiesOnly yes\n UserKnownHostsFile {known}\n StrictHostKeyChecking yes\n LogLevel ERROR\n"
+            f"Host {self._host}\n HostName 127.0.0.1\n Port {port}\n User root\n"
+            f" IdentityFile {self._keys}/key\n IdentitiesOnly yes\n"
+            f" UserKnownHostsFile {known}\n StrictHostKeyChecking yes\n LogLevel ERROR\n"
         )
 
     def available(self) -> bool:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import json
 import re
 import sys
+import sysconfig
 from pathlib import Path
+
+# As installed from wheels: found on the path, without the hooks of a development environment.
+ROOT = Path(__file__).parent.parent
+PYTHON = [sys.executable, "-S"]
+INSTALLED = {
+    "PYTHONPATH": ":".join([str(ROOT / "agent"), str(ROOT / "central"), sysconfig.get_path("purelib")])
+}
 
 
 class ShalaSchool:
@@ -27,11 +35,12 @@ class ShalaSchool:
         config.write_text(
             'format = 1\n[container]\nname = "shala-bench-none"\n[paths]\n'
             f'state = "{folder}/state"\nspool = "{self.spool}"\nspool_group = ""\n'
-            f'data = "{source}/data"\ncode = "{source}/code"\nassessments = "{source}/data/assessment-media"\n'
+            f'data = "{source}/data"\ncode = "{source}/code"\n'
+            f'assessments = "{source}/data/assessment-media"\n'
             f'[identity]\nserver_name = "{self.name}"\n'
         )
-        self.env: dict[str, str] = {}
-        self.command = [sys.executable, str(Path(__file__).with_name("seal.py")), str(config)]
+        self.env = dict(INSTALLED)
+        self.command = [*PYTHON, str(Path(__file__).with_name("seal.py")), str(config)]
 
 
 class ShalaCentre:
@@ -47,7 +56,7 @@ class ShalaCentre:
             f'[pull]\nuser = "root"\nidentity_file = "{key}"\nknown_hosts = "{folder}/known_hosts"\n'
             "stall_seconds = 600\n"
         )
-        self.env = {"SHALA_CENTRAL_CONFIG": str(folder / "central.toml")}
+        self.env = {**INSTALLED, "SHALA_CENTRAL_CONFIG": str(folder / "central.toml")}
 
     def add(self, school: ShalaSchool, port: int) -> None:
         """Let the centre know under which port a school is reached."""
@@ -65,8 +74,8 @@ class ShalaCentre:
 
     def command(self, *names: str) -> list[str]:
         """Return the command that pulls from schools, all of them by default."""
-        return [sys.executable, "-m", "shala_central", "pull", "--json", *names]
+        return [*PYTHON, "-m", "shala_central", "pull", "--json", *names]
 
     def compact(self) -> list[list[str]]:
         """Return the commands of the weekly timer."""
-        return [[sys.executable, "-m", "shala_central", "archive", "prune", "--json"]]
+        return [[*PYTHON, "-m", "shala_central", "archive", "prune", "--json"]]

@@ -264,7 +264,8 @@ def manifest(server: str) -> set[bytes]:
     """Return the lines of the manifest of the collection that the archive shows."""
     collection = shown(server)["collection"]
     folder = f"{ARCHIVE}/.shala/collections/{server}/{collection['year']}-{collection['sequence']:08d}"
-    return set(at_the_centre("cat", f"{folder}/manifest-sha256.txt").splitlines())
+    fields = [line.split(b" ", 4) for line in at_the_centre("cat", f"{folder}/files.txt").splitlines()]
+    return {digest + b"  " + path for digest, _size, _time, _mode, path in fields}
 
 
 # -- a server that is off ------------------------------------------------------------

@@ -13,7 +13,7 @@ import io
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from shala_agent.collection import Collection
@@ -63,6 +63,8 @@ GSTUDIO_ITEMS = (
 
 _LINE = re.compile(r"([0-9a-fA-F]{64})[ \t]+(.+)")
 _PLAIN_PATH = re.compile(r"[!-~ ]+")
+# What nearly all paths of schools look like: in ASCII, no empty part, none of dots alone, none too long.
+_USUAL_PATH = re.compile(r"data/(?:gstudio|unplatform)(?:/(?!\.)[ !-.0-~]{1,255})+")
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -182,19 +184,22 @@ def survey(lines: Iterable[bytes], limits: Limits) -> Survey:
     that two file systems would read differently.
     """
     refused = _Refusals()
-    files, manifest = hashlib.sha256(), hashlib.sha256()
+    digests = _Digests()
     count = size = 0
     items: set[tuple[str, str]] = set()
     names = _Names(limits)
-    for file in read_files_of(_hashed(lines, files), FILES):
-        manifest.update(f"{file.sha256}  {file.path}\n".encode())
+    for file in read_files_of(digests.of(lines), FILES):
         count, size = count + 1, size + file.size
-        reason = _payload_path_problem(file.path, limits) or names.problem(file.path)
-        if reason:
-            refused.add(file.path, reason)
+        path = file.path
+        if not _USUAL_PATH.fullmatch(path) or len(path) > limits.max_path_bytes:
+            reason = _payload_path_problem(path, limits)
+        else:
+            reason = _too_deep(path, limits)
+        if reason := reason or names.problem(path):
+            refused.add(path, reason)
         elif len(items) <= MAX_ITEMS:
-            parts = file.path.split("/", 3)
-            items.add((parts[1], parts[2]))
+            platform, item = path.split("/", 3)[1:3]
+            items.add((platform, item))
         if count > limits.max_files:
             raise BagRefused([f"it lists more than {limits.max_files} files (limits.max_files allows more)"])
     refused.settle()
@@ -202,7 +207,7 @@ def survey(lines: Iterable[bytes], limits: Limits) -> Survey:
         raise BagRefused([f"{FILES} lists no file"])
     if len(items) > MAX_ITEMS:
         raise BagRefused([f"it lists more than {MAX_ITEMS} items"])
-    return Survey(count, size, files.hexdigest(), manifest.hexdigest(), frozenset(items))
+    return Survey(count, size, *digests.hexdigests(), frozenset(items))
 
 
 def fold_files(old: Iterable[bytes], chain: Sequence[Iterable[bytes]]) -> Iterator[bytes]:
@@ -236,8 +241,8 @@ def path_problem(path: str, limits: Limits) -> str:  # noqa: PLR0911 - one reaso
         return "climbs out of its folder"
     if "" in parts or "." in parts:
         return "has an empty part"
-    if len(parts) > limits.max_depth:
-        return f"is more than {limits.max_depth} folders deep (limits.max_depth)"
+    if reason := _too_deep(path, limits):
+        return reason
     if not _PLAIN_PATH.fullmatch(path):
         if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _BIDI for c in path):
             return "holds control characters"
@@ -251,6 +256,12 @@ def path_problem(path: str, limits: Limits) -> str:  # noqa: PLR0911 - one reaso
     if PARTIAL_DIR in parts:
         return f"uses the name {PARTIAL_DIR}, which is kept for unfinished transfers"
     return ""
+
+
+def _too_deep(path: str, limits: Limits) -> str:
+    if path.count("/") < limits.max_depth:
+        return ""
+    return f"is more than {limits.max_depth} folders deep (limits.max_depth)"
 
 
 def count_items(collection: Collection) -> dict[str, int]:
@@ -329,10 +340,31 @@ class _Names:
         return f"differs from '{_shown(beside)}' only in case or spelling (limits.case_collisions)"
 
 
-def _hashed(lines: Iterable[bytes], digest: Any) -> Iterator[bytes]:
-    for line in lines:
-        digest.update(line)
-        yield line
+class _Digests:
+    """The digests of a list and of the manifest that is made of it, a thousand lines at a time."""
+
+    def __init__(self) -> None:
+        self._files, self._manifest = hashlib.sha256(), hashlib.sha256()
+
+    def of(self, lines: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield the lines, having taken note of each."""
+        some: list[bytes] = []
+        for line in lines:
+            some.append(line)
+            if len(some) >= 1000:
+                self._note(some)
+                some = []
+            yield line
+        self._note(some)
+
+    def hexdigests(self) -> tuple[str, str]:
+        """Return both."""
+        return self._files.hexdigest(), self._manifest.hexdigest()
+
+    def _note(self, some: list[bytes]) -> None:
+        self._files.update(b"".join(some))
+        fields = [line.split(b" ", 4) for line in some]
+        self._manifest.update(b"".join([b"%b  %b" % (field[0], field[-1]) for field in fields]))
 
 
 def _manifest_lines(raw: bytes, name: str) -> Iterator[tuple[int, str, str, str]]:

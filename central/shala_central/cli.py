@@ -181,6 +181,15 @@ def _print_results(results: Sequence[ServerResult]) -> None:
     for result in results:
         if result.result not in GOOD:
             click.echo(f"{result.name}: {result.result}: {result.reason}")
+    if received := sum(result.bytes_received for result in results):
+        new = [result for result in results if result.result == "committed"]
+        files = sum(result.files_received for result in new)
+        whole = sum(result.bytes for result in new)
+        saved = max(0, whole - sum(result.bytes_received for result in new))
+        click.echo(
+            f"{counted(files, 'file')}, {size(received)} received; {size(saved)} of {size(whole)} were here already,"
+            " packed or the same as elsewhere."
+        )
     left = [result for result in results if result.result not in GOOD]
     committed = sum(result.result == "committed" for result in results)
     unchanged = sum(result.result == "unchanged" for result in results)

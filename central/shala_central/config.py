@@ -47,6 +47,8 @@ class PullSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     # For one server, from its first to its last byte; 0 = none. What has arrived by then is kept.
     deadline_minutes: Count = 240
     rsync: str = "rsync"
+    # What ssh prefers (docs/decisions/0005); "" leaves it to OpenSSH, which takes a post-quantum one.
+    key_exchange: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9@.,-]{0,200}$")] = "curve25519-sha256"
 
 
 class Limits(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

@@ -83,7 +83,7 @@ def scrub(archive: Archive, days: int) -> Scrubbed:
                     archive.objects.cold.read(pool, digest, archive.objects.plain)
                 except ColdDamaged as damaged:
                     damage.append(Damage(f"{pool}/{bucket}/{digest}", str(damaged)))
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
         readings.buckets[bucket] = now
         write_file(state, msgspec.json.encode(readings))
     oldest = min(readings.buckets.values()) if len(readings.buckets) == BUCKETS else ""

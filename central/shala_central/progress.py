@@ -16,6 +16,7 @@ from rich.progress import (
 )
 
 from shala_central.pull import ServerResult
+from shala_central.report import size
 
 
 class Bars:
@@ -29,12 +30,14 @@ class Bars:
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[more]}"),
             console=Console(stderr=True),
             transient=True,
         )
-        self._all = self._progress.add_task(f"{servers} servers", total=servers, doing="")
+        self._all = self._progress.add_task("all", total=None, doing="", more="")
         self._servers = servers
-        self._finished = 0
+        self._finished = self._files = self._saved = 0
+        self._moved: dict[str, tuple[int, int]] = {}
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Bars:
@@ -51,18 +54,34 @@ class Bars:
     def step(self, name: str, doing: str) -> None:
         """Show what is being done with a server."""
         if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, total=None, doing=doing)
+            self._tasks[name] = self._progress.add_task(name, total=None, doing=doing, more="")
         self._progress.update(self._tasks[name], doing=doing)
 
     def moved(self, name: str, done: int, total: int) -> None:
-        """Show how far the files of a server are."""
+        """Show how far the files of a server are, and how far all are together."""
+        self._moved[name] = (min(done, total), total)
         if name in self._tasks:
             self._progress.update(self._tasks[name], completed=min(done, total), total=total)
+        self._draw_all()
 
     def done(self, result: ServerResult) -> None:
         """Replace the bar of a server by a line."""
         self._finished += 1
+        self._files += result.files_received
+        if result.result == "committed":
+            self._saved += max(0, result.bytes - result.bytes_received)
         if (task := self._tasks.pop(result.name, None)) is not None:
             self._progress.remove_task(task)
-        self._progress.update(self._all, completed=self._finished, doing=f"{self._finished} done")
+        self._draw_all()
         self._progress.console.print(f"{result.name}: {result.result}", highlight=False, markup=False)
+
+    def _draw_all(self) -> None:
+        moved = sum(done for done, _ in self._moved.values())
+        total = sum(total for _, total in self._moved.values())
+        self._progress.update(
+            self._all,
+            completed=moved,
+            total=total or None,
+            doing=f"{self._finished}/{self._servers}",
+            more=f"{self._files:,} files, {size(self._saved)} not moved again",
+        )

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
-from shala_agent.device import device_id
+from shala_agent.device import SIGNATURE, device_id
 from shala_agent.manifest import File
 
 from shala_central.archive import Archive, Committed, PullRecord
@@ -328,6 +328,8 @@ class _ServerPull:
                 "has not sealed a collection yet (shala-agent status on the server says why)"
             )
         self.tag_files = {"HEAD": (received / "HEAD").read_bytes()}
+        if committed is not None:
+            _drop_old_signature(received, committed)
         return read_head(self.tag_files["HEAD"], self.server)
 
     async def _list_of_files(
@@ -532,6 +534,14 @@ async def _to_its_end(function: Callable[..., T], *arguments: Any) -> T:
 
 def _changes_of(sequence: int) -> str:
     return f"changes/{sequence:08d}.txt"
+
+
+def _drop_old_signature(received: Path, committed: Committed) -> None:
+    """Remove a signature that did not come now: it is still that of the last collection."""
+    here, before = received / "bag" / SIGNATURE, committed.record / SIGNATURE
+    with contextlib.suppress(FileNotFoundError):
+        if here.samefile(before):
+            here.unlink()
 
 
 def _tag_files_in(received: Path) -> dict[str, bytes]:

@@ -204,6 +204,7 @@ def _ssh_config(server: Server, settings: PullSettings, workdir: Path) -> str:
             "  StrictHostKeyChecking yes",
             "  UpdateHostKeys no",
             "  BatchMode yes",
+            *([f"  KexAlgorithms ^{settings.key_exchange}"] if settings.key_exchange else []),
             "  PreferredAuthentications publickey",
             f"  ConnectTimeout {settings.connect_timeout_seconds}",
             "  ServerAliveInterval 15",

@@ -23,13 +23,13 @@ from shala_agent.manifest import (
 )
 from shala_central.archive import Archive, PullRecord
 from shala_central.assembly import ObjectsLost
-from shala_central.bag import FILES, MANIFEST, SMALL_TAG_FILES, Bag, read_bag, read_head
+from shala_central.bag import FILES, MANIFEST, NEEDED_TAG_FILES, SMALL_TAG_FILES, Bag, read_bag, read_head
 from shala_central.config import Limits
 from shala_central.fleet import Server
 from shala_central.listing import lines_in
 from shala_central.staging import Staging
 
-TAG_FILES = (*SMALL_TAG_FILES, FILES, MANIFEST)
+TAG_FILES = (*NEEDED_TAG_FILES, FILES, MANIFEST)
 
 
 def sha256(content: bytes) -> str:

@@ -13,6 +13,8 @@ GONE = (
     "/etc/systemd/system/shala-pull.timer",
     "/etc/systemd/system/shala-prune.service",
     "/etc/systemd/system/shala-prune.timer",
+    "/etc/systemd/system/shala-scrub.service",
+    "/etc/systemd/system/shala-scrub.timer",
 )
 
 

@@ -1,0 +1,484 @@
+"""What the operator may do with the archive: accept, restore, repair, scrub, export, release; and packing."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+import sqlite3
+import subprocess
+import tarfile
+from pathlib import Path
+
+import bagit
+import pytest
+import zstandard
+from central_school import School, received
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from shala_agent.device import Device
+from shala_central.archive import Archive
+from shala_central.bag import BagRefused
+from shala_central.cold import CHAIN, Cold, ColdDamaged
+from shala_central.export import export
+from shala_central.failure import CentralError, UsageError
+from shala_central.integrity import damaged_objects, repair, scrub
+from shala_central.provenance import provenance
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    archive = Archive(tmp_path / "archive", ("gstudio/media",))
+    archive.open()
+    return archive
+
+
+@pytest.fixture
+def day(archive, school):
+    """Let a school deliver a day: `day(files, suspect items...)`."""
+
+    def deliver(files: dict[str, bytes], *suspect: str, year: int = 2026) -> None:
+        school.sequence, school.year = school.sequence + 1, year
+        names = {path.split("/")[1] for path in files}
+        school.items = {name: "suspect" if name in suspect else "ok" for name in names}
+        received(archive, school, files)
+
+    return deliver
+
+
+def seen(archive: Archive, school: School, year: int = 2026) -> dict[str, bytes]:
+    tree = archive.tree_of(year, "mz", school.name)
+    return {str(path.relative_to(tree)): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+
+
+def object_of(archive: Archive, school: School, path: str, content: bytes) -> Path:
+    place = archive.objects.find(school.name, path, hashlib.sha256(content).hexdigest())
+    assert place is not None
+    return place
+
+
+def damage(path: Path, content: bytes) -> None:
+    path.chmod(0o640)
+    path.write_bytes(content)
+    path.chmod(0o440)
+
+
+GOOD = {"gstudio/db/a": b"good", "gstudio/db/b": b"good too", "gstudio/qbank/q": b"q1"}
+BAD = {"gstudio/db/a": b"half", "gstudio/qbank/q": b"q2"}
+
+
+# -- what is suspect -----------------------------------------------------------------------------------------
+
+
+def test_a_suspect_item_leaves_the_last_good_one_in_view(archive, school, day):
+    day(GOOD)
+    day(BAD, "db")
+    expected = {**GOOD, "gstudio/qbank/q": b"q2"}
+    assert seen(archive, school) == expected
+    assert archive.committed(school.name).pull.held == {"gstudio/db": 1}
+    assert archive.verify(school.name) == []
+    day({**BAD, "gstudio/db/a": b"still half"}, "db")
+    assert seen(archive, school) == expected
+    assert archive.committed(school.name).pull.held == {"gstudio/db": 1}
+
+
+def test_the_next_good_one_replaces_what_was_held(archive, school, day):
+    day(GOOD)
+    day(BAD, "db")
+    better = {**GOOD, "gstudio/db/a": b"better"}
+    day(better)
+    assert seen(archive, school) == better
+    assert archive.committed(school.name).pull.held == {}
+
+
+def test_a_suspect_item_is_seen_where_there_is_no_good_one(archive, school, day):
+    day(BAD, "db")
+    assert seen(archive, school) == BAD
+    worse = {**BAD, "gstudio/db/a": b"worse"}
+    day(worse, "db")
+    assert seen(archive, school) == worse
+    day(GOOD, year=2027)
+    day({**BAD, "gstudio/db/a": b"new year"}, "db", year=2027)
+    assert seen(archive, school, 2027)["gstudio/db/a"] == b"good"
+
+
+def test_what_the_operator_accepts_is_seen_and_counts_as_good(archive, school, day):
+    day(GOOD)
+    day(BAD, "db")
+    assert archive.accept(school.name) == ["gstudio/db"]
+    assert seen(archive, school) == BAD
+    assert archive.verify(school.name) == []
+    assert [record.sequence for record in archive.records(school.name)] == [1, 2]
+    day({**BAD, "gstudio/db/a": b"worse"}, "db")
+    assert seen(archive, school) == BAD
+    with pytest.raises(UsageError, match=r"'gstudio/qbank' of .* is not held back .held are: gstudio/db"):
+        archive.accept(school.name, ["gstudio/qbank"])
+
+
+def test_what_is_held_back_survives_pruning(archive, school, day):
+    day(GOOD)
+    day(BAD, "db")
+    archive.prune(keep_days=0, keep_months=0)
+    assert archive.verify(school.name) == []
+    assert damaged_objects(archive, school.name) == []
+    archive.accept(school.name)
+    assert seen(archive, school) == BAD
+
+
+def test_the_view_of_an_earlier_year_keeps_what_it_held(archive, school, day):
+    day(GOOD)
+    day(BAD, "db")
+    day(GOOD, year=2027)
+    archive.prune(keep_days=0, keep_months=0)
+    assert archive.verify(school.name) == []
+    assert seen(archive, school)["gstudio/db/a"] == b"good"
+
+
+# -- restore -------------------------------------------------------------------------------------------------
+
+
+def test_an_earlier_item_can_be_put_in_view_until_the_next_good_one(archive, school, day):
+    day(GOOD)
+    day({**GOOD, "gstudio/db/a": b"emptied by mistake"})
+    assert archive.restore(school.name, archive.version(school.name, 1), ["gstudio/db"]) == ["gstudio/db"]
+    assert seen(archive, school) == GOOD
+    assert archive.committed(school.name).pull.held == {"gstudio/db": 1}
+    assert [version.sequence for version in archive.versions(school.name)] == [1, 2]
+    newest = {**GOOD, "gstudio/db/a": b"mended"}
+    day(newest)
+    assert seen(archive, school) == newest
+
+
+def test_an_earlier_collection_that_is_packed_can_be_put_in_view(archive, school, day):
+    day(GOOD)
+    day({"gstudio/db/a": b"good" * 1000, "gstudio/qbank/q": b"q1"})
+    day({"gstudio/db/a": b"x", "gstudio/qbank/q": b"q1"})
+    archive.prune(keep_days=1000, keep_months=0)
+    archive.restore(school.name, archive.version(school.name, 2))
+    assert seen(archive, school)["gstudio/db/a"] == b"good" * 1000
+    archive.restore(school.name, archive.version(school.name, 3))
+    assert seen(archive, school)["gstudio/db/a"] == b"x"
+    assert archive.committed(school.name).pull.held == {}
+    with pytest.raises(UsageError, match="has no item 'gstudio/none'"):
+        archive.restore(school.name, archive.version(school.name, 1), ["gstudio/none"])
+
+
+# -- packing -------------------------------------------------------------------------------------------------
+
+
+def big(number: int) -> bytes:
+    """Return a database of which a little differs from number to number."""
+    raw = bytearray(random.Random(1).randbytes(400_000))
+    for page in range(number):
+        raw[page * 4096 : page * 4096 + 8] = b"changed!"
+    return bytes(raw)
+
+
+def test_old_versions_are_packed_against_newer_ones_and_come_back(archive, school, day, tmp_path):
+    days = [{"gstudio/db/big": big(number), "gstudio/logs/l": b"line\n" * number} for number in range(1, 31)]
+    for files in days:
+        day(files)
+    done = archive.prune(keep_days=1000, keep_months=0)
+    assert done.packed > 27 * 350_000
+    pool = archive.hidden / "objects" / school.name
+    assert sum(path.stat().st_size for path in pool.rglob("*")) < 1_500_000
+    for number in (1, 20, 30):
+        archive.checkout(archive.version(school.name, number), tmp_path / str(number))
+        assert (tmp_path / str(number) / "gstudio/db/big").read_bytes() == days[number - 1]["gstudio/db/big"]
+    assert damaged_objects(archive, school.name) == []
+    db = sqlite3.connect(archive.hidden / "cold.sqlite")
+    assert db.execute("SELECT max(height) FROM cold").fetchone()[0] <= CHAIN + 1
+
+
+def test_a_content_that_comes_again_is_unpacked_and_not_fetched(archive, school, day):
+    text = b"".join(b"%d\n" % number for number in range(5000))
+    day({"gstudio/db/a": text})
+    day({"gstudio/db/a": b"other"})
+    archive.prune(keep_days=1000, keep_months=0)
+    assert archive.objects.plain(school.name, hashlib.sha256(text).hexdigest()) is None
+    day({"gstudio/db/a": text})
+    assert archive.committed(school.name).pull.files_received == 0
+    assert seen(archive, school) == {"gstudio/db/a": text}
+
+
+def test_what_others_are_packed_against_stays_as_long_as_they_do(archive, school, day, tmp_path):
+    for number in range(1, 6):
+        day({"gstudio/db/big": big(number)})
+    archive.prune(keep_days=1000, keep_months=0)
+    with archive.history() as history:
+        history.forget(history.versions(school.name)[1:])
+    archive.prune(keep_days=1000, keep_months=0)
+    archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+    assert (tmp_path / "out/gstudio/db/big").read_bytes() == big(1)
+    with archive.history() as history:
+        history.forget(history.versions(school.name))
+    archive.prune(keep_days=1000, keep_months=0)
+    assert list(archive.objects.cold.stored(school.name)) == []
+
+
+def test_packed_content_that_is_damaged_is_told_and_never_given_out(archive, school, day, tmp_path):
+    day({"gstudio/db/a": b"text " * 1000})
+    day({"gstudio/db/a": b"other"})
+    archive.prune(keep_days=1000, keep_months=0)
+    with sqlite3.connect(archive.hidden / "cold.sqlite") as db:
+        row = db.execute("SELECT packed FROM cold").fetchone()[0]
+        db.execute("UPDATE cold SET packed = ?", (row[:-1] + bytes([row[-1] ^ 1]),))
+    assert [found.path for found in damaged_objects(archive, school.name)] == ["gstudio/db/a"]
+    assert len(scrub(archive, 1).damage) == 1
+    with pytest.raises(CentralError, match="cannot be unpacked"):
+        archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+
+
+def test_a_cut_between_packing_and_removing_loses_nothing(archive, school, day, monkeypatch, tmp_path):
+    day({"gstudio/db/a": b"text " * 1000})
+    day({"gstudio/db/a": b"other"})
+
+    def off(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", off)
+        with pytest.raises(KeyboardInterrupt):
+            archive.prune(keep_days=1000, keep_months=0)
+    archive.prune(keep_days=1000, keep_months=0)
+    archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+    assert (tmp_path / "out/gstudio/db/a").read_bytes() == b"text " * 1000
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.binary(max_size=200), min_size=2, max_size=8, unique=True))
+def test_any_chain_of_contents_is_packed_and_read_as_it_was(tmp_path_factory, contents):
+    root = tmp_path_factory.mktemp("archive") / "objects"
+    cold = Cold(root)
+    places: dict[str, Path] = {}
+    for content in contents:
+        digest = hashlib.sha256(content).hexdigest()
+        places[digest] = root / "p" / digest[:2] / digest
+        places[digest].parent.mkdir(parents=True, exist_ok=True)
+        places[digest].write_bytes(content)
+
+    def plain(_pool: str, digest: str) -> Path | None:
+        return places[digest] if places[digest].exists() else None
+
+    digests = [hashlib.sha256(content).hexdigest() for content in contents]
+    for digest, base in zip(digests, [*digests[1:], None], strict=True):
+        cold.pack("p", digest, places[digest], base, plain)
+    for digest, content in zip(digests, contents, strict=True):
+        place = plain("p", digest)
+        assert (place.read_bytes() if place else cold.read("p", digest, plain)) == content
+    with pytest.raises(ColdDamaged):
+        cold.read("p", "0" * 64, plain)
+
+
+# -- reading again, and mending ------------------------------------------------------------------------------
+
+
+def test_a_sample_always_finds_what_is_missing_and_in_the_end_what_has_changed(archive, school, day):
+    day({f"gstudio/db/{number}": b"%d" % number for number in range(20)})
+    tree = archive.tree_of(2026, "mz", school.name)
+    damage(tree / "gstudio/db/7", b"8")
+    assert any(archive.verify(school.name, share=0.2) for _ in range(200))
+    (tree / "gstudio/db").chmod(0o750)
+    (tree / "gstudio/db/3").unlink()
+    assert "is missing" in [found.problem for found in archive.verify(school.name, share=1e-9)]
+
+
+def test_everything_is_read_again_within_the_period_whatever_is_cut(archive, school, day):
+    day({f"gstudio/db/{number}": b"%d" % number for number in range(50)})
+    read = [scrub(archive, 4) for _ in range(4)]
+    assert sum(done.objects for done in read) == 50
+    assert [bool(done.oldest) for done in read] == [False, False, False, True]
+    damage(object_of(archive, school, "gstudio/db/7", b"7"), b"8")
+    found = [found.path for _ in range(4) for found in scrub(archive, 4).damage]
+    assert [path.rpartition("/")[2] for path in found] == [hashlib.sha256(b"7").hexdigest()]
+
+
+def test_damage_is_mended_from_a_second_copy_in_every_view(archive, school, day, tmp_path):
+    day(GOOD)
+    day({**GOOD, "gstudio/db/a": b"newer"})
+    subprocess.run(["cp", "-a", str(archive.root), str(tmp_path / "copy")], check=True)
+    damage(object_of(archive, school, "gstudio/qbank/q", b"q1"), b"??")
+    object_of(archive, school, "gstudio/db/a", b"good").unlink()
+    assert {found.path for found in damaged_objects(archive, school.name)} == {
+        "gstudio/qbank/q",
+        "gstudio/db/a",
+    }
+    alone = repair(archive, school.name, None)
+    assert (alone.mended, sorted(alone.lost)) == ([], ["gstudio/db/a", "gstudio/qbank/q"])
+    done = repair(archive, school.name, tmp_path / "copy")
+    assert (sorted(done.mended), done.lost) == (["gstudio/db/a", "gstudio/qbank/q"], [])
+    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+    assert seen(archive, school)["gstudio/qbank/q"] == b"q1"
+
+
+def test_a_second_copy_that_is_damaged_itself_mends_nothing(archive, school, day, tmp_path):
+    day(GOOD)
+    subprocess.run(["cp", "-a", str(archive.root), str(tmp_path / "copy")], check=True)
+    for root in (archive.root, tmp_path / "copy"):
+        inside = object_of(archive, school, "gstudio/db/a", b"good").relative_to(archive.root)
+        damage(root / inside, b"gold")
+    assert repair(archive, school.name, tmp_path / "copy").lost == ["gstudio/db/a"]
+
+
+# -- where it comes from, and taking it elsewhere ------------------------------------------------------------
+
+
+def test_a_published_file_tells_where_it_comes_from(archive, school, day):
+    day(GOOD)
+    day({**GOOD, "gstudio/qbank/q": b"q2"})
+    day(BAD, "db")
+    found = provenance(archive, f"2026/mz/{school.name}/gstudio/db/a")
+    assert (found.server_name, found.collection, found.first_collection) == (school.name, 2, 1)
+    assert (found.software, found.container_image, found.item_outcome) == (
+        "shala-agent 0.1.0",
+        "gstudio:lab",
+        "ok",
+    )
+    assert (found.sha256, found.bytes) == (hashlib.sha256(b"good").hexdigest(), 4)
+    newest = provenance(archive, f"2026/mz/{school.name}/gstudio/qbank/q")
+    assert (newest.collection, newest.first_collection) == (3, 2 if BAD["gstudio/qbank/q"] == b"q2" else 3)
+    for wrong in (
+        "2026",
+        f"2026/mz/{school.name}/gstudio/none",
+        f"2025/mz/{school.name}/gstudio/db/a",
+        "a/b/c/d",
+    ):
+        with pytest.raises(UsageError):
+            provenance(archive, wrong)
+
+
+@pytest.mark.parametrize("name", ["out.tar", "out.tar.zst"])
+def test_a_selection_is_exported_as_bags_that_the_reference_accepts(archive, school, day, tmp_path, name):
+    day(GOOD)
+    day({**GOOD, "gstudio/media/m": b"media"})
+    done = export(
+        archive, [archive.version(school.name, 2)], ["gstudio/db", "gstudio/media"], tmp_path / name
+    )
+    assert (done.servers, done.files, done.bytes) == ([school.name], 3, 17)
+    raw = (tmp_path / name).read_bytes()
+    if name.endswith(".zst"):
+        raw = zstandard.ZstdDecompressor().decompressobj().decompress(raw)
+    with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
+        tar.extractall(tmp_path / "x", filter="data")
+    bag = bagit.Bag(str(tmp_path / "x" / school.name))
+    assert bag.is_valid()
+    assert sorted(bag.payload_files()) == ["data/gstudio/db/a", "data/gstudio/db/b", "data/gstudio/media/m"]
+    assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+    with pytest.raises(UsageError, match="exists already"):
+        export(archive, [archive.version(school.name, 2)], [], tmp_path / name)
+
+
+def test_nothing_half_is_left_of_an_export_that_fails(archive, school, day, tmp_path):
+    day(GOOD)
+    damage(object_of(archive, school, "gstudio/db/b", b"good too"), b"????????")
+    with pytest.raises(CentralError, match="has changed"):
+        export(archive, [archive.version(school.name, 1)], [], tmp_path / "out.tar")
+    with pytest.raises(UsageError, match="no chosen server has gstudio/none"):
+        export(archive, [archive.version(school.name, 1)], ["gstudio/none"], tmp_path / "out.tar")
+    assert not [path for path in tmp_path.iterdir() if "out.tar" in path.name]
+
+
+# -- quarantine and signatures -------------------------------------------------------------------------------
+
+
+def test_what_a_rule_stands_against_can_be_let_in_and_nothing_else(archive, school):
+    with pytest.raises(UsageError, match="nothing of"):
+        archive.release(school.name)
+    archive.quarantine(school.name, 1, BagRefused(["went back"], by_rule=True), {"HEAD": b"one"})
+    archive.release(school.name)
+    assert archive.is_released(school.name, b"one")
+    assert not archive.is_released(school.name, b"two")
+    archive.quarantine(school.name, 2, BagRefused(["it is not whole"]), {"HEAD": b"two"})
+    with pytest.raises(UsageError, match="cannot be let in: it is not whole"):
+        archive.release(school.name)
+    assert archive.discard(school.name) == 2
+    assert archive.quarantined(school.name) == []
+
+
+def signed(school: School, device: Device) -> None:
+    tags = (school.spool / "bag/tagmanifest-sha256.txt").read_bytes()
+    (school.spool / "bag/signature.json").write_bytes(device.sign_collection(tags))
+
+
+@pytest.mark.ssh
+def test_a_device_that_signed_once_stays_the_one_that_signs(centre, school, online, tmp_path):
+    device, other = Device(tmp_path / "device.key"), Device(tmp_path / "other.key")
+    online(school).seal(GOOD)
+    signed(school, device)
+    assert centre.pull()[0] == 0
+    committed = centre.archive.committed(school.name)
+    assert (committed.pull.device, committed.pull.public_key) == (device.id, device.public_key)
+    assert centre.archive.verify(school.name) == []
+    school.seal(BAD)
+    for wrong, reason in ((None, "is not signed any more"), (other, "is signed by another device")):
+        (school.spool / "bag/signature.json").unlink()
+        if wrong is not None:
+            signed(school, wrong)
+        _, results = centre.pull()
+        assert results[school.name]["result"] == "quarantined"
+        assert reason in results[school.name]["reason"]
+        (school.spool / "bag/signature.json").write_text("{")
+    _, results = centre.pull()
+    assert "signature.json is not readable" in results[school.name]["reason"]
+    signed(school, other)
+    centre.pull()
+    assert centre.shala("archive", "quarantine", "release", school.name).returncode == 0
+    code, results = centre.pull()
+    assert (code, results[school.name]["result"]) == (0, "committed")
+    assert centre.archive.committed(school.name).pull.device == other.id
+
+
+@pytest.mark.ssh
+def test_what_is_damaged_at_the_centre_is_asked_of_the_school_again(centre, school, online):
+    online(school).seal(GOOD)
+    centre.pull()
+    place = object_of(centre.archive, school, "gstudio/db/a", b"good")
+    damage(place, b"gold")
+    assert centre.shala("archive", "verify").returncode == 1
+    assert centre.shala("archive", "repair").returncode == 1
+    assert centre.pull()[1][school.name]["result"] == "unchanged"
+    code, results = centre.pull("--again", school.name)
+    assert (code, results[school.name]["result"], results[school.name]["files_received"]) == (
+        0,
+        "committed",
+        1,
+    )
+    assert centre.published(school) == GOOD
+    assert centre.shala("archive", "verify", "--deep").returncode == 0
+
+
+@pytest.mark.ssh
+def test_every_command_of_the_archive_says_what_it_did(centre, school, online, tmp_path):
+    school.items = {"db": "ok", "qbank": "ok"}
+    online(school).seal(GOOD)
+    centre.pull()
+    school.items = {"db": "suspect", "qbank": "ok"}
+    school.seal(BAD)
+    centre.pull()
+    path = f"2026/mz/{school.name}/gstudio/db/a"
+    said = {
+        command: centre.shala("archive", *command)
+        for command in (
+            ("show", school.name),
+            ("provenance", path),
+            ("restore", school.name, "1", "--item", "gstudio/qbank"),
+            ("accept", school.name, "gstudio/db"),
+            ("export", school.name, "--to", str(tmp_path / "x.tar")),
+            ("scrub", "--days", "1"),
+            ("verify", "--deep", "--sample", "50"),
+            ("repair",),
+            ("quarantine", "list"),
+            ("prune",),
+        )
+    }
+    assert {command: done.stderr for command, done in said.items() if done.returncode} == {}
+    assert "readers see gstudio/db of collection 1" in said["show", school.name].stdout
+    assert (
+        "readers see collection 1 of gstudio/qbank"
+        in said["restore", school.name, "1", "--item", "gstudio/qbank"].stdout
+    )
+    assert centre.published(school) == {**BAD, "gstudio/qbank/q": b"q1"}
+    answer = json.loads(centre.shala("archive", "provenance", "--json", path).stdout)
+    assert answer["collection"] == 2
+    assert (tmp_path / "x.tar").exists()
