@@ -12,24 +12,33 @@ from __future__ import annotations
 import argparse
 import atexit
 import dataclasses
+import datetime
 import hashlib
 import json
 import os
 import random
 import resource
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
+import msgspec
 from link import Relay, Sshd, free_port
 from peers import Borg, Peer, Restic, RsyncFuzzy, RsyncLinks
+from shala_agent.collection import Collection, ItemResult, bag_info, write_collection
+from shala_agent.manifest import File, write_line
+from shala_central.archive import Archive, PullRecord
+from shala_central.bag import GSTUDIO_ITEMS
+from shala_central.listing import changes_between, lines_in
 from shala_school import ShalaCentre, ShalaSchool
 
-PARTS = ("days", "schools", "slow", "resume", "million")
+PARTS = ("days", "schools", "slow", "resume", "history", "million")
 SEEDS = ("mz17", "mz8", "rj12", "rj31", "ct5", "ct9", "tg40", "tg71")
 SETTLE = 2.2  # seconds: a file changed later than this before it is read may change again in the same tick
 
@@ -404,6 +413,89 @@ def resume(bench: Bench) -> None:
     figure("resume.resent_percent", "%", clean, max(0.0, (sent - clean) / clean * 100))
 
 
+def history(bench: Bench, servers: int = 1000, collections: int = 400) -> None:
+    """So many collections of so many servers: what status, log and diff take, and what one without news adds."""
+    say(f"{servers} servers x {collections} collections")
+    centre = bench.centre("history")
+    archive = Archive(centre.archive)
+    archive.open()
+    names = [f"{2_000_000 + number}-mz{number}" for number in range(1, servers + 1)]
+    start = datetime.datetime(2025, 10, 1, tzinfo=datetime.UTC)
+    lines = [
+        write_line(File(f"data/gstudio/rcs-repo/{n:05d}.json", f"{n:064x}", n, n, 0o644)) for n in range(5000)
+    ]
+    files, before, newest = b"".join(lines), b"", {}
+    taken = []
+    path = archive.hidden / "history.sqlite"
+    with archive.history() as kept:
+        for number in range(1, collections + 1):
+            beat = f"data/gstudio/system-heartbeat/{number:05d}.log"
+            after = files + write_line(
+                File(beat, hashlib.sha256(beat.encode()).hexdigest(), 4000, number, 0o644)
+            )
+            pulled = (start + datetime.timedelta(days=number)).isoformat()
+            record = _record(names[0], number, pulled)
+            if before:
+                kept.add(names[0], taken[-1], newest, changes_between(lines_in(after), lines_in(before)))
+            taken.append(pulled)
+            before, newest = after, record
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        db.execute("VACUUM")
+        one = path.stat().st_size
+        figure("history.bytes_per_quiet_collection", "B", collections, one / (collections - 1))
+        with db:
+            columns = "pulled, year, sequence, files, bytes, record, changes"
+            for name in names[1:]:
+                db.execute(
+                    f"INSERT INTO collection (server, {columns}) SELECT ?, {columns} FROM collection"
+                    " WHERE server = ? ORDER BY id",
+                    (name, names[0]),
+                )
+    for name in names:
+        folder = archive.hidden / "collections" / name / f"2026-{collections:08d}"
+        folder.mkdir(parents=True)
+        for file, content in {**_record(name, collections, taken[-1]), "files.txt": before}.items():
+            (folder / file).write_bytes(content)
+        (folder.parent / "current.json").write_text(json.dumps({"record": folder.name}))
+        centre.add_named(name, 1)
+    for what, command in {
+        "status": ["status"],
+        "log": ["log", names[servers // 2]],
+        "diff": ["diff", names[servers // 2], "1"],
+    }.items():
+        began = time.monotonic()
+        run([*centre.program, "archive", *command, "--json"], centre.env)
+        figure(f"history.{what}.wall_s", "s", servers * collections, time.monotonic() - began)
+
+
+def _record(name: str, sequence: int, pulled: str) -> dict[str, bytes]:
+    code, _, server_id = name.partition("-")
+    collection = Collection(
+        server_name=name,
+        state="mz",
+        school_code=code,
+        server_id=server_id,
+        school_name="School",
+        sequence=sequence,
+        year=2026,
+        started=pulled,
+        sealed=pulled,
+        items=[
+            ItemResult(platform="gstudio", name=item, outcome="ok", files=10, bytes=1000)
+            for item in GSTUDIO_ITEMS
+        ],
+    )
+    digest = hashlib.sha256(f"{name} {sequence}".encode()).hexdigest()
+    pull = PullRecord(pulled, 2026, "mz", sequence, digest, 10**8, 5001, 10**4, 1, 2.0)
+    return {
+        "HEAD": json.dumps({"sequence": sequence, "manifest_sha256": digest}).encode(),
+        "bag-info.txt": bag_info(collection, 10**8, 5001),
+        "collection.json": write_collection(collection),
+        "pull.json": msgspec.json.encode(pull),
+    }
+
+
 def million(bench: Bench, files: int) -> None:
     """So many small files: memory at both ends, first and on a day when little changed."""
     say(f"{files:,} files")
@@ -462,6 +554,7 @@ def main() -> None:
         "schools": lambda bench: schools(bench, options.days),
         "slow": slow,
         "resume": resume,
+        "history": history,
         "million": lambda bench: million(bench, options.files),
     }
     for part in options.parts.split(","):

@@ -51,6 +51,7 @@ class ShalaCentre:
         self.archive = folder / "archive"
         self._folder, self._host_key = folder, host_key
         self._fleet: dict[str, dict[str, object]] = {}
+        self._changed = True
         (folder / "central.toml").write_text(
             f'format = 1\nfleet = "{folder}/fleet.json"\n[archive]\nroot = "{self.archive}"\n'
             f'[pull]\nuser = "root"\nidentity_file = "{key}"\nknown_hosts = "{folder}/known_hosts"\n'
@@ -60,22 +61,34 @@ class ShalaCentre:
 
     def add(self, school: ShalaSchool, port: int) -> None:
         """Let the centre know under which port a school is reached."""
-        self._fleet[school.name] = {
-            "name": school.name,
-            "state": re.sub(r".*-([a-z]+)\d+", r"\1", school.name),
+        self.add_named(school.name, port)
+
+    def add_named(self, name: str, port: int) -> None:
+        """Let the centre know a server that need not be there."""
+        self._fleet[name] = {
+            "name": name,
+            "state": re.sub(r".*-([a-z]+)\d+", r"\1", name),
             "zone": "",
             "address": "127.0.0.1",
             "port": port,
         }
         with (self._folder / "known_hosts").open("a") as known:
             known.write(f"[127.0.0.1]:{port} {self._host_key}\n")
-        fleet = {"format": 1, "servers": list(self._fleet.values())}
-        (self._folder / "fleet.json").write_text(json.dumps(fleet))
+        self._changed = True
+
+    @property
+    def program(self) -> list[str]:
+        """The command line, with the fleet as it is now."""
+        if self._changed:
+            fleet = {"format": 1, "servers": list(self._fleet.values())}
+            (self._folder / "fleet.json").write_text(json.dumps(fleet))
+            self._changed = False
+        return [*PYTHON, "-m", "shala_central"]
 
     def command(self, *names: str) -> list[str]:
         """Return the command that pulls from schools, all of them by default."""
-        return [*PYTHON, "-m", "shala_central", "pull", "--json", *names]
+        return [*self.program, "pull", "--json", *names]
 
     def compact(self) -> list[list[str]]:
         """Return the commands of the weekly timer."""
-        return [[*PYTHON, "-m", "shala_central", "archive", "prune", "--json"]]
+        return [[*self.program, "archive", "prune", "--json"]]

@@ -187,8 +187,8 @@ def _print_results(results: Sequence[ServerResult]) -> None:
         whole = sum(result.bytes for result in new)
         saved = max(0, whole - sum(result.bytes_received for result in new))
         click.echo(
-            f"{counted(files, 'file')}, {size(received)} received; {size(saved)} of {size(whole)} were here already,"
-            " packed or the same as elsewhere."
+            f"{counted(files, 'file')}, {size(received)} received;"
+            f" {size(saved)} of {size(whole)} did not have to travel."
         )
     left = [result for result in results if result.result not in GOOD]
     committed = sum(result.result == "committed" for result in results)
