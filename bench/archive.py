@@ -414,7 +414,7 @@ def resume(bench: Bench) -> None:
 
 
 def history(bench: Bench, servers: int = 1000, collections: int = 400) -> None:
-    """So many collections of so many servers: what status, log and diff take, and what one without news adds."""
+    """Many collections of many servers: what status, log and diff take, what one without news adds."""
     say(f"{servers} servers x {collections} collections")
     centre = bench.centre("history")
     archive = Archive(centre.archive)
