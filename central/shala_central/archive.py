@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import fcntl
 import hashlib
+import logging
 import os
 import pwd
 import random
@@ -53,8 +54,11 @@ from shala_central.publish import (
     sync_folder,
     write_file,
 )
+from shala_central.spare import Spare
 
+logger = logging.getLogger(__name__)
 VIEW = "view.txt"  # in a record: the list of what is published, where that is not all of the collection
+BEFORE = "before.txt"  # in staging: the list of the tree that is being exchanged
 RECORD_FILES = ("HEAD", "collection.json", FILES, "bag-info.txt")
 QUARANTINED = 5  # refused collections of one server that stay to be looked at: the newest ones
 # A record was believed once; what is asked now is only whether it is the same.
@@ -115,8 +119,7 @@ class Committed(msgspec.Struct, frozen=True):
 
     def view(self) -> Iterator[bytes]:
         """Yield the lines of the list of what is published."""
-        view = self.record / VIEW
-        return lines_of(view if view.is_file() else self.record / FILES)
+        return lines_of(_view_in(self.record))
 
     def collection(self) -> Collection:
         """Return what the school said about it."""
@@ -190,7 +193,7 @@ class Archive:
         if owner != os.geteuid():
             raise CentralError(f"{self.root} belongs to {_user(owner)} (sudo -u {_user(owner)} shala pull)")
         try:
-            for folder in ("staging", "collections", "objects", "quarantine", "locks"):
+            for folder in ("staging", "collections", "objects", "spare", "quarantine", "locks"):
                 make_folders(self.hidden / folder)
             require_exchange(self.hidden / "staging")
         except OSError as error:
@@ -411,7 +414,7 @@ class Archive:
             if (committed.record / VIEW).is_file():
                 (record / VIEW).hardlink_to(committed.record / VIEW)
             with contextlib.suppress(ObjectsLost):
-                self._publish(name, record, committed.pull)
+                self._publish(name, record, committed.pull, fresh=True)
 
     def _copy_record(self, name: str, committed: Committed) -> Path:
         """Begin a record of the same collection with another view."""
@@ -423,19 +426,41 @@ class Archive:
                 (record / file.name).hardlink_to(file)
         return record
 
-    def _publish(self, name: str, record: Path, pull: PullRecord) -> None:
-        """Assemble what a record in staging lists, and put it in its place in one step."""
+    def _publish(self, name: str, record: Path, pull: PullRecord, *, fresh: bool = False) -> None:
+        """Assemble what a record in staging lists, and put it in its place in one step.
+
+        A `fresh` tree is made of objects alone: the one that stands there is not believed.
+        """
         staging = self.staging(name)
         tree = staging / "tree"
         (record / "pull.json").write_bytes(msgspec.json.encode(pull) + b"\n")
-        view = record / VIEW
-        assemble(tree, lines_of(view if view.is_file() else record / FILES), self.objects, name)
+        self._assemble(name, tree, _view_in(record), fresh=fresh)
+        before = self.committed(name)
+        if before is not None and not fresh:
+            # What the exchange leaves in the place of the tree is then known, and can be used again.
+            (staging / BEFORE).unlink(missing_ok=True)
+            (staging / BEFORE).hardlink_to(_view_in(before.record))
         intent = _Intent(pull.year, pull.state, tree.stat().st_ino, self._record_name(name, pull))
         # The intent says that the record is whole.
         sync_file_system(staging)
         write_file(staging / "commit.json", msgspec.json.encode(intent))
         publish(tree, self.tree_of(pull.year, pull.state, name))
         self._finish(name, intent)
+
+    def _assemble(self, name: str, tree: Path, files: Path, *, fresh: bool) -> None:
+        spare = self._spare(name)
+        if fresh:
+            spare.drop()
+        try:
+            assemble(tree, files, self.objects, name, spare if spare.take() else None)
+        except FileNotFoundError:
+            logger.warning("the spare tree of %s is not what it should be: all folders are made anew", name)
+            spare.drop()
+            assemble(tree, files, self.objects, name)
+        spare.drop()
+
+    def _spare(self, name: str) -> Spare:
+        return Spare(self.hidden / "spare" / name)
 
     def _record_name(self, name: str, pull: PullRecord) -> str:
         """Return a name for a record that no other one has: the same collection may be published twice."""
@@ -454,7 +479,11 @@ class Archive:
         write_file(history / "current.json", msgspec.json.encode(_Current(intent.record)) + b"\n")
         self._remember(name, history / intent.record)
         if (staging / "tree").exists():
-            (staging / "tree").rename(staging / f"old-{_stamp()}")
+            if (staging / BEFORE).exists():
+                now = _view_in(history / intent.record)
+                self._spare(name).keep(staging / "tree", staging / BEFORE, now)
+            else:
+                (staging / "tree").rename(staging / f"old-{_stamp()}")
         for left in staging.iterdir():
             if left.name != "commit.json":
                 remove_tree(left)
@@ -875,6 +904,12 @@ def _signature_damage(committed: Committed) -> list[Damage]:
     except (OSError, SignatureWrong) as error:
         return [Damage(SIGNATURE, str(error))]
     return [Damage(SIGNATURE, "is not that of the device that sealed the collection")]
+
+
+def _view_in(record: Path) -> Path:
+    """Return the list of what is published by a record."""
+    view = record / VIEW
+    return view if view.is_file() else record / FILES
 
 
 def _held(previous: Committed | None, collection: Collection) -> dict[str, int]:

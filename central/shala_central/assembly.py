@@ -8,14 +8,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 from shala_agent.manifest import File
 
-from shala_central.listing import file_of
+from shala_central.listing import differing, file_of, lines_of
 from shala_central.objects import Objects, link
 from shala_central.publish import FOLDER_MODE, TOP_MODE, remove_tree
+from shala_central.spare import Spare
 
 MAX_LOST = 20_000  # objects that are gone or damaged and are asked for again at once
 
@@ -28,24 +29,24 @@ class ObjectsLost(Exception):
         self.files = files
 
 
-def assemble(tree: Path, lines: Iterable[bytes], objects: Objects, server: str) -> None:
-    """Given a checked list of files, make `tree` of their objects. Raises ObjectsLost with all that lack."""
+def assemble(tree: Path, files: Path, objects: Objects, server: str, spare: Spare | None = None) -> None:
+    """Given a checked list of files, make `tree` of their objects, and of folders of a spare tree that fit.
+
+    Raises ObjectsLost with all that lack.
+    """
     remove_tree(tree)
     tree.mkdir(mode=TOP_MODE)
     tree.chmod(TOP_MODE | (tree.parent.stat().st_mode & stat.S_ISGID))
-    top = os.fsencode(tree)
-    closed = FOLDER_MODE | (tree.stat().st_mode & stat.S_ISGID)
+    new = _Tree(tree)
+    moving = _Moving(spare, files) if spare is not None else None
     lost: list[File] = []
-    folders: list[bytes] = []  # the open ones, each inside the one before
-    current = b""
-    for line in lines:
+    for line in lines_of(files):
         sha256, size, _time, _mode, path = line.split(b" ", 4)
         path = path[5:-1]  # without data/ and the line's end
-        folder = path.rpartition(b"/")[0]
-        if folder != current:
-            _enter(top, folder, folders, closed)
-            current = folder
-        place, target = objects.place(server, path, sha256), b"%b/%b" % (top, path)
+        if moving is not None and moving.takes(path, new):
+            continue
+        new.enter(path.rpartition(b"/")[0])
+        place, target = objects.place(server, path, sha256), b"%b/%b" % (new.top, path)
         try:
             whole = os.lstat(place).st_size == int(size)
             if whole:
@@ -62,22 +63,75 @@ def assemble(tree: Path, lines: Iterable[bytes], objects: Objects, server: str) 
             lost.append(file_of(line))
             if len(lost) >= MAX_LOST:
                 raise ObjectsLost(lost)
-    _enter(top, b"", folders, closed)
+    new.enter(b"")
     if lost:
         raise ObjectsLost(lost)
 
 
-def _enter(top: bytes, folder: bytes, folders: list[bytes], closed: int) -> None:
-    """Close the open folders that `folder` is not in, and open those that lead to it."""
-    while folders and folder != folders[-1] and not folder.startswith(folders[-1] + b"/"):
-        os.chmod(b"%b/%b" % (top, folders.pop()), closed)  # noqa: PTH101 - there may be a million
-    done = len(folders[-1]) + 1 if folders else 0
-    while done <= len(folder) and folder:
-        end = folder.find(b"/", done)
-        inner = folder if end < 0 else folder[:end]
-        if not folders or folders[-1] != inner:
-            os.mkdir(b"%b/%b" % (top, inner), TOP_MODE)  # noqa: PTH102
-            folders.append(inner)
-        if end < 0:
+class _Tree:
+    """The tree to be: its folders are made as they are entered, and made read-only as they are left."""
+
+    def __init__(self, tree: Path) -> None:
+        self.top = os.fsencode(tree)
+        self.closed = FOLDER_MODE | (tree.stat().st_mode & stat.S_ISGID)
+        self._folders: list[bytes] = []  # the open ones, each inside the one before
+        self._current = b""
+
+    def enter(self, folder: bytes) -> None:
+        """Close the open folders that `folder` is not in, and open those that lead to it."""
+        if folder == self._current:
             return
-        done = end + 1
+        self._current = folder
+        folders = self._folders
+        while folders and folder != folders[-1] and not folder.startswith(folders[-1] + b"/"):
+            os.chmod(b"%b/%b" % (self.top, folders.pop()), self.closed)  # noqa: PTH101 - maybe a million
+        for inner in _ways_to(folder):
+            if not folders or len(inner) > len(folders[-1]):
+                os.mkdir(b"%b/%b" % (self.top, inner), TOP_MODE)  # noqa: PTH102
+                folders.append(inner)
+
+
+class _Moving:
+    """Folders of a spare tree whose whole content is the same in the new list: they are moved, not made."""
+
+    def __init__(self, spare: Spare, files: Path) -> None:
+        self._top = os.fsencode(spare.tree)
+        self._changed: set[bytes] = set()  # folders with a difference anywhere below them
+        for before, after in differing(lines_of(spare.files), lines_of(files)):
+            path = (after or before or _NOTHING).path.removeprefix("data/").encode()
+            self._changed.update(_ways_to(path.rpartition(b"/")[0]))
+        self._taken = b"/"
+        self._opened = b""
+
+    def takes(self, path: bytes, new: _Tree) -> bool:
+        """Return whether a file comes with a folder that is moved, and move it when it is the first."""
+        if path.startswith(self._taken):
+            return True
+        folder = next((way for way in _ways_to(path.rpartition(b"/")[0]) if way not in self._changed), None)
+        if folder is None:
+            return False
+        parent = folder.rpartition(b"/")[0]
+        new.enter(parent)
+        source, target = b"%b/%b" % (self._top, folder), b"%b/%b" % (new.top, folder)
+        if parent != self._opened:
+            os.chmod(b"%b/%b" % (self._top, parent), 0o700)  # noqa: PTH101
+            self._opened = parent
+        # A folder that is moved to another parent must be writable itself.
+        os.chmod(source, 0o700)  # noqa: PTH101
+        os.rename(source, target)  # noqa: PTH104
+        os.chmod(target, new.closed)  # noqa: PTH101
+        self._taken = folder + b"/"
+        return True
+
+
+_NOTHING = File("", "", 0, 0, 0)
+
+
+def _ways_to(folder: bytes) -> Iterator[bytes]:
+    """Yield the folders that lead to one, and itself, from the top."""
+    end = folder.find(b"/")
+    while end > 0:
+        yield folder[:end]
+        end = folder.find(b"/", end + 1)
+    if folder:
+        yield folder

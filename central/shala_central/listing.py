@@ -66,6 +66,22 @@ def differing(old: Iterable[bytes], new: Iterable[bytes]) -> Iterator[Pair]:
             one, other = next(olds, None), next(news, None)
 
 
+def common(one: Iterable[bytes], other: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines that stand in both lists."""
+    ones, others = iter(one), iter(other)
+    a, b = next(ones, None), next(others, None)
+    while a is not None and b is not None:
+        if a == b:
+            yield a
+            a, b = next(ones, None), next(others, None)
+            continue
+        here, there = (path_of(line).replace(b"/", b"\x01") for line in (a, b))
+        if here <= there:
+            a = next(ones, None)
+        if there <= here:
+            b = next(others, None)
+
+
 def changes_between(old: Iterable[bytes], new: Iterable[bytes]) -> Iterator[Change]:
     """Yield what changed from one list to another."""
     for before, after in differing(old, new):

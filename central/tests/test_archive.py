@@ -15,7 +15,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from central_school import received
+from central_school import School, received
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from shala_agent.manifest import File, write_line
 from shala_central import archive as archive_module
 from shala_central import publish as publish_module
@@ -25,6 +27,7 @@ from shala_central.bag import BagRefused
 from shala_central.failure import CentralError, UsageError
 from shala_central.staging import Staging
 
+DAY_0 = {"gstudio/db/a": b"zero", "gstudio/media/same": b"same", "unplatform/x/y": b"u"}
 DAY_1 = {"gstudio/db/a": b"one", "gstudio/media/same": b"same", "unplatform/x/y": b"u"}
 DAY_2 = {"gstudio/db/a": b"two!", "gstudio/media/same": b"same", "gstudio/media/new": b"new"}
 
@@ -63,7 +66,10 @@ def test_a_collection_replaces_the_one_before_and_shares_what_is_the_same(archiv
     receive(DAY_2, 2)
     assert seen(archive) == DAY_2
     assert same.stat().st_ino == inode
-    assert same.stat().st_nlink == 2, "the object and the tree: nothing of the old tree is kept"
+    assert same.stat().st_nlink == 3, (
+        "the object, the tree, and the spare one that keeps what has not changed"
+    )
+    assert not list((archive.hidden / "spare").rglob("a")), "what has changed is not kept in a tree"
     assert [record.sequence for record in archive.records(school.name)] == [1, 2]
     assert archive.committed(school.name).pull.sequence == 2
 
@@ -105,20 +111,21 @@ def steps(monkeypatch, crash_at: int) -> list[str]:
 def test_a_crash_at_any_step_shows_the_old_or_the_new_and_the_next_run_mends_it(
     archive, school, receive, year
 ):
-    receive(DAY_1, 1)
-    for crash_at in range(1, 200):
+    receive(DAY_0, 1)
+    receive(DAY_1, 2)
+    for crash_at in range(1, 300):
         with pytest.MonkeyPatch.context() as monkeypatch:
             done = steps(monkeypatch, crash_at)
             try:
-                receive(DAY_2, 2, year)
+                receive(DAY_2, 3, year)
             except Crash:
                 finished = False
             else:
                 finished = True
         assert seen(archive, year) in (DAY_1 if year == 2026 else {}, DAY_2), done
-        receive(DAY_2, 2, year)
+        receive(DAY_2, 3, year)
         assert seen(archive, year) == DAY_2, done
-        assert archive.committed(school.name).pull.sequence == 2, done
+        assert archive.committed(school.name).pull.sequence == 3, done
         assert not list(archive.staging(school.name).iterdir()), done
         assert archive.verify(school.name) == [], done
         if finished:
@@ -128,10 +135,66 @@ def test_a_crash_at_any_step_shows_the_old_or_the_new_and_the_next_run_mends_it(
         publish_module.remove_tree(archive.hidden / "collections" / school.name)
         publish_module.remove_tree(archive.root / "2026")
         publish_module.remove_tree(archive.hidden / "objects")
+        publish_module.remove_tree(archive.hidden / "spare")
         (archive.hidden / "history.sqlite").unlink()
-        receive(DAY_1, 1)
+        receive(DAY_0, 1)
+        receive(DAY_1, 2)
     assert finished
     assert crash_at > 20
+
+
+def test_folders_that_stay_the_same_are_moved_between_the_trees(archive, school, receive):
+    same = {f"gstudio/rcs-repo/{n}/{n}.json": b"%d" % n for n in range(5)}
+    folder = archive.root / "2026/mz" / school.name / "gstudio/rcs-repo"
+    inodes = []
+    for number in range(1, 5):
+        receive({**same, "gstudio/rcs-repo/x/day.json": b"%d" % number}, number)
+        inodes.append({path.name: path.stat().st_ino for path in folder.iterdir()})
+        assert archive.verify(school.name) == []
+        assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o550}
+    assert inodes[0] != inodes[1]
+    assert {name for name in inodes[3] if inodes[3][name] == inodes[1][name]} == {"0", "1", "2", "3", "4"}
+
+
+PATHS = st.sampled_from([f"gstudio/{a}/{b}" for a in ("db", "media/x", "rcs-repo/y/z") for b in "pqr"])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.dictionaries(PATHS, st.binary(max_size=1), min_size=1), min_size=2, max_size=6))
+def test_who_still_reads_an_old_tree_misses_files_and_never_sees_a_mixture(tmp_path_factory, days):
+    archive = Archive(tmp_path_factory.mktemp("archive"))
+    archive.open()
+    school = School(tmp_path_factory.mktemp("spool"))
+    held: list[tuple[int, dict[str, bytes]]] = []
+    for day in days:
+        school.sequence += 1
+        received(archive, school, day)
+        tree = archive.root / "2026/mz" / school.name
+        held.append((os.open(tree, os.O_RDONLY), day))
+        assert seen(archive) == day
+        for descriptor, then in held:
+            found = {
+                f"{folder}/{name}".removeprefix("./"): open_below(inside, name)
+                for folder, _, names, inside in os.fwalk(".", dir_fd=descriptor)
+                for name in names
+            }
+            assert found.items() <= then.items()
+    for descriptor, _ in held:
+        os.close(descriptor)
+
+
+def open_below(folder: int, name: str) -> bytes:
+    with os.fdopen(os.open(name, os.O_RDONLY, dir_fd=folder), "rb") as file:
+        return file.read()
+
+
+def test_a_spare_tree_that_is_damaged_is_given_up(archive, school, receive):
+    for number in range(1, 3):
+        receive({**DAY_1, "gstudio/db/day": b"%d" % number}, number)
+    publish_module.remove_tree(archive.hidden / "spare" / school.name / "tree/gstudio/media")
+    receive({**DAY_1, "gstudio/db/day": b"3"}, 3)
+    assert seen(archive) == {**DAY_1, "gstudio/db/day": b"3"}
+    assert archive.verify(school.name) == []
 
 
 def test_a_run_that_was_cut_before_it_published_leaves_nothing_in_the_way(archive, school, receive):
