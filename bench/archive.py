@@ -223,7 +223,7 @@ def days(bench: Bench) -> None:
     for peer in peers:
         for command in peer.prepare():
             run(command, peer.env)
-    for what in ("first", "nochange", "nextday", "nextday 2", "nochange 2"):
+    for what in ("first", "nochange", "nextday", "nextday 2", "nextday 3", "nochange 2"):
         if what.startswith("nextday"):
             source.next_day()
         time.sleep(SETTLE)
@@ -234,7 +234,7 @@ def days(bench: Bench) -> None:
         costs = {
             peer.name: told(peer.name, what, measured(peer.backup(), sshd, relay, peer.env)) for peer in peers
         }
-        if what in ("first", "nochange 2", "nextday 2"):
+        if what in ("first", "nochange 2", "nextday 3"):
             _days_figures(what.partition(" ")[0], n, sealing, pulling, costs)
 
 

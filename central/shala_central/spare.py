@@ -2,8 +2,8 @@
 
 To make five thousand folders costs more than all else in a commit (1.6 of 2.5 CPU seconds, on ext4). So the
 tree that was exchanged stays aside until the next commit, without the files that have changed; a folder that
-is the same in the next one moves there as a whole. One that has changed in any way is never touched: who still
-reads the old tree misses files, and never sees a mixture.
+is the same in the next one moves there as a whole. One that has changed in any way is never touched: who
+still reads the old tree misses files, and never sees a mixture.
 """
 
 from __future__ import annotations
