@@ -505,8 +505,8 @@ def million(bench: Bench, files: int) -> None:
         content = chance.randbytes(24)
         name = hashlib.sha256(content).hexdigest()
         folder = source.data / "rcs-repo/Nodes" / name[0] / name[1] / name[2]
-        if number < 4096 * 4:
-            folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
         (folder / f"{name[3:27]}.json").write_bytes(content)
     school, school_sshd = bench.school(source, "million")
     centre, relay = bench.centre("million"), bench.relay(school_sshd)

@@ -114,12 +114,11 @@ class _Line:
         )
 
     async def _carry(self, way: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(64)
+        # A slow line holds what is on its way, and little more.
+        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(64 if self._delay or not self._rate else 2)
         delivery = asyncio.create_task(self._deliver(queue, writer))
         with contextlib.suppress(OSError):
             while chunk := await reader.read(16384):
-                with self._count.get_lock():
-                    self._count.value += len(chunk)
                 now = time.monotonic()
                 sent = max(now, self._free[way]) + (len(chunk) / self._rate if self._rate else 0)
                 self._free[way] = sent
@@ -127,8 +126,7 @@ class _Line:
         await queue.put((0, b""))
         await delivery
 
-    @staticmethod
-    async def _deliver(queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+    async def _deliver(self, queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while True:
                 due, chunk = await queue.get()
@@ -138,4 +136,6 @@ class _Line:
                     await asyncio.sleep(wait)
                 writer.write(chunk)
                 await writer.drain()
+                with self._count.get_lock():
+                    self._count.value += len(chunk)
         writer.close()
