@@ -501,7 +501,7 @@ def million(bench: Bench, files: int) -> None:
     say(f"{files:,} files")
     source = Source(bench.work / "million", SEEDS[0], 0.01)
     chance = random.Random(1)
-    for number in range(files):
+    for _ in range(files):
         content = chance.randbytes(24)
         name = hashlib.sha256(content).hexdigest()
         folder = source.data / "rcs-repo/Nodes" / name[0] / name[1] / name[2]

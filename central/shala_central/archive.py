@@ -29,7 +29,7 @@ from shala_agent.manifest import File, Gone, ManifestError, sort_key
 from shala_agent.outcome import SUSPECT
 
 from shala_central.assembly import ObjectsLost, assemble
-from shala_central.bag import FILES, MANIFEST, PLATFORMS, TAG_MANIFEST, Bag, BagRefused, survey
+from shala_central.bag import FILES, MANIFEST, PLATFORMS, TAG_MANIFEST, Bag, BagRefused, Head, survey
 from shala_central.config import Limits
 from shala_central.failure import CentralError, UsageError
 from shala_central.fleet import SERVER_NAME
@@ -42,9 +42,10 @@ from shala_central.listing import (
     lines_of,
     merged,
     path_of,
+    readable,
     select,
 )
-from shala_central.objects import SHARED, ObjectDamaged, Objects, digest_of
+from shala_central.objects import SHARED, ObjectDamaged, Objects, digest_of, link
 from shala_central.publish import (
     make_folders,
     publish,
@@ -230,13 +231,10 @@ class Archive:
     def history(self) -> Iterator[History]:
         """Open the history of all servers while the block runs. Raises CentralError."""
         try:
-            history = History(self.hidden / "history.sqlite")
+            with contextlib.closing(History(self.hidden / "history.sqlite")) as history:
+                yield history
         except HistoryError as error:
             raise CentralError(str(error)) from None
-        try:
-            yield history
-        finally:
-            history.close()
 
     # -- one server ------------------------------------------------------------------------------------------
 
@@ -269,15 +267,35 @@ class Archive:
         if not SERVER_NAME.fullmatch(name):
             return None
         folder = self.hidden / "collections" / name
+        for _ in range(3):  # a commit moves the record while we look
+            try:
+                record = self._record_in_view(name, folder)
+                pull = msgspec.json.decode((record / "pull.json").read_bytes(), type=PullRecord)
+            except FileNotFoundError:
+                continue
+            except msgspec.MsgspecError as error:
+                raise CentralError(f"the record of {name} in {folder} is damaged: {error}") from None
+            return Committed(name, record, pull, self.tree_of(pull.year, pull.state, name))
+        return None
+
+    def _record_in_view(self, name: str, folder: Path) -> Path:
+        """Return the record of what readers see, also where a run was cut just after the exchange."""
+        staging = self.hidden / "staging" / name
+        with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError):
+            intent = msgspec.json.decode((staging / "commit.json").read_bytes(), type=_Intent)
+            if _inode(self.tree_of(intent.year, intent.state, name)) == intent.inode:
+                moved = folder / intent.record
+                return moved if moved.is_dir() else staging / "record"
+        current = msgspec.json.decode((folder / "current.json").read_bytes(), type=_Current)
+        return folder / current.record
+
+    def is_whole(self, record: Path) -> bool:
+        """Return whether FILES of a record is still the one that the school sealed."""
         try:
-            current = msgspec.json.decode((folder / "current.json").read_bytes(), type=_Current)
-            record = folder / current.record
-            pull = msgspec.json.decode((record / "pull.json").read_bytes(), type=PullRecord)
-        except FileNotFoundError:
-            return None
-        except msgspec.MsgspecError as error:
-            raise CentralError(f"the record of {name} in {folder} is damaged: {error}") from None
-        return Committed(name, record, pull, self.tree_of(pull.year, pull.state, name))
+            head = msgspec.json.decode((record / "HEAD").read_bytes(), type=Head)
+            return digest_of(record / FILES) == head.files_sha256
+        except (OSError, msgspec.MsgspecError):
+            return False
 
     def servers(self) -> list[str]:
         """Return the names of all servers with a committed collection."""
@@ -332,11 +350,12 @@ class Archive:
             if left.name not in ("data", "commit.json"):
                 remove_tree(left)
 
-    def commit(self, name: str, bag: Bag, received: Path, pull: PullRecord) -> None:
+    def commit(self, name: str, bag: Bag, received: Path, pull: PullRecord, *, fresh: bool = False) -> None:
         """Publish a collection whose content is among the objects, and write its record. With the lock held.
 
         `received` is the folder with its HEAD, FILES and small tag files. Suspect items leave the last good
-        ones in view. Raises ObjectsLost if content is not there; then nothing has changed.
+        ones in view. Raises ObjectsLost if content is not there; then nothing has changed. A `fresh` tree is
+        made of objects alone.
         """
         record = self.staging(name) / "record"
         remove_tree(record)
@@ -349,8 +368,8 @@ class Archive:
             previous = None  # another tree: there is nothing in it to be replaced
         held = _held(previous, bag.collection)
         if previous is not None and held:
-            _write_view(record, lines_of(received / FILES), previous.view(), held)
-        self._publish(name, record, msgspec.structs.replace(pull, held=held))
+            _write_view(record, lines_of(received / FILES), readable(previous.view()), held)
+        self._publish(name, record, msgspec.structs.replace(pull, held=held), fresh=fresh)
 
     def accept(self, name: str, items: Sequence[str] = ()) -> list[str]:
         """Let suspect items of the newest collection replace the last good ones in view; return which.
@@ -501,7 +520,10 @@ class Archive:
             names = [file.name for file in record.iterdir()]
             if all(file in names for file in (*RECORD_FILES, "pull.json")):
                 files = {file: (record / file).read_bytes() for file in names if file != FILES}
-                back = changes_between(lines_of(newest / FILES), lines_of(record / FILES))
+                old = lines_of(record / FILES)
+                # Of a list that a disk has damaged stays what can be read.
+                old = old if self.is_whole(record) else readable(old)
+                back = changes_between(lines_of(newest / FILES), old)
                 pull = msgspec.json.decode(files["pull.json"], type=PullRecord)
                 with self.history() as history:
                     history.add(name, pull.pulled, files, back)
@@ -778,7 +800,7 @@ class Archive:
             damage = self._damage(committed, share)
             now = self.committed(name)
             # A collection that was committed meanwhile explains every difference.
-            if now is not None and now.pull == committed.pull:
+            if now == committed:
                 return sorted(damage, key=lambda item: item.path)
 
     def drop_damaged(self, name: str) -> int:
@@ -787,14 +809,47 @@ class Archive:
         They are fetched again by the next pull that looks. Call with the lock held.
         """
         dropped = 0
-        committed = self._require(name)
-        for lines in (committed.files(), committed.view()):
-            for file in map(file_of, lines):
+        committed = self.committed(name)
+        for lines in (committed.files(), committed.view()) if committed is not None else ():
+            for file in map(file_of, readable(lines)):
                 place = self.objects.find(name, file.path.removeprefix("data/"), file.sha256)
                 if place is not None and digest_of(place) != file.sha256:
                     place.unlink()
                     dropped += 1
         return dropped
+
+    def mend_earlier_years(self, name: str) -> int:
+        """Put objects in the place of files of earlier years that are damaged or gone; return how many.
+
+        An object that was fetched again is another file than the one that such a tree links to. Call with the
+        lock held.
+        """
+        mended = 0
+        committed = self._require(name)
+        for year, version in {version.year: version for version in self.versions(name)}.items():
+            tree = self.tree_of(year, committed.pull.state, name)
+            if year == committed.pull.year or not tree.is_dir():
+                continue
+            for file in map(file_of, self.view(version)):
+                path = file.path.removeprefix("data/")
+                place = self.objects.find(name, path, file.sha256, file.size)
+                if place is None or _inode(place) == _inode(tree / path):
+                    continue
+                if not _holds(tree / path, file.sha256) and _holds(place, file.sha256):
+                    self._replace(name, place, tree / path)
+                    mended += 1
+        return mended
+
+    def _replace(self, name: str, place: Path, target: Path) -> None:
+        staged = self.staging(name) / "mended"
+        staged.unlink(missing_ok=True)
+        link(place, staged)
+        mode = stat.S_IMODE(target.parent.stat().st_mode)
+        target.parent.chmod(mode | stat.S_IWUSR)
+        try:
+            staged.rename(target)
+        finally:
+            target.parent.chmod(mode)
 
     def _damage(self, committed: Committed, share: float) -> list[Damage]:
         damage: list[Damage] = []
@@ -990,6 +1045,13 @@ def _same_collection(record: Path, other: Path) -> bool:
     except (OSError, msgspec.MsgspecError):
         return False
     return (one.manifest_sha256, one.year, one.sequence) == (two.manifest_sha256, two.year, two.sequence)
+
+
+def _holds(path: Path, sha256: str) -> bool:
+    try:
+        return digest_of(path) == sha256
+    except OSError:
+        return False
 
 
 def _user(uid: int) -> str:

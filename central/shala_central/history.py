@@ -8,6 +8,7 @@ heartbeat changed costs about a kilobyte.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import io
 import sqlite3
@@ -51,7 +52,10 @@ class History:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._db = sqlite3.connect(path, timeout=60)
+        try:
+            self._db = sqlite3.connect(path, timeout=60)
+        except sqlite3.OperationalError as error:
+            raise HistoryError(_reason(path, error)) from None
         try:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
@@ -63,7 +67,7 @@ class History:
             self._db.executescript(_SCHEMA)
         except sqlite3.DatabaseError as error:
             self._db.close()
-            raise HistoryError(f"{path}: {error} (bring back the copy of last night)") from None
+            raise HistoryError(_reason(path, error)) from None
         except BaseException:
             self._db.close()
             raise
@@ -78,7 +82,7 @@ class History:
         Adding it twice is adding it once.
         """
         pull = msgspec.json.decode(record["pull.json"])
-        with self._db:
+        with self._written():
             self._db.execute(
                 "INSERT OR IGNORE INTO collection"
                 " (server, pulled, year, sequence, files, bytes, record, changes)"
@@ -89,6 +93,14 @@ class History:
                     _packed_changes(changes),
                 ),
             )
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            with self._db:
+                yield
+        except sqlite3.DatabaseError as error:
+            raise HistoryError(_reason(self._path, error)) from None
 
     def versions(self, server: str) -> list[Version]:
         """Return the earlier collections of a server, oldest first."""
@@ -199,6 +211,13 @@ def _packed_changes(changes: Iterable[Change]) -> bytes:
     packer = zstandard.ZstdCompressor(compression_params=_LEVEL).compressobj()
     packed = b"".join(packer.compress(write_line(change)) for change in changes)
     return packed + packer.flush()
+
+
+def _reason(path: Path, error: sqlite3.DatabaseError) -> str:
+    # Of these only a file that is none any more is worth bringing an older one back.
+    if isinstance(error, sqlite3.OperationalError):
+        return f"{path}: {error} (is the disk full, or the file somebody else's?)"
+    return f"{path}: {error} (bring back the copy of last night)"
 
 
 def _packed(raw: bytes) -> bytes:

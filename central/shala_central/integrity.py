@@ -116,6 +116,7 @@ def repair(archive: Archive, name: str, second: Path | None) -> Repaired:
             archive.objects.add(staged, name, path, file.sha256)
             mended.append(path)
         archive.relink(name)
+        archive.mend_earlier_years(name)
         archive.recover(name)
     return Repaired(name, mended, lost)
 

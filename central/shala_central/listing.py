@@ -6,6 +6,7 @@ which ten of a million files changed, ten lines are taken apart. Nothing here ho
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from shala_agent.manifest import (
 )
 
 BUFFER = 1 << 18  # bytes read at once
+MAX_LINE = 1 << 16  # bytes of a line that is held in memory; a longer one is none
 
 Pair = tuple[File | None, File | None]
 
@@ -29,7 +31,19 @@ Pair = tuple[File | None, File | None]
 def lines_of(path: Path) -> Iterator[bytes]:
     """Yield the lines of a list on the disk."""
     with path.open("rb", buffering=BUFFER) as lines:
-        yield from lines
+        while line := lines.readline(MAX_LINE):
+            yield line
+
+
+def readable(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a list that are lines of files and in order: of one that a disk has damaged."""
+    last = ""
+    for line in lines:
+        with contextlib.suppress(ManifestError):
+            key = sort_key(file_of(line).path)
+            if key > last:
+                last = key
+                yield line
 
 
 def file_of(line: bytes) -> File:

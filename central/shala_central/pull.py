@@ -270,13 +270,18 @@ class _ServerPull:
         head = await self._ask(transport, received, committed)
         result.sequence = head.sequence
         if committed is not None and self._is_published(committed, head) and not self.again:
+            await _to_its_end(remove_tree, received)
             self._unchanged(committed)
             return
         released = await asyncio.to_thread(self.archive.is_released, server.name, self.tag_files["HEAD"])
         self.let_in = self.accept_reset or released
         self._require_progress(head, committed)
+        # A record that a disk has damaged tells nothing of what is here.
+        whole = committed
+        if committed is not None and not await asyncio.to_thread(self.archive.is_whole, committed.record):
+            whole = None
         try:
-            bag = await self._list_of_files(transport, received, head, committed)
+            bag = await self._list_of_files(transport, received, head, whole)
         except BagRefused:
             await self._require_same_head(transport, received)
             raise
@@ -284,7 +289,7 @@ class _ServerPull:
         self.watcher.step(server.name, "comparing")
         if self.again:
             await _to_its_end(self.archive.drop_damaged, server.name)
-        old = committed.files() if committed is not None and not self.again else ()
+        old = whole.files() if whole is not None and not self.again else ()
         staging = Staging(self.archive.staging(server.name) / "data", self.archive.objects, server.name)
         missing = staging.missing(old, lines_of(received / FILES))
         basis = committed.tree if committed is not None and committed.tree.is_dir() else None
@@ -295,6 +300,8 @@ class _ServerPull:
             except ObjectsLost as lost:
                 await self._fetch(transport, staging, iter(lost.files), None, received)
             else:
+                if self.again:
+                    await _to_its_end(self.archive.mend_earlier_years, server.name)
                 return
         raise CentralError(
             "content that was fetched is gone again (is the archive's disk failing? see its log)"
@@ -429,7 +436,7 @@ class _ServerPull:
             except FileNotFoundError:
                 continue
             if not stat.S_ISREG(seen.st_mode) or seen.st_size > limit:
-                (place / name).unlink()
+                remove_tree(place / name)
                 raise BagRefused([f"{name} is no plain file of at most {limit} bytes"])
 
     def _require_progress(self, head: Head, committed: Committed | None) -> None:
@@ -507,7 +514,7 @@ class _ServerPull:
         for name in SMALL_TAG_FILES:
             with contextlib.suppress(FileNotFoundError):
                 (received / "bag" / name).rename(received / name)
-        self.archive.commit(self.server.name, bag, received, record)
+        self.archive.commit(self.server.name, bag, received, record, fresh=self.again)
         result.result = "committed"
 
     def _unchanged(self, committed: Committed) -> None:
