@@ -861,13 +861,26 @@ class Archive:
                 if place is not None and digest_of(place) != file.sha256:
                     place.unlink()
                     dropped += 1
-                elif place is None and self.objects.on_demand and self.objects.problem(name, file):
-                    if self.objects.remote is not None:
-                        self.objects.remote.forget(
-                            self.objects.pool_of(name, file.path.removeprefix("data/")), file.sha256
-                        )
-                    dropped += 1
-        return dropped
+        return dropped + (self._drop_damaged_remote(committed) if self.objects.on_demand else 0)
+
+    def _drop_damaged_remote(self, committed: Committed) -> int:
+        """Remove what is damaged from the bucket, reading each content once; return how many."""
+        remote = self.objects.remote
+        if remote is None:
+            return 0
+        contents = {
+            (self.objects.pool_of(committed.name, file.path.removeprefix("data/")), file.sha256)
+            for lines in (committed.files(), committed.view())
+            for file in map(file_of, lines)
+        }
+
+        def is_damaged(content: tuple[str, str]) -> tuple[str, str] | None:
+            return content if remote.has(*content) and remote.problem(*content) else None
+
+        damaged = [content for content in in_parallel(is_damaged, contents) if content is not None]
+        for content in damaged:
+            remote.forget(*content)
+        return len(damaged)
 
     def _damage(self, committed: Committed, share: float) -> list[Damage]:
         damage: list[Damage] = []
@@ -910,6 +923,8 @@ class Archive:
 
         Raises UsageError if the path is not in the archive.
         """
+        if self.objects.on_demand:
+            return self._listed_tree(below.strip("/"), depth)
         parts = [part for part in below.split("/") if part not in ("", ".")]
         if ".." in parts or any(part.startswith(".") for part in parts):
             raise UsageError(f"'{below}' is not a path of the archive (e.g. 2026/mz/2031017-mz17)")
@@ -925,6 +940,33 @@ class Archive:
             for year in sorted(years):
                 self._entry(year, year.name, 0, depth, entries)
         return entries
+
+    def _listed_tree(self, below: str, depth: int) -> list[Entry]:
+        """Return the tree that the records list: on demand, there is none on the disk."""
+        top = len(below.split("/")) - 1 if below else 0
+        sums: dict[tuple[str, ...], list[int]] = {}
+        for name in self.servers():
+            committed = self._require(name)
+            newest_of_year = {version.year: version for version in self.versions(name)}
+            for year, version in newest_of_year.items():
+                place = (f"{year:04d}", committed.pull.state, name)
+                whole = "/".join(place)
+                if below and not f"{whole}/".startswith(f"{below}/") and not below.startswith(f"{whole}/"):
+                    continue
+                for file in map(file_of, self.view(version)):
+                    parts = (*place, *file.path.split("/")[1:])
+                    if below and not f"{'/'.join(parts)}/".startswith(f"{below}/"):
+                        continue
+                    for level in range(top, min(max(depth, top) + 1, len(parts))):
+                        entry = sums.setdefault(parts[: level + 1], [0, 0])
+                        entry[0] += file.size
+                        entry[1] += 1
+        if below and not sums:
+            raise UsageError(f"'{below}' is not in the archive (shala archive tree --depth 2 shows what is)")
+        return [
+            Entry("/".join(parts), len(parts) - 1, parts[-1], *sums[parts])
+            for parts in sorted(sums, key=lambda parts: [_order(Path(part)) for part in parts])
+        ]
 
     def _entry(self, path: Path, shown: str, level: int, depth: int, entries: list[Entry]) -> tuple[int, int]:
         """Append the entry of a path and of those below it; return its bytes and files."""

@@ -327,6 +327,23 @@ def test_on_demand_every_collection_comes_back_and_nothing_stays_on_this_disk(ar
     assert archive.objects.remote.kept() == module.Kept(5, 9 * MIB + 3 + 0 + 3 + 5, 0)
 
 
+def test_the_tree_is_the_same_whether_it_is_on_the_disk_or_only_listed(bucket, school, tmp_path):
+    day = {**DAYS[2], "gstudio/db/c/d": b"1", "unplatform/x": b"2"}
+    for number, (root, on_demand) in enumerate((("disk", False), ("listed", True))):
+        archive = opened(tmp_path / root, bucket, on_demand=on_demand)
+        for sequence, year in ((1, 2025), (2, 2026)):
+            school.sequence, school.year = sequence, year
+            received(archive, school, {**day, "gstudio/db/a": b"%d" % sequence})
+        trees = [
+            archive.tree(below, depth)
+            for below in ("", "2026/mz", "2025/mz/2031017-mz17/gstudio")
+            for depth in (0, 2, 4, 7)
+        ]
+        if number:
+            assert trees == before
+        before = trees
+
+
 def test_a_checkout_that_was_cut_fetches_no_file_twice(relay, school, tmp_path):
     archive = opened(tmp_path / "archive", bucket_at(relay.port, tmp_path))
     pulled(archive, school, DAYS[:1])
