@@ -225,6 +225,13 @@ class Archive:
             for folder in ("staging", "collections", "objects", "quarantine", "locks"):
                 make_folders(self.hidden / folder)
             require_exchange(self.hidden / "staging")
+            remote = self.objects.remote
+            if self.objects.on_demand and remote is not None and not remote.is_known() and self.servers():
+                # Otherwise every school would be asked for everything again.
+                raise CentralError(
+                    f"what is in {remote.bucket} is not known here (shala archive objects --reindex;"
+                    " where content is still on this disk: --upload)"
+                )
         except OSError as error:
             raise CentralError(f"the archive {self.root} cannot be written: {error.strerror}") from None
 

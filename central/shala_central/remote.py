@@ -137,9 +137,15 @@ class Remote:
             raise RemoteDamaged(f"{pool}/{sha256[:2]}/{sha256} is not in {self.bucket}")
         return int(row[0][0])
 
+    def is_known(self) -> bool:
+        """Return whether there is an index: made by the first upload, or of a listing."""
+        return self._index.exists()
+
     def kept(self) -> Kept:
         """Return how much is in the bucket, as far as is known here."""
         query = "SELECT count(*), coalesce(sum(size), 0) FROM object WHERE whole"
+        if not self.is_known():
+            return Kept(0, 0, 0)
         count, size = self._ask(query)[0]
         unfinished = self._ask("SELECT count(*) FROM object WHERE NOT whole")[0][0]
         return Kept(int(count), int(size), int(unfinished))
@@ -416,6 +422,8 @@ class Remote:
 
     def _ask(self, query: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
         with self._lock:
+            if self._db is None and not self.is_known():
+                return []
             try:
                 return self._connection().execute(query, values).fetchall()
             except sqlite3.DatabaseError as error:

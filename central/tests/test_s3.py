@@ -329,19 +329,15 @@ def test_on_demand_every_collection_comes_back_and_nothing_stays_on_this_disk(ar
 
 def test_the_tree_is_the_same_whether_it_is_on_the_disk_or_only_listed(bucket, school, tmp_path):
     day = {**DAYS[2], "gstudio/db/c/d": b"1", "unplatform/x": b"2"}
-    for number, (root, on_demand) in enumerate((("disk", False), ("listed", True))):
+    below = ("", "2026/mz", "2025/mz/2031017-mz17/gstudio")
+    trees = []
+    for root, on_demand in (("disk", False), ("listed", True)):
         archive = opened(tmp_path / root, bucket, on_demand=on_demand)
         for sequence, year in ((1, 2025), (2, 2026)):
             school.sequence, school.year = sequence, year
             received(archive, school, {**day, "gstudio/db/a": b"%d" % sequence})
-        trees = [
-            archive.tree(below, depth)
-            for below in ("", "2026/mz", "2025/mz/2031017-mz17/gstudio")
-            for depth in (0, 2, 4, 7)
-        ]
-        if number:
-            assert trees == before
-        before = trees
+        trees.append([archive.tree(path, depth) for path in below for depth in (0, 2, 4, 7)])
+    assert trees[0] == trees[1]
 
 
 def test_a_checkout_that_was_cut_fetches_no_file_twice(relay, school, tmp_path):
@@ -438,15 +434,22 @@ def test_with_the_view_on_the_disk_the_bucket_is_a_second_place(bucket, school, 
 def test_an_archive_that_was_on_this_disk_moves_to_the_bucket_and_back(bucket, school, tmp_path):
     root = tmp_path / "archive"
     pulled(opened(root, None, on_demand=False), school)
-    moved = opened(root, bucket)
+    with pytest.raises(CentralError, match="--upload"):
+        opened(root, bucket)
+    moved = Archive(root, SHARED, bucket, on_demand=True)
     sent = moving.upload(moved)
     assert sent.bytes == 9 * MIB + 11
     assert (local_objects(moved), list(root.glob("2*/*/*"))) == (set(), [])
     assert moving.upload(moved).bytes == 0
     places = moving.places(moved)
     assert (places.local_objects, places.remote.objects) == (0, 5)
-    (root / ".shala/remote.sqlite").unlink()
-    moved = opened(root, bucket)
+    for left in (root / ".shala").glob("remote.sqlite*"):
+        left.unlink()
+    moved = Archive(root, SHARED, bucket, on_demand=True)
+    assert moving.places(moved).remote.objects == 0
+    # Not everything from the school again: what is there only has to be looked up.
+    with pytest.raises(CentralError, match="--reindex"):
+        moved.open()
     assert moving.reindex(moved).objects == 5
     for number, day in enumerate(DAYS, 1):
         moved.checkout(moved.version(school.name, number), tmp_path / str(number))
