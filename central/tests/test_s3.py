@@ -496,3 +496,28 @@ def test_the_commands_work_with_a_bucket(bucket, centre, school, tmp_path):
     done = run("archive", "checkout", school.name, "1", str(tmp_path / "other"))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "chmod 600" in done.stderr
+
+
+def test_a_pull_over_ssh_brings_only_what_is_not_in_the_bucket(bucket, centre, school, online, tmp_path):
+    settings = (
+        f'objects_url = "s3://{bucket.name}/{bucket.prefix}"\nobjects_endpoint = "{bucket.endpoint}"\n'
+        f'objects_credentials = "{bucket.credentials}"\nshared_items = ["gstudio/media"]\n'
+    )
+    centre.archive_settings = f'{settings}view = "on-demand"\n'
+    online(school)
+    school.seal(DAYS[0])
+    code, results = centre.pull()
+    assert (code, results[school.name]["files_received"]) == (0, 3), results
+    code, results = centre.pull()
+    assert results[school.name]["result"] == "unchanged"
+    school.seal(DAYS[1])
+    code, results = centre.pull()
+    assert (code, results[school.name]["files_received"]) == (0, 1), results
+    code, results = centre.pull("--again")
+    assert (code, results[school.name]["files_received"]) == (0, 0), results
+    assert [path.name for path in centre.root.iterdir()] == [".shala"]
+    # The tree comes back out of the bucket, not from the school.
+    centre.archive_settings = settings
+    code, results = centre.pull()
+    assert (code, results[school.name]["files_received"]) == (0, 0), results
+    assert centre.published(school) == DAYS[1]
