@@ -19,6 +19,7 @@ import pwd
 import random
 import re
 import stat
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -28,9 +29,9 @@ from shala_agent.device import SIGNATURE, SignatureWrong, signer_of
 from shala_agent.manifest import File, Gone, ManifestError, sort_key
 from shala_agent.outcome import SUSPECT
 
-from shala_central.assembly import ObjectsLost, assemble
+from shala_central.assembly import MAX_LOST, ObjectsLost, assemble
 from shala_central.bag import FILES, MANIFEST, PLATFORMS, TAG_MANIFEST, Bag, BagRefused, Head, survey
-from shala_central.config import Limits
+from shala_central.config import ArchiveSettings, Limits
 from shala_central.failure import CentralError, UsageError
 from shala_central.fleet import SERVER_NAME
 from shala_central.history import History, HistoryError, Version, superfluous
@@ -55,12 +56,14 @@ from shala_central.publish import (
     sync_folder,
     write_file,
 )
+from shala_central.remote import Bucket, Remote, in_parallel
 from shala_central.spare import Spare
 
 logger = logging.getLogger(__name__)
 VIEW = "view.txt"  # in a record: the list of what is published, where that is not all of the collection
 BEFORE = "before.txt"  # in staging: the list of the tree that is being exchanged
 RECORD_FILES = ("HEAD", "collection.json", FILES, "bag-info.txt")
+NO_TREE = 0  # no inode has this number
 QUARANTINED = 5  # refused collections of one server that stay to be looked at: the newest ones
 # A record was believed once; what is asked now is only whether it is the same.
 NO_LIMITS = Limits(max_files=1 << 40, max_bytes=1 << 60, case_collisions="allow")
@@ -97,7 +100,10 @@ class _Current(msgspec.Struct, frozen=True):
 
 
 class _Intent(msgspec.Struct, frozen=True):
-    """Written before the exchange: enough to tell afterwards whether it took place, and to finish."""
+    """Written before the exchange: enough to tell afterwards whether it took place, and to finish.
+
+    Without a tree (on demand) there is no exchange: the intent itself is the step, and `inode` NO_TREE.
+    """
 
     year: int
     state: str
@@ -176,10 +182,36 @@ class Entry(msgspec.Struct, frozen=True):
 class Archive:
     """The archive below one root."""
 
-    def __init__(self, root: Path, shared_items: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        shared_items: Sequence[str] = (),
+        bucket: Bucket | None = None,
+        *,
+        on_demand: bool = False,
+    ) -> None:
         self.root = root
         self.hidden = root / ".shala"
-        self.objects = Objects(self.hidden / "objects", shared_items)
+        remote = Remote(bucket, self.hidden / "remote.sqlite") if bucket is not None else None
+        self.objects = Objects(self.hidden / "objects", shared_items, remote, on_demand=on_demand)
+
+    @classmethod
+    def of(cls, settings: ArchiveSettings) -> Archive:
+        """Return the archive that a configuration names, with its bucket if it has one."""
+        name, prefix = settings.bucket
+        bucket = Bucket(
+            name,
+            prefix,
+            settings.objects_endpoint,
+            settings.objects_region,
+            Path(settings.objects_credentials),
+        )
+        return cls(
+            Path(settings.root),
+            settings.shared_items,
+            bucket if name else None,
+            on_demand=settings.view == "on-demand",
+        )
 
     def open(self) -> None:
         """Make the folders of the archive.
@@ -197,6 +229,13 @@ class Archive:
             for folder in ("staging", "collections", "objects", "spare", "quarantine", "locks"):
                 make_folders(self.hidden / folder)
             require_exchange(self.hidden / "staging")
+            remote = self.objects.remote
+            if self.objects.on_demand and remote is not None and not remote.is_known() and self.servers():
+                # Otherwise every school would be asked for everything again.
+                raise CentralError(
+                    f"what is in {remote.bucket} is not known here (shala archive objects --reindex;"
+                    " where content is still on this disk: --upload)"
+                )
         except OSError as error:
             raise CentralError(f"the archive {self.root} cannot be written: {error.strerror}") from None
 
@@ -341,7 +380,10 @@ class Archive:
                 intent = msgspec.json.decode(intent_file.read_bytes(), type=_Intent)
             except msgspec.MsgspecError:
                 intent = None
-            if intent is not None and _inode(self.tree_of(intent.year, intent.state, name)) == intent.inode:
+            if intent is not None and intent.inode in (
+                NO_TREE,
+                _inode(self.tree_of(intent.year, intent.state, name)),
+            ):
                 self._finish(name, intent)
             else:
                 remove_tree(staging / "record")
@@ -453,33 +495,80 @@ class Archive:
         staging = self.staging(name)
         tree = staging / "tree"
         (record / "pull.json").write_bytes(msgspec.json.encode(pull) + b"\n")
-        self._assemble(name, tree, _view_in(record), fresh=fresh)
+        files, view = record / FILES, record / VIEW
+        lists = (files, view) if view.is_file() else (files,)
+        # Before the record names it: what a bucket is to have is there for good.
+        for listed in lists if self.objects.remote is not None else ():
+            self.objects.send(self.objects.local(name, lines_of(listed)))
+        if self.objects.on_demand:
+            for listed in lists:
+                self._require_content(name, lines_of(listed))
+            inode = NO_TREE
+        else:
+            self._assemble(name, tree, lists[-1], fresh=fresh)
+            inode = tree.stat().st_ino
         before = self.committed(name)
-        if before is not None and not fresh:
+        if before is not None and not fresh and inode != NO_TREE:
             # What the exchange leaves in the place of the tree is then known, and can be used again.
             (staging / BEFORE).unlink(missing_ok=True)
             (staging / BEFORE).hardlink_to(_view_in(before.record))
-        intent = _Intent(pull.year, pull.state, tree.stat().st_ino, self._record_name(name, pull))
+        intent = _Intent(pull.year, pull.state, inode, self._record_name(name, pull))
         # The intent says that the record is whole.
         sync_file_system(staging)
         write_file(staging / "commit.json", msgspec.json.encode(intent))
-        publish(tree, self.tree_of(pull.year, pull.state, name))
+        if inode != NO_TREE:
+            publish(tree, self.tree_of(pull.year, pull.state, name))
         self._finish(name, intent)
 
     def _assemble(self, name: str, tree: Path, files: Path, *, fresh: bool) -> None:
+        """Make a tree; what is not on this disk comes out of the bucket, where it is there."""
         spare = self._spare(name)
         if fresh:
             spare.drop()
-        try:
-            assemble(tree, files, self.objects, name, spare if spare.take() else None)
-        except FileNotFoundError:
-            logger.warning("the spare tree of %s is not what it should be: all folders are made anew", name)
-            spare.drop()
-            assemble(tree, files, self.objects, name)
-        spare.drop()
+        usable = spare.take()
+        while True:
+            try:
+                assemble(tree, files, self.objects, name, spare if usable else None)
+            except FileNotFoundError:
+                if not usable:
+                    raise
+                logger.warning("the spare tree of %s is not what it should be: all folders are made", name)
+            except ObjectsLost as lost:
+
+                def back(file: File) -> bool:
+                    pool = self.objects.pool_of(name, file.path.removeprefix("data/"))
+                    return self.objects.bring_back(pool, file.sha256)
+
+                if self.objects.remote is None or not any(list(in_parallel(back, lost.files))):
+                    raise
+            else:
+                break
+            finally:
+                # Taken apart by now: it is good for one attempt.
+                usable = False
+                spare.drop()
 
     def _spare(self, name: str) -> Spare:
         return Spare(self.hidden / "spare" / name)
+
+    def _require_content(self, name: str, lines: Iterable[bytes]) -> None:
+        """Raise ObjectsLost unless every content of a list is in the bucket, or packed on this disk."""
+        lost: list[File] = []
+        for line in lines:
+            file = file_of(line)
+            path = file.path.removeprefix("data/")
+            if not self.objects.has_remote(name, path, file.sha256) and not self.objects.cold.has(
+                self.objects.pool_of(name, path), file.sha256
+            ):
+                lost.append(file)
+                if len(lost) >= MAX_LOST:
+                    break
+        if lost:
+            raise ObjectsLost(lost)
+
+    def is_in_view(self, committed: Committed) -> bool:
+        """Return whether what is committed can be had as the configuration wants it."""
+        return self.objects.on_demand or committed.tree.is_dir()
 
     def _record_name(self, name: str, pull: PullRecord) -> str:
         """Return a name for a record that no other one has: the same collection may be published twice."""
@@ -497,6 +586,9 @@ class Archive:
             sync_folder(history)
         write_file(history / "current.json", msgspec.json.encode(_Current(intent.record)) + b"\n")
         self._remember(name, history / intent.record)
+        stale = self.tree_of(intent.year, intent.state, name)
+        if intent.inode == NO_TREE and stale.is_dir():
+            stale.rename(staging / "tree")
         if (staging / "tree").exists():
             if (staging / BEFORE).exists():
                 now = _view_in(history / intent.record)
@@ -671,18 +763,26 @@ class Archive:
         """
         if os.path.lexists(destination):
             raise UsageError(f"{destination} exists already (name a folder that does not)")
-        unfinished = destination.with_name(f".{destination.name}.part")
-        remove_tree(unfinished)
+        # What was fetched from a bucket counts for the next try, if that is for the same.
+        what = zlib.crc32(f"{version.server} {version.pulled} {below}".encode())
+        unfinished = destination.with_name(f".{destination.name}.{what:08x}.part")
+        if not self.objects.on_demand:
+            remove_tree(unfinished)
         files = size = 0
-        for line in self.files(version):
-            file = file_of(line)
+        chosen = (
+            file
+            for file in map(file_of, self.files(version))
+            if not below or file.path == f"data/{below}" or file.path.startswith(f"data/{below}/")
+        )
+
+        def write(file: File) -> int:
             path = file.path.removeprefix("data/")
-            if below and path != below and not path.startswith(f"{below}/"):
-                continue
-            target = unfinished / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self._copy_out(version, path, file, target)
-            files, size = files + 1, size + file.size
+            (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
+            self._copy_out(version, path, file, unfinished / path)
+            return file.size
+
+        for written in in_parallel(write, chosen) if self.objects.on_demand else map(write, chosen):
+            files, size = files + 1, size + written
         if not files:
             raise UsageError(f"collection {version.sequence} of {version.server} holds nothing at '{below}'")
         unfinished.rename(destination)
@@ -712,7 +812,8 @@ class Archive:
                 shared_bases |= bases_of_all
                 self._sweep(name, own, bases, counts, pretend=pretend)
             self._sweep(SHARED, shared, shared_bases, counts, pretend=pretend)
-            for pool in set(self.objects.pools()) - {SHARED, *self.servers()}:
+            remote = self.objects.remote.pools() if self.objects.remote is not None else set()
+            for pool in {*self.objects.pools(), *remote} - {SHARED, *self.servers()}:
                 self._sweep(pool, set(), {}, counts, pretend=pretend)
         return Pruned(gone, counts.objects, counts.bytes, counts.packed)
 
@@ -762,21 +863,26 @@ class Archive:
                 counts.bytes += seen.st_size if seen.st_nlink == 1 else 0
                 if not pretend:
                     place.unlink()
-            elif seen.st_nlink == 1 and not pretend:
+            elif seen.st_nlink == 1 and not pretend and not self.objects.on_demand:
                 counts.packed += cold.pack(pool, digest, place, bases.get(digest), self.objects.plain)
         vain = {digest: size for digest, size in cold.stored(pool) if digest not in needed}
         counts.objects += len(vain)
         counts.bytes += sum(vain.values())
         if not pretend:
             cold.remove(pool, vain)
+        if self.objects.remote is not None:
+            swept = self.objects.remote.sweep(pool, needed, pretend=pretend)
+            if self.objects.on_demand:  # otherwise the same objects were counted on this disk
+                counts.objects += swept.objects
+                counts.bytes += swept.bytes
 
     def _copy_out(self, version: Version, path: str, file: File, target: Path) -> None:
         try:
-            with target.open("xb") as copy:
-                self.objects.copy(version.server, path, file.sha256, copy)
-                os.fchmod(copy.fileno(), file.mode)
-                copy.flush()
-                os.utime(copy.fileno(), ns=(file.mtime_ns, file.mtime_ns))
+            if target.exists():
+                target.chmod(0o600)  # of a run that was cut
+            self.objects.fetch(version.server, path, file.sha256, target)
+            target.chmod(file.mode)
+            os.utime(target, ns=(file.mtime_ns, file.mtime_ns))
         except ObjectDamaged as damaged:
             raise CentralError(f"{path} of {version.server}: {damaged} (shala archive repair)") from None
 
@@ -816,7 +922,28 @@ class Archive:
                 if place is not None and digest_of(place) != file.sha256:
                     place.unlink()
                     dropped += 1
+        if committed is not None and self.objects.on_demand:
+            dropped += self._drop_damaged_remote(committed)
         return dropped
+
+    def _drop_damaged_remote(self, committed: Committed) -> int:
+        """Remove what is damaged from the bucket, reading each content once; return how many."""
+        remote = self.objects.remote
+        if remote is None:
+            return 0
+        contents = {
+            (self.objects.pool_of(committed.name, file.path.removeprefix("data/")), file.sha256)
+            for lines in (committed.files(), committed.view())
+            for file in map(file_of, lines)
+        }
+
+        def is_damaged(content: tuple[str, str]) -> tuple[str, str] | None:
+            return content if remote.has(*content) and remote.problem(*content) else None
+
+        damaged = [content for content in in_parallel(is_damaged, contents) if content is not None]
+        for content in damaged:
+            remote.forget(*content)
+        return len(damaged)
 
     def mend_earlier_years(self, name: str) -> int:
         """Put objects in the place of files of earlier years that are damaged or gone; return how many.
@@ -857,7 +984,10 @@ class Archive:
             if survey(committed.files(), NO_LIMITS).manifest_sha256 != committed.pull.manifest_sha256:
                 damage.append(Damage(FILES, "of the record is not the one that was committed"))
             damage += _signature_damage(committed)
-            damage += _differences(committed.tree, committed.view(), share)
+            if self.objects.on_demand:
+                damage += self._content_damage(committed, share)
+            else:
+                damage += _differences(committed.tree, committed.view(), share)
             newest_of_year = {version.year: version for version in self.versions(committed.name)}
             for year, version in newest_of_year.items():
                 tree = self.tree_of(year, committed.pull.state, committed.name)
@@ -870,11 +1000,27 @@ class Archive:
             damage.append(Damage(FILES, str(error)))
         return damage
 
+    def _content_damage(self, committed: Committed, share: float) -> list[Damage]:
+        """Return what is damaged of what is in view, where there is no tree."""
+
+        def look(file: File) -> Damage | None:
+            path = file.path.removeprefix("data/")
+            skipped = share < 1 and random.random() >= share  # noqa: S311
+            if skipped and self.objects.has_remote(committed.name, path, file.sha256):
+                return None
+            problem = self.objects.problem(committed.name, file)
+            return Damage(path, problem) if problem else None
+
+        found = in_parallel(look, map(file_of, committed.view()))
+        return [damage for damage in found if damage is not None]
+
     def tree(self, below: str = "", depth: int = 4) -> list[Entry]:
         """Return the tree below a path, each folder before what is in it, down to LEVEL `depth`, with sizes.
 
         Raises UsageError if the path is not in the archive.
         """
+        if self.objects.on_demand:
+            return self._listed_tree(below.strip("/"), depth)
         parts = [part for part in below.split("/") if part not in ("", ".")]
         if ".." in parts or any(part.startswith(".") for part in parts):
             raise UsageError(f"'{below}' is not a path of the archive (e.g. 2026/mz/2031017-mz17)")
@@ -890,6 +1036,33 @@ class Archive:
             for year in sorted(years):
                 self._entry(year, year.name, 0, depth, entries)
         return entries
+
+    def _listed_tree(self, below: str, depth: int) -> list[Entry]:
+        """Return the tree that the records list: on demand, there is none on the disk."""
+        top = len(below.split("/")) - 1 if below else 0
+        sums: dict[tuple[str, ...], list[int]] = {}
+        for name in self.servers():
+            committed = self._require(name)
+            newest_of_year = {version.year: version for version in self.versions(name)}
+            for year, version in newest_of_year.items():
+                place = (f"{year:04d}", committed.pull.state, name)
+                whole = "/".join(place)
+                if below and not f"{whole}/".startswith(f"{below}/") and not below.startswith(f"{whole}/"):
+                    continue
+                for file in map(file_of, self.view(version)):
+                    parts = (*place, *file.path.split("/")[1:])
+                    if below and not f"{'/'.join(parts)}/".startswith(f"{below}/"):
+                        continue
+                    for level in range(top, min(max(depth, top) + 1, len(parts))):
+                        entry = sums.setdefault(parts[: level + 1], [0, 0])
+                        entry[0] += file.size
+                        entry[1] += 1
+        if below and not sums:
+            raise UsageError(f"'{below}' is not in the archive (shala archive tree --depth 2 shows what is)")
+        return [
+            Entry("/".join(parts), len(parts) - 1, parts[-1], *sums[parts])
+            for parts in sorted(sums, key=lambda parts: [_order(Path(part)) for part in parts])
+        ]
 
     def _entry(self, path: Path, shown: str, level: int, depth: int, entries: list[Entry]) -> tuple[int, int]:
         """Append the entry of a path and of those below it; return its bytes and files."""

@@ -14,6 +14,7 @@ from shala_central.bag import count_items
 from shala_central.config import CentralConfig
 from shala_central.failure import UsageError
 from shala_central.fleet import read_fleet, select
+from shala_central.moving import places, reindex, upload
 from shala_central.options import (
     FAILED,
     MAX_SHOWN,
@@ -696,4 +697,40 @@ def archive_prune(dry_run: bool, config: CentralConfig, as_json: bool) -> int:
         f"{counted(len(pruned.versions), 'collection')} and {counted(pruned.objects, 'object')} {word},"
         f" {size(pruned.bytes)} of room; {size(pruned.packed)} by packing"
     )
+    return 0
+
+
+@archive_group.command("objects", short_help="Say where content is: on this disk, in a bucket.")
+@click.option("--upload", "sending", is_flag=True, help="Send what is only on this disk.")
+@click.option("--reindex", "listing", is_flag=True, help="List the bucket to learn what is in it.")
+@config_option
+@json_option
+def archive_objects(sending: bool, listing: bool, config: CentralConfig, as_json: bool) -> int:
+    """Say where content is, how many objects and how many bytes; bring it to the bucket.
+
+    With archive.view = "on-demand", --upload removes from this disk what is in the bucket, and the tree. It
+    may be interrupted at any moment; the same command goes on from there.
+
+    \b
+    Examples:
+      shala archive objects
+      shala archive objects --upload
+    """
+    archive = open_archive(config)
+    if listing:
+        reindex(archive)
+    sent = upload(archive) if sending else None
+    found = places(archive)
+    if as_json:
+        print_json({"places": found, "sent": sent})
+        return 0
+    if sent is not None:
+        click.echo(f"{counted(sent.objects, 'object')} sent, {size(sent.bytes)}")
+    click.echo(f"{archive.root}: {counted(found.local_objects, 'object')}, {size(found.local_bytes)}")
+    if found.packed_objects:
+        click.echo(f"  packed: {counted(found.packed_objects, 'object')}, {size(found.packed_bytes)}")
+    if found.remote is not None:
+        click.echo(f"{found.bucket}: {counted(found.remote.objects, 'object')}, {size(found.remote.bytes)}")
+        if found.remote.unfinished:
+            click.echo(f"  cut: {counted(found.remote.unfinished, 'upload')} (the next goes on from there)")
     return 0

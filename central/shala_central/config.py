@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -13,6 +14,8 @@ CONFIG_PATH = Path("/etc/shala/central.toml")
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+_BUCKET_URL = r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._-]+)*/?)?$"
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class ArchiveSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -30,6 +33,21 @@ class ArchiveSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     keep_months: Count = 24
     # Everything is read again within so many days (shala archive scrub, daily).
     scrub_days: Positive = 30
+    # Empty: content stays on this disk. s3://bucket/prefix: it goes there as well, or in the end only there.
+    objects_url: Annotated[str, msgspec.Meta(pattern=_BUCKET_URL)] = ""
+    # A server that is not AWS, e.g. https://s3.example.org; http only on this machine.
+    objects_endpoint: Annotated[str, msgspec.Meta(pattern=r"^(https?://[^\s/@\"]+/?)?$")] = ""
+    objects_region: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]{1,63}$")] = "us-east-1"
+    # Of mode 0600: access_key_id and secret_access_key.
+    objects_credentials: str = "/etc/shala/s3.toml"
+    # disk: the tree of plain files, as ever. on-demand: none; a checkout fetches what it needs.
+    view: Annotated[str, msgspec.Meta(pattern="^(disk|on-demand)$")] = "disk"
+
+    @property
+    def bucket(self) -> tuple[str, str]:
+        """Return name and prefix of the bucket, ("", "") without one."""
+        name, _, prefix = self.objects_url.removeprefix("s3://").partition("/")
+        return name, prefix.strip("/")
 
 
 class PullSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -95,9 +113,26 @@ def read_config(path: Path) -> CentralConfig:
         ("pull.identity_file", config.pull.identity_file),
         ("pull.known_hosts", config.pull.known_hosts),
         ("fleet", config.fleet),
+        ("archive.objects_credentials", config.archive.objects_credentials),
     ):
         if not value.startswith("/") or not value.isprintable() or '"' in value:
             raise UsageError(
                 f"{path}: {name} = '{value}' is not an absolute path (write it in full, without quote marks)"
             )
+    if problem := _bucket_problem(config.archive):
+        raise UsageError(f"{path}: {problem}")
     return config
+
+
+def _bucket_problem(settings: ArchiveSettings) -> str:
+    """Return why what is said about the bucket cannot be used, or ""."""
+    endpoint = urlsplit(settings.objects_endpoint)
+    if endpoint.scheme == "http" and endpoint.hostname not in _LOOPBACK:
+        return "archive.objects_endpoint would send children's data in clear (write https://)"
+    if settings.objects_url:
+        return ""
+    if settings.objects_endpoint:
+        return "archive.objects_endpoint without archive.objects_url (name the bucket: s3://bucket/prefix)"
+    if settings.view == "on-demand":
+        return 'archive.view = "on-demand" needs archive.objects_url (there is only this disk)'
+    return ""

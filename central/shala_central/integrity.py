@@ -102,6 +102,11 @@ def repair(archive: Archive, name: str, second: Path | None) -> Repaired:
             raise CentralError(f"{name} is being pulled (try again when that has ended)")
         archive.recover(name)
         for path, _problem, file in list(_damaged(archive, name)):
+            if not archive.objects.on_demand and archive.objects.bring_back(
+                archive.objects.pool_of(name, path), file.sha256
+            ):
+                mended.append(path)
+                continue
             found = _in_copy(archive, second, name, file) if second is not None else None
             if found is None:
                 lost.append(path)

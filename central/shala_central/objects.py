@@ -6,6 +6,9 @@
 A file of a published tree is a hard link to its object. That a server names a digest never gives it what
 another one sent: it must have sent the content itself, or the policy says that the item is shared. What
 stands under such a name is on the disk, whole: it was moved there after it was checked and synced.
+
+A bucket (shala_central.remote) may be a second place, or the only one in the end: on demand, what was sent
+there is removed here.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -21,6 +24,7 @@ from shala_agent.manifest import File
 
 from shala_central.cold import Cold, ColdDamaged
 from shala_central.publish import FILE_MODE, make_folders
+from shala_central.remote import Local, Remote, RemoteDamaged, Sent
 
 SHARED = "shared"
 SHA256 = 64  # digits
@@ -34,8 +38,17 @@ class ObjectDamaged(Exception):
 class Objects:
     """The objects below one folder; `shared_items` are paths below a server's folder, e.g. gstudio/media."""
 
-    def __init__(self, root: Path, shared_items: Sequence[str]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        shared_items: Sequence[str],
+        remote: Remote | None = None,
+        *,
+        on_demand: bool = False,
+    ) -> None:
         self.root = root
+        self.remote = remote
+        self.on_demand = on_demand and remote is not None
         self.cold = Cold(root)
         self._bytes_root = os.fsencode(root)
         self._shared = tuple(f"{item.rstrip('/')}/" for item in shared_items)
@@ -74,10 +87,59 @@ class Objects:
             make_folders(place.parent)
             source.rename(place)
 
-    def plain(self, pool: str, sha256: str) -> Path | None:
-        """Return the plain object of a pool, if there is one."""
+    def has_remote(self, server: str, path: str, sha256: str) -> bool:
+        """Return whether a content is known to be in the bucket, if there is one."""
+        return self.remote is not None and self.remote.has(self.pool_of(server, path), sha256)
+
+    def send(self, objects: Iterable[Local]) -> Sent:
+        """Send objects to the bucket; on demand, remove them here when they are there for good."""
+        if self.remote is None:
+            return Sent()
+        return self.remote.upload(objects, self._let_go if self.on_demand else lambda _: None)
+
+    @staticmethod
+    def _let_go(item: Local) -> None:
+        item.place.unlink(missing_ok=True)
+
+    def local(self, server: str, lines: Iterable[bytes]) -> Iterator[Local]:
+        """Given a list of files, yield the objects of it that are on this disk and may have to be sent."""
+        for line in lines:
+            sha256, size, _time, _mode, path = line.split(b" ", 4)
+            place = self.place(server, path[5:-1], sha256)
+            try:
+                if os.lstat(place).st_size != int(size):
+                    continue  # damaged: whoever assembles says so
+            except FileNotFoundError:
+                continue
+            pool = self.pool_of(server, os.fsdecode(path[5:-1]))
+            if self.on_demand or (self.remote is not None and not self.remote.has(pool, sha256.decode())):
+                yield Local(pool, sha256.decode(), int(size), Path(os.fsdecode(place)))
+
+    def bring_back(self, pool: str, sha256: str) -> bool:
+        """Make an object of what is in the bucket; return whether it was there. Raises RemoteFailed."""
+        if self.remote is None or not self.remote.has(pool, sha256):
+            return False
         place = self.root / pool / sha256[:2] / sha256
-        return place if place.is_file() else None
+        make_folders(place.parent)
+        unfinished = place.with_name(f".{sha256}.part")
+        try:
+            self.remote.get(pool, sha256, unfinished)
+        except RemoteDamaged:
+            return False
+        with unfinished.open("rb") as file:
+            os.fchmod(file.fileno(), FILE_MODE)
+            os.fsync(file.fileno())
+        unfinished.replace(place)
+        return True
+
+    def pool_of(self, server: str, path: str) -> str:
+        """Return the name of the pool in which the content of a server's file stands."""
+        return SHARED if self.is_shared(path) else server
+
+    def plain(self, pool: str, sha256: str) -> Path | None:
+        """Return the plain object of a pool, if there is one; what is in the bucket alone is fetched."""
+        place = self.root / pool / sha256[:2] / sha256
+        return place if place.is_file() or self.bring_back(pool, sha256) else None
 
     def thaw(self, server: str, path: str, sha256: str) -> bool:
         """Make a plain object of a content that is packed; return whether it was. Raises ColdDamaged."""
@@ -102,6 +164,9 @@ class Objects:
         """Write a content to an open file, checked on the way. Raises ObjectDamaged."""
         place = self.find(server, path, sha256)
         try:
+            if place is None and self.remote is not None and self.has_remote(server, path, sha256):
+                self.remote.copy(self.pool_of(server, path), sha256, target)
+                return
             if place is None:
                 target.write(self.cold.read(SHARED if self.is_shared(path) else server, sha256, self.plain))
                 return
@@ -110,10 +175,26 @@ class Objects:
                 while chunk := source.read(READ_BYTES):
                     digest.update(chunk)
                     target.write(chunk)
-        except ColdDamaged as damaged:
+        except (ColdDamaged, RemoteDamaged) as damaged:
             raise ObjectDamaged(str(damaged)) from None
         if digest.hexdigest() != sha256:
             raise ObjectDamaged(f"{place} has changed (sha256 differs)")
+
+    def fetch(self, server: str, path: str, sha256: str, target: Path) -> None:
+        """Write a content to a file; one out of the bucket goes on where an earlier run was cut.
+
+        Raises ObjectDamaged.
+        """
+        place = self.find(server, path, sha256)
+        if self.remote is None or place is not None or not self.has_remote(server, path, sha256):
+            target.unlink(missing_ok=True)
+            with target.open("xb") as file:
+                self.copy(server, path, sha256, file)
+            return
+        try:
+            self.remote.get(self.pool_of(server, path), sha256, target)
+        except RemoteDamaged as damaged:
+            raise ObjectDamaged(str(damaged)) from None
 
     def problem(self, server: str, file: File) -> str:
         """Return why a content that is needed cannot be had as it should be, or ""."""
@@ -123,6 +204,8 @@ class Objects:
             whole = place.stat().st_size == file.size and digest_of(place) == file.sha256
             return "" if whole else "has changed (sha256 of its object differs)"
         pool = SHARED if self.is_shared(path) else server
+        if self.on_demand and self.remote is not None and self.remote.has(pool, file.sha256):
+            return self.remote.problem(pool, file.sha256)
         if not self.cold.has(pool, file.sha256):
             return "is gone (its object is not there)"
         try:

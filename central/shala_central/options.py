@@ -58,7 +58,7 @@ def visible(name: str) -> str:
 
 def open_archive(config: CentralConfig, *, writing: bool = False) -> Archive:
     """Return the archive of a configuration. Raises UsageError, CentralError where it cannot be used so."""
-    archive = Archive(Path(config.archive.root), config.archive.shared_items)
+    archive = Archive.of(config.archive)
     archive.require()
     if writing:
         archive.open()

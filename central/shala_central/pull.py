@@ -132,7 +132,7 @@ async def pull(
             raise CentralError(
                 f"{path} cannot be read (playbooks/central.yml makes it; run as the user it belongs to)"
             )
-    archive = Archive(Path(config.archive.root), config.archive.shared_items)
+    archive = Archive.of(config.archive)
     archive.open()
     watcher = watcher or NoWatcher()
     offline = await probe(
@@ -472,7 +472,7 @@ class _ServerPull:
         raise BagRefused([reason], by_rule=True)
 
     def _is_published(self, committed: Committed, head: Head) -> bool:
-        return self._same(committed, head) and committed.tree.is_dir()
+        return self._same(committed, head) and self.archive.is_in_view(committed)
 
     @staticmethod
     def _same(committed: Committed, head: Head) -> bool:

@@ -87,6 +87,8 @@ class Staging:
         path = _inner(file)
         if self._objects.find(self._server, path, file.sha256, file.size) is not None:
             return True
+        if self._objects.has_remote(self._server, path, file.sha256):
+            return True
         if self._objects.thaw(self._server, path, file.sha256):
             return True
         if self._empty:

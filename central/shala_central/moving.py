@@ -1,0 +1,95 @@
+"""Moving: say where the objects of an archive are, and bring what is only on this disk to its bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from shala_central.archive import YEAR, Archive
+from shala_central.failure import CentralError, UsageError
+from shala_central.objects import Objects
+from shala_central.publish import remove_tree
+from shala_central.remote import Kept, Local, Remote, Sent
+
+
+class Places(msgspec.Struct, frozen=True):
+    """Where objects are: plain and packed ones on this disk, and those in the bucket, "" without one."""
+
+    local_objects: int
+    local_bytes: int
+    packed_objects: int
+    packed_bytes: int
+    bucket: str
+    remote: Kept | None
+
+
+def places(archive: Archive) -> Places:
+    """Return where the objects of an archive are."""
+    objects, remote = archive.objects, archive.objects.remote
+    plain = [item.size for item in _plain(objects)]
+    packed = [size for pool in objects.pools() for _, size in objects.cold.stored(pool)]
+    bucket = str(remote.bucket) if remote is not None else ""
+    kept = remote.kept() if remote is not None else None
+    return Places(len(plain), sum(plain), len(packed), sum(packed), bucket, kept)
+
+
+def upload(archive: Archive) -> Sent:
+    """Send every object that is only on this disk; on demand, nothing that is in the bucket stays here.
+
+    It may be cut at any moment. Raises UsageError without a bucket, RemoteFailed, CentralError for a server
+    whose content is not whole: its tree stays.
+    """
+    remote = _bucket(archive)
+    on_demand = archive.objects.on_demand
+    with archive.in_use():
+        todo = (
+            item for item in _plain(archive.objects) if on_demand or not remote.has(item.pool, item.sha256)
+        )
+        sent = archive.objects.send(todo)
+        for name in archive.servers() if on_demand else ():
+            _unpublish(archive, name)
+    return sent
+
+
+def reindex(archive: Archive) -> Kept:
+    """List the bucket and note what is in it. Raises UsageError without a bucket, RemoteFailed."""
+    remote = _bucket(archive)
+    with archive.in_use(alone=True):
+        return remote.reindex()
+
+
+def _bucket(archive: Archive) -> Remote:
+    if archive.objects.remote is None:
+        raise UsageError("the archive has no bucket (archive.objects_url in the configuration names it)")
+    return archive.objects.remote
+
+
+def _unpublish(archive: Archive, name: str) -> None:
+    """Remove the trees of a server, when everything that its collections need can be had without them."""
+    with archive.lock(name) as lock, archive.history() as history:
+        if lock is None:
+            raise CentralError(f"{name} is being pulled (try again when that has ended)")
+        archive.recover(name)
+        for file in archive.needed(name, history):
+            path = file.path.removeprefix("data/")
+            pool = archive.objects.pool_of(name, path)
+            if not archive.objects.has_remote(name, path, file.sha256) and not archive.objects.cold.has(
+                pool, file.sha256
+            ):
+                raise CentralError(
+                    f"{path} of {name} is not in the bucket; its tree stays (shala archive repair)"
+                )
+        for year in archive.root.iterdir():
+            if YEAR.fullmatch(year.name):
+                for tree in year.glob(f"*/{name}"):
+                    left = archive.staging(name) / f"old-{year.name}"
+                    remove_tree(left)
+                    tree.rename(left)
+                    remove_tree(left)
+
+
+def _plain(objects: Objects) -> Iterator[Local]:
+    for pool in objects.pools():
+        for sha256, place in objects.stored(pool):
+            yield Local(pool, sha256, place.stat().st_size, place)

