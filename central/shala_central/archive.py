@@ -503,6 +503,7 @@ class Archive:
         if self.objects.on_demand:
             for listed in lists:
                 self._require_content(name, lines_of(listed))
+            self._spare(name).drop()  # of a time when there was a tree
             inode = NO_TREE
         else:
             self._assemble(name, tree, lists[-1], fresh=fresh)

@@ -80,6 +80,8 @@ def _unpublish(archive: Archive, name: str) -> None:
                 raise CentralError(
                     f"{path} of {name} is not in the bucket; its tree stays (shala archive repair)"
                 )
+        # Its links would keep the room that is to be free.
+        remove_tree(archive.hidden / "spare" / name)
         for year in archive.root.iterdir():
             if YEAR.fullmatch(year.name):
                 for tree in year.glob(f"*/{name}"):

@@ -440,6 +440,7 @@ def test_an_archive_that_was_on_this_disk_moves_to_the_bucket_and_back(bucket, s
     sent = moving.upload(moved)
     assert sent.bytes == 9 * MIB + 11
     assert (local_objects(moved), list(root.glob("2*/*/*"))) == (set(), [])
+    assert list((root / ".shala/spare").iterdir()) == []
     assert moving.upload(moved).bytes == 0
     places = moving.places(moved)
     assert (places.local_objects, places.remote.objects) == (0, 5)
