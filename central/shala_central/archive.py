@@ -509,7 +509,7 @@ class Archive:
             self._assemble(name, tree, lists[-1], fresh=fresh)
             inode = tree.stat().st_ino
         before = self.committed(name)
-        if before is not None and not fresh and inode != NO_TREE:
+        if before is not None and not fresh and inode != NO_TREE and self.is_whole(before.record):
             # What the exchange leaves in the place of the tree is then known, and can be used again.
             (staging / BEFORE).unlink(missing_ok=True)
             (staging / BEFORE).hardlink_to(_view_in(before.record))
@@ -593,7 +593,10 @@ class Archive:
         if (staging / "tree").exists():
             if (staging / BEFORE).exists():
                 now = _view_in(history / intent.record)
-                self._spare(name).keep(staging / "tree", staging / BEFORE, now)
+                try:
+                    self._spare(name).keep(staging / "tree", staging / BEFORE, now)
+                except ManifestError:
+                    self._spare(name).drop()
             else:
                 (staging / "tree").rename(staging / f"old-{_stamp()}")
         for left in staging.iterdir():
