@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from shala_central.fleet import Server
 
 OLDEST_RSYNC = (3, 5, 0)  # fixes 33 security issues, some reachable by a hostile sender (facts/collect.md 1)
 MEMORY_LIMIT = 4 << 30  # bytes of address space for one rsync: about ten times what a million names take
+STALL_GRACE = 2.0  # seconds in which rsync itself, if it can, gives up first
+TAIL_SECONDS = 1.0  # in which the last words of an rsync that has ended arrive
 SLACK = 1 << 20  # bytes that a transfer may exceed what was announced: rsync rounds
 
 # Exit codes of rsync(1): 23 and 24 are "some files could not be sent"; verification says which.
@@ -122,13 +125,21 @@ class Transport:
             start_new_session=True,
         )
         transfer = Transfer()
+        words = bytearray()
+        tail = asyncio.create_task(_tail(process.stderr, words))
+        watch = asyncio.create_task(_stall(process, self.settings.stall_seconds + STALL_GRACE))
         try:
-            errors, excess = await asyncio.gather(
-                _tail(process.stderr), _follow(process.stdout, transfer, max_total, progress, process)
-            )
-            code = await process.wait()
+            excess = await _follow(process.stdout, transfer, max_total, progress, process)
+            code = await _ended(process)
+            # ssh's master may hold the other end for as long as the sender likes.
+            await asyncio.wait([tail], timeout=TAIL_SECONDS)
         finally:
+            watch.cancel()
+            tail.cancel()
             await _end(process)
+        if watch.done() and not watch.cancelled():
+            raise TransferFailed(f"has sent nothing for {self.settings.stall_seconds} seconds")
+        errors = words.decode("utf-8", "replace")
         if excess:
             raise TransferFailed(f"sent more than the {max_total} bytes it had announced")
         # 23 is also what this side's own troubles end with: no inodes left, a folder of somebody else.
@@ -253,13 +264,39 @@ async def _follow(
     return False
 
 
-async def _tail(stream: asyncio.StreamReader | None) -> str:
-    """Return the last lines of a stream; what a sender writes there must not fill our memory."""
+async def _tail(stream: asyncio.StreamReader | None, kept: bytearray) -> None:
+    """Keep the last lines of a stream; what a sender writes there must not fill our memory."""
     assert stream is not None  # noqa: S101 - it was asked for as a pipe
-    kept = b""
     while chunk := await stream.read(4096):
-        kept = (kept + chunk)[-4096:]
-    return kept.decode("utf-8", "replace")
+        kept += chunk
+        del kept[:-4096]
+
+
+async def _stall(process: asyncio.subprocess.Process, seconds: float) -> None:
+    """Return when rsync has neither read nor written anything for so long; end it then.
+
+    Its own --timeout does not hold before the greeting is over, nor while it waits for ssh to end.
+    """
+    moved, since = _moved(process.pid), time.monotonic()
+    while time.monotonic() - since < seconds:
+        await asyncio.sleep(min(1.0, seconds / 4))
+        if (now := _moved(process.pid)) != moved:
+            moved, since = now, time.monotonic()
+    await _end(process)
+
+
+def _moved(process: int) -> int:
+    """Return how many bytes rsync has read and written so far, its receiver too, but not its ssh."""
+    total = 0
+    try:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        for one in (str(process), *children):
+            if one == str(process) or Path(f"/proc/{one}/comm").read_text() != "ssh\n":
+                counts = Path(f"/proc/{one}/io").read_text().splitlines()
+                total += sum(int(line.split()[1]) for line in counts[:2])
+    except OSError:
+        return time.monotonic_ns()  # it is just ending
+    return total
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -271,8 +308,15 @@ async def _end(process: asyncio.subprocess.Process) -> None:
             os.killpg(process.pid, number)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await process.wait()
+                await _ended(process)
                 return
+
+
+async def _ended(process: asyncio.subprocess.Process) -> int:
+    """Return the exit code of a process. Its own wait() would wait for whoever holds its pipes, too."""
+    while process.returncode is None:
+        await asyncio.sleep(0.005)
+    return process.returncode
 
 
 def _reason(code: int, errors: str) -> str:
