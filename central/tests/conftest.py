@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -20,6 +21,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from central_school import School
 from shala_central.archive import Archive
+from shala_central.config import read_config
+from shala_central.fleet import read_fleet
+from shala_central.pull import ServerResult, pull
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
@@ -78,6 +82,12 @@ class Centre:
         done = self.shala("pull", "--json", *arguments)
         assert done.stdout, done.stderr
         return done.returncode, {server["name"]: server for server in json.loads(done.stdout)["servers"]}
+
+    def pull_here(self, *, again: bool = False) -> ServerResult:
+        """Pull the only school in this process, where steps can be interfered with; return the result."""
+        config = read_config(self.config)
+        (result,) = asyncio.run(pull(read_fleet(Path(config.fleet)), config, again=again))
+        return result
 
     def published(self, school: School, year: int | None = None) -> dict[str, bytes]:
         """Return {path: content} of what readers see of a school."""

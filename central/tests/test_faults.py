@@ -5,7 +5,6 @@ SHALA_FAULTS=100 kills at a hundred points instead of twelve; SHALA_FAULTS_SEED 
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import contextlib
 import hashlib
@@ -25,9 +24,7 @@ import pytest
 from central_school import received
 from shala_central import pull as pull_module
 from shala_central.archive import Archive
-from shala_central.config import read_config
-from shala_central.fleet import read_fleet
-from shala_central.pull import ServerResult, pull
+from shala_central.pull import ServerResult
 
 pytestmark = [pytest.mark.ssh, pytest.mark.timeout(1800 if os.environ.get("SHALA_FAULTS") else 300)]
 
@@ -62,20 +59,13 @@ def assert_finished(centre, school, sealed: dict[str, bytes], sequences: list[in
     assert [record.sequence for record in centre.archive.records(school.name)] == sequences
 
 
-def pulled(centre, school) -> dict[str, object]:
+def pulled(centre) -> ServerResult:
     """Pull until no orphan of a killed run holds the lock any more; return the result."""
     for _ in range(100):
-        _, results = centre.pull()
-        if "another pull" not in str(results[school.name]["reason"]):
+        result: ServerResult = centre.pull_here()
+        if "another pull" not in result.reason:
             break
         time.sleep(0.1)
-    return results[school.name]
-
-
-def pulled_here(centre, *, again: bool = False) -> ServerResult:
-    """Pull in this process, where its steps can be interfered with."""
-    config = read_config(centre.config)
-    (result,) = asyncio.run(pull(read_fleet(Path(config.fleet)), config, again=again))
     return result
 
 
@@ -230,8 +220,8 @@ def test_a_pull_killed_at_any_point_hurts_nothing_and_the_next_one_commits(centr
             process.communicate(timeout=60)
             assert_sound(centre, school, before, sealed)
             centre.settings = ""
-            result = pulled(centre, school)
-            assert result["result"] in ("committed", "unchanged"), result
+            result = pulled(centre)
+            assert result.result in ("committed", "unchanged"), result
             assert_finished(centre, school, sealed, list(range(1, day + 1)))
         except BaseException:
             with capsys.disabled():
@@ -287,7 +277,7 @@ def test_a_collection_that_does_not_fit_is_told_in_one_line(centre, school, onli
     assert re.search("the archive's disk has 6[0-9] MiB free, up to 71 MiB are needed", line)
     assert_sound(centre, school, DAY_1)
     small_disk(0)
-    assert pulled(centre, school)["result"] == "committed"
+    assert pulled(centre).result == "committed"
     assert_finished(centre, school, BIG, [1, 2])
 
 
@@ -307,14 +297,14 @@ def test_a_disk_that_fills_up_during_a_pull_hurts_nothing(
 
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, fill_and_go_on)
-        result = pulled_here(centre)
+        result = centre.pull_here()
     assert result.result == "failed"
     assert "No space left on device" in result.reason
     assert "\n" not in result.reason
     assert centre.published(school) == (BIG if step == "recording" else DAY_1)
     small_disk(0)
     assert_sound(centre, school, BIG if step == "recording" else DAY_1)
-    assert pulled(centre, school)["result"] == ("unchanged" if step == "recording" else "committed")
+    assert pulled(centre).result == ("unchanged" if step == "recording" else "committed")
     assert_finished(centre, school, BIG, [1, 2])
 
 
@@ -326,12 +316,12 @@ def test_a_disk_without_inodes_hurts_nothing(centre, school, online, small_disk)
     used = os.statvfs(centre.root)
     inodes = f"remount,nr_inodes={used.f_files - used.f_ffree + 60}"
     subprocess.run(["mount", "-o", inodes, str(centre.root)], check=True)
-    result = pulled(centre, school)
-    assert result["result"] == "failed"
-    assert "No space left on device" in str(result["reason"])
+    result = pulled(centre)
+    assert result.result == "failed"
+    assert "No space left on device" in result.reason
     assert centre.published(school) == DAY_1
     subprocess.run(["mount", "-o", "remount,nr_inodes=10000", str(centre.root)], check=True)
-    assert pulled(centre, school)["result"] == "committed"
+    assert pulled(centre).result == "committed"
     assert_finished(centre, school, day_2, [1, 2])
 
 
@@ -478,7 +468,7 @@ def test_a_bit_that_flipped_in_the_tree_is_named_and_mended_by_the_school(centre
     centre.pull()
     flip(centre.root / "2026/mz" / school.name / "gstudio/db/nodes.bson", 2000)
     assert "gstudio/db/nodes.bson" in damage_told(centre, school)
-    result = pulled_here(centre, again=True)
+    result = centre.pull_here(again=True)
     assert (result.result, result.files_received) == ("committed", 1)
     assert_finished(centre, school, DAY_1, [1])
 
@@ -499,7 +489,7 @@ def test_a_bit_that_flipped_in_a_record_is_named_and_mended_by_the_school(
     assert "files.txt" in damage_told(centre, school)
     if newer:
         school.seal(DAY_2)
-    result = pulled_here(centre, again=True)
+    result = centre.pull_here(again=True)
     assert (result.result, result.reason) == ("committed", "")
     assert_sound(centre, school, DAY_2 if newer else DAY_1)
     assert list(centre.archive.staging(school.name).iterdir()) == []
@@ -510,8 +500,8 @@ def test_a_damaged_record_does_not_stop_the_days_that_follow(centre, school, onl
     centre.pull()
     flip(centre.archive.committed(school.name).record / "files.txt", 64, 4)
     school.seal(DAY_2)
-    result = pulled(centre, school)
-    assert (result["result"], result["reason"]) == ("committed", "")
+    result = pulled(centre)
+    assert (result.result, result.reason) == ("committed", "")
     assert_sound(centre, school, DAY_2)
 
 
@@ -524,7 +514,7 @@ def test_a_bit_that_flipped_in_an_earlier_year_is_named_and_mended_by_the_school
     flip(centre.root / "2026/mz" / school.name / "gstudio/media/a/song")
     said = damage_told(centre, school)
     assert "2026: gstudio/media/a/song" in said
-    assert pulled_here(centre, again=True).result == "committed"
+    assert centre.pull_here(again=True).result == "committed"
     assert_finished(centre, school, DAY_2, [1, 2])
     assert centre.published(school, 2026) == DAY_1
 
@@ -536,36 +526,33 @@ def test_damage_that_no_school_can_mend_stays_named(centre, school, online):
     school.seal(DAY_2)
     centre.pull()
     flip(centre.root / "2026/mz" / school.name / "gstudio/db/nodes.bson")
-    assert pulled_here(centre, again=True).result == "committed"
+    assert centre.pull_here(again=True).result == "committed"
     assert "2026: gstudio/db/nodes.bson" in damage_told(centre, school)
     assert centre.published(school, 2027) == DAY_2
 
 
 def test_asking_again_of_a_school_that_never_came_fetches_everything(centre, school, online):
     online(school).seal(DAY_1)
-    assert pulled_here(centre, again=True).result == "committed"
+    assert centre.pull_here(again=True).result == "committed"
     assert_finished(centre, school, DAY_1, [1])
 
 
 # -- servers that are not what they were ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("year", [2015, 2099])
-def test_a_clock_that_is_years_away_is_refused_and_mended_by_the_next_collection(
-    centre, school, online, year
-):
+def test_a_clock_that_is_years_ahead_is_refused_and_mended_by_the_next_collection(centre, school, online):
     online(school).seal(DAY_1)
     centre.pull()
-    school.year = year
+    school.year = 2099
     school.seal(DAY_2)
     _, results = centre.pull()
     assert results[school.name]["result"] == "quarantined"
-    assert f"the year {year} is not between 2016 and" in results[school.name]["reason"]
+    assert "the year 2099 is not between 2016 and" in results[school.name]["reason"]
     assert sorted(path.name for path in centre.root.iterdir()) == [".shala", "2026"]
     school.year = 2026
     assert_sound(centre, school, DAY_1)
     school.seal(DAY_2)
-    assert pulled(centre, school)["result"] == "committed"
+    assert pulled(centre).result == "committed"
     assert_finished(centre, school, DAY_2, [1, 3])
 
 
@@ -597,7 +584,7 @@ def test_two_servers_of_one_name_do_not_overwrite_each_other(centre, school, onl
     assert "was the server re-installed, restored or copied?" in results[school.name]["reason"]
     assert_sound(centre, school, DAY_2)
     school.port, school.spool = first_port, first_spool
-    assert pulled(centre, school)["result"] == "unchanged"
+    assert pulled(centre).result == "unchanged"
 
 
 def test_a_name_that_stands_twice_in_the_fleet_is_refused_before_anything(centre, school, online):
