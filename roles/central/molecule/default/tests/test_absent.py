@@ -9,6 +9,7 @@ GONE = (
     "/opt/shala/central",
     "/etc/shala/central.toml",
     "/etc/shala/fleet.json",
+    "/etc/shala/s3.toml",
     "/etc/systemd/system/shala-pull.service",
     "/etc/systemd/system/shala-pull.timer",
     "/etc/systemd/system/shala-prune.service",

@@ -32,6 +32,16 @@ def test_the_key_that_pulls_is_for_one_account_alone(host):
     assert host.file("/var/lib/shala/ssh").mode == 0o700
 
 
+def test_the_keys_of_the_bucket_are_for_one_account_alone(host):
+    keys = host.file("/etc/shala/s3.toml")
+    assert (keys.user, keys.mode) == ("shala", 0o600)
+    assert 'secret_access_key = "not a secret"' in keys.content_string
+
+
+def test_the_archive_is_read_again_every_night(host):
+    assert host.service("shala-scrub.timer").is_enabled
+
+
 def test_the_archive_belongs_to_the_account_that_pulls(host):
     archive = host.file("/srv/shala/archive")
     assert (archive.user, archive.mode) == ("shala", 0o750)
