@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
-_LINE = re.compile(r"([0-9a-f]{64}) ([0-9]{1,18}) (-?[0-9]{1,19}) ([0-7]{4}) (.+)", re.DOTALL)
+_LINE = re.compile(r"([0-9a-f]{64}) ([0-9]{1,18}) (-?[0-9]{1,19}) (0[0-7]{3}) (.+)", re.DOTALL)
 
 
 class ManifestError(Exception):

@@ -19,6 +19,7 @@ import pwd
 import random
 import re
 import stat
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -64,6 +65,7 @@ VIEW = "view.txt"  # in a record: the list of what is published, where that is n
 BEFORE = "before.txt"  # in staging: the list of the tree that is being exchanged
 RECORD_FILES = ("HEAD", "collection.json", FILES, "bag-info.txt")
 NO_TREE = 0  # no inode has this number
+UNFINISHED_SECONDS = 60 * 86400  # a pull that was cut, and not gone on with for longer, is given up
 QUARANTINED = 5  # refused collections of one server that stay to be looked at: the newest ones
 # A record was believed once; what is asked now is only whether it is the same.
 NO_LIMITS = Limits(max_files=1 << 40, max_bytes=1 << 60, case_collisions="allow")
@@ -354,7 +356,9 @@ class Archive:
         found: list[dict[str, object]] = []
         if not SERVER_NAME.fullmatch(name):
             return found
-        for path in sorted((self.hidden / "quarantine").glob(f"{name}-*/reason.json")):
+        # By the time in their names, not by the number that the school gave.
+        found_here = (self.hidden / "quarantine").glob(f"{name}-*/reason.json")
+        for path in sorted(found_here, key=lambda path: path.parent.name.rpartition("-")[2]):
             with contextlib.suppress(msgspec.MsgspecError, OSError):
                 reason = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
                 if reason.get("server_name") == name:
@@ -412,6 +416,17 @@ class Archive:
         if previous is not None and held:
             _write_view(record, lines_of(received / FILES), readable(previous.view()), held)
         self._publish(name, record, msgspec.structs.replace(pull, held=held), fresh=fresh)
+        self._close_release(name)
+
+    def _close_release(self, name: str) -> None:
+        """Remove what the operator let in from quarantine: it is let in once."""
+        committed = self.committed(name)
+        head = (committed.record / "HEAD").read_bytes() if committed is not None else b""
+        for entry in self.quarantined(name):
+            folder = Path(str(entry["folder"]))
+            with contextlib.suppress(FileNotFoundError):
+                if (folder / "HEAD").read_bytes() == head:
+                    remove_tree(folder)
 
     def accept(self, name: str, items: Sequence[str] = ()) -> list[str]:
         """Let suspect items of the newest collection replace the last good ones in view; return which.
@@ -436,7 +451,8 @@ class Archive:
             if still:
                 _write_view(record, committed.files(), committed.view(), still)
             taken = sorted({*committed.pull.accepted, *accepted})
-            self._publish(name, record, msgspec.structs.replace(committed.pull, held=still, accepted=taken))
+            pull = msgspec.structs.replace(committed.pull, held=still, accepted=taken)
+            self._publish_kept(name, record, pull)
             return accepted
 
     def restore(self, name: str, version: Version, items: Sequence[str] = ()) -> list[str]:
@@ -464,8 +480,16 @@ class Archive:
             held = {item: number for item, number in committed.pull.held.items() if item not in chosen}
             if version.id:
                 held |= dict.fromkeys(chosen, version.sequence)
-            self._publish(name, record, msgspec.structs.replace(committed.pull, held=held))
+            self._publish_kept(name, record, msgspec.structs.replace(committed.pull, held=held))
             return chosen
+
+    def _publish_kept(self, name: str, record: Path, pull: PullRecord) -> None:
+        try:
+            self._publish(name, record, pull)
+        except ObjectsLost as lost:
+            raise CentralError(
+                f"{lost} of {name} (shala archive repair {name}, or shala pull --again {name})"
+            ) from None
 
     def relink(self, name: str) -> None:
         """Publish what is published once more, of the objects as they are now. With the lock held."""
@@ -478,7 +502,11 @@ class Archive:
                 self._publish(name, record, committed.pull, fresh=True)
 
     def _copy_record(self, name: str, committed: Committed) -> Path:
-        """Begin a record of the same collection with another view."""
+        """Begin a record of the same collection with another view. Raises CentralError for a damaged one."""
+        if not self.is_whole(committed.record):
+            raise CentralError(
+                f"the record of {name} in {committed.record} is damaged (shala pull --again {name})"
+            )
         record = self.staging(name) / "record"
         remove_tree(record)
         record.mkdir(mode=0o750)
@@ -509,7 +537,14 @@ class Archive:
             self._assemble(name, tree, lists[-1], fresh=fresh)
             inode = tree.stat().st_ino
         before = self.committed(name)
-        if before is not None and not fresh and inode != NO_TREE and self.is_whole(before.record):
+        same_tree = before is not None and (before.pull.year, before.pull.state) == (pull.year, pull.state)
+        if (
+            before is not None
+            and same_tree
+            and not fresh
+            and inode != NO_TREE
+            and self.is_whole(before.record)
+        ):
             # What the exchange leaves in the place of the tree is then known, and can be used again.
             (staging / BEFORE).unlink(missing_ok=True)
             (staging / BEFORE).hardlink_to(_view_in(before.record))
@@ -527,6 +562,7 @@ class Archive:
         if fresh:
             spare.drop()
         usable = spare.take()
+        brought: set[str] = set()
         while True:
             try:
                 assemble(tree, files, self.objects, name, spare if usable else None)
@@ -540,7 +576,10 @@ class Archive:
                     pool = self.objects.pool_of(name, file.path.removeprefix("data/"))
                     return self.objects.bring_back(pool, file.sha256)
 
-                if self.objects.remote is None or not any(list(in_parallel(back, lost.files))):
+                # Once each: what comes with another size than is listed would be asked for without end.
+                again = [file for file in lost.files if file.path not in brought]
+                brought.update(file.path for file in again)
+                if self.objects.remote is None or not any(list(in_parallel(back, again))):
                     raise
             else:
                 break
@@ -558,7 +597,7 @@ class Archive:
         for line in lines:
             file = file_of(line)
             path = file.path.removeprefix("data/")
-            if not self.objects.has_remote(name, path, file.sha256) and not self.objects.cold.has(
+            if not self.objects.has_remote(name, path, file.sha256, file.size) and not self.objects.cold.has(
                 self.objects.pool_of(name, path), file.sha256
             ):
                 lost.append(file)
@@ -803,8 +842,14 @@ class Archive:
         shared_bases: dict[str, str] = {}
         counts = _Swept()
         with self.in_use(alone=True), self.history() as history:
+            if not pretend:
+                self._recover_all()
+            left_alone = self._unclear(history)
             for name in self.servers():
-                superfluous_ones = superfluous(history.versions(name), now, keep_days, keep_months)
+                if name in left_alone:
+                    continue
+                year = self._require(name).pull.year
+                superfluous_ones = superfluous(history.versions(name), now, keep_days, keep_months, year)
                 gone += superfluous_ones
                 if not pretend:
                     history.forget(superfluous_ones)
@@ -815,11 +860,38 @@ class Archive:
                 bases, bases_of_all = self._bases(name, history)
                 shared_bases |= bases_of_all
                 self._sweep(name, own, bases, counts, pretend=pretend)
-            self._sweep(SHARED, shared, shared_bases, counts, pretend=pretend)
-            remote = self.objects.remote.pools() if self.objects.remote is not None else set()
-            for pool in {*self.objects.pools(), *remote} - {SHARED, *self.servers()}:
-                self._sweep(pool, set(), {}, counts, pretend=pretend)
+            for name in left_alone:
+                logger.warning("%s is left alone: its record is not whole, or its pull not done", name)
+            if not left_alone:
+                # What is shared may be needed by any server, and so only goes when all are clear.
+                self._sweep(SHARED, shared, shared_bases, counts, pretend=pretend)
         return Pruned(gone, counts.objects, counts.bytes, counts.packed)
+
+    def _recover_all(self) -> None:
+        """Finish the commits that were cut: until then nothing says what they need."""
+        for staging in (self.hidden / "staging").iterdir():
+            if (staging / "commit.json").exists():
+                with self.lock(staging.name) as lock:
+                    if lock is not None:
+                        self.recover(staging.name)
+
+    def _unclear(self, history: History) -> set[str]:
+        """Return the servers of which nobody can say now what they need.
+
+        Those with a record that is lost or damaged, a commit that is not finished, or a pull that goes on.
+        """
+        kept = {path.name for path in (self.hidden / "collections").iterdir()} | history.servers()
+        unclear = kept - set(self.servers())
+        for name in set(self.servers()):
+            committed = self.committed(name)
+            if committed is None or not self.is_whole(committed.record):
+                unclear.add(name)
+        for staging in (self.hidden / "staging").iterdir():
+            data = staging / "data"
+            fetching = data.is_dir() and time.time() - data.stat().st_mtime < UNFINISHED_SECONDS
+            if fetching or (staging / "commit.json").exists():
+                unclear.add(staging.name)
+        return unclear
 
     def _bases(self, name: str, history: History) -> tuple[dict[str, str], dict[str, str]]:
         """Return {sha256: that of the same file in the collection after}, of private and of shared files."""
@@ -860,20 +932,23 @@ class Archive:
         cold = self.objects.cold
         cold.needed_for({pool: needed})
         for digest, place in self.objects.stored(pool):
-            seen = place.stat()
             if digest not in needed:
+                seen = place.stat()
                 counts.objects += 1
                 # What a published tree still links to takes its room there.
                 counts.bytes += seen.st_size if seen.st_nlink == 1 else 0
                 if not pretend:
                     place.unlink()
-            elif seen.st_nlink == 1 and not pretend and not self.objects.on_demand:
-                counts.packed += cold.pack(pool, digest, place, bases.get(digest), self.objects.plain)
         vain = {digest: size for digest, size in cold.stored(pool) if digest not in needed}
         counts.objects += len(vain)
         counts.bytes += sum(vain.values())
         if not pretend:
             cold.remove(pool, vain)
+        # Packing wants room itself: only after all else of the pool is gone.
+        if not pretend and not self.objects.on_demand:
+            for digest, place in list(self.objects.stored(pool)):
+                if place.stat().st_nlink == 1:
+                    counts.packed += cold.pack(pool, digest, place, bases.get(digest), self.objects.plain)
         if self.objects.remote is not None:
             swept = self.objects.remote.sweep(pool, needed, pretend=pretend)
             if self.objects.on_demand:  # otherwise the same objects were counted on this disk
@@ -885,7 +960,7 @@ class Archive:
             if target.exists():
                 target.chmod(0o600)  # of a run that was cut
             self.objects.fetch(version.server, path, file.sha256, target)
-            target.chmod(file.mode)
+            target.chmod(file.mode & 0o777)
             os.utime(target, ns=(file.mtime_ns, file.mtime_ns))
         except ObjectDamaged as damaged:
             raise CentralError(f"{path} of {version.server}: {damaged} (shala archive repair)") from None

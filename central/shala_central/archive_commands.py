@@ -679,7 +679,8 @@ def archive_prune(dry_run: bool, config: CentralConfig, as_json: bool) -> int:
       shala archive prune --dry-run
     """
     settings = config.archive
-    pruned = open_archive(config).prune(settings.keep_days, settings.keep_months, pretend=dry_run)
+    archive = open_archive(config, writing=not dry_run)
+    pruned = archive.prune(settings.keep_days, settings.keep_months, pretend=dry_run)
     if as_json:
         print_json(
             {

@@ -195,6 +195,8 @@ def survey(lines: Iterable[bytes], limits: Limits) -> Survey:
             reason = _payload_path_problem(path, limits)
         else:
             reason = _too_deep(path, limits)
+        if abs(file.mtime_ns) >= 1 << 63:
+            reason = "has a time that no file can have"
         if reason := reason or names.problem(path):
             refused.add(path, reason)
         elif len(items) <= MAX_ITEMS:

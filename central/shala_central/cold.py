@@ -21,6 +21,7 @@ from shala_central.publish import sync_folder
 
 VERSION = 1
 CHAIN = 16  # so many newer versions may have to be unpacked to come to an old one
+DEEPEST = 4 * CHAIN
 IN_TABLE = 256 << 10  # bytes: what is packed to less lies in the table and takes no block of its own
 PATCHABLE = 512 << 20  # bytes: both versions are in memory together
 SMALLEST = 8  # bytes that zstd wants of what it packs against
@@ -50,15 +51,17 @@ class Cold:
         """Return whether a content is here, packed."""
         return self._row(pool, sha256) is not None
 
-    def read(self, pool: str, sha256: str, plain: Plain) -> bytes:
+    def read(self, pool: str, sha256: str, plain: Plain, depth: int = 0) -> bytes:
         """Return a content. Raises ColdDamaged."""
+        if depth > DEEPEST:
+            raise ColdDamaged(f"{pool}/{sha256[:2]}/{sha256} stands on itself")
         row = self._row(pool, sha256)
         if row is None:
             raise ColdDamaged(f"{pool}/{sha256[:2]}/{sha256} is not in the archive any more")
         base, packed = row
         try:
             raw = packed if packed is not None else self._file(pool, sha256).read_bytes()
-            prefix = self._content(pool, base.hex(), plain) if base else None
+            prefix = self._content(pool, base.hex(), plain, depth + 1) if base else None
             content = _unpacked(raw, prefix)
         except (OSError, zstd.ZstdError) as error:
             raise ColdDamaged(f"{pool}/{sha256[:2]}/{sha256} cannot be unpacked: {error}") from None
@@ -77,7 +80,7 @@ class Cold:
             return 0  # too large to hold, or damaged: that is for verify to tell
         height = self._height(pool, sha256)
         prefix = None
-        if base is not None and base != sha256 and height < CHAIN:
+        if base is not None and height < CHAIN and not self._stands_on(pool, base, sha256):
             with contextlib.suppress(ColdDamaged, OSError):
                 prefix = self._content(pool, base, plain)
         packed = _packed(content, None)
@@ -126,9 +129,23 @@ class Cold:
         """Return the names of the pools of which something is packed."""
         return {row[0] for row in self._query("SELECT DISTINCT pool FROM cold")}
 
-    def _content(self, pool: str, sha256: str, plain: Plain) -> bytes:
+    def _stands_on(self, pool: str, base: str, sha256: str) -> bool:
+        """Return whether a base is, or is packed against, a content; also where the way there is too long.
+
+        Two schools, or two files, may have the same contents in the other order.
+        """
+        for _ in range(DEEPEST):
+            if base == sha256:
+                return True
+            row = self._row(pool, base)
+            if row is None or row[0] is None:
+                return False
+            base = row[0].hex()
+        return True
+
+    def _content(self, pool: str, sha256: str, plain: Plain, depth: int = 0) -> bytes:
         place = plain(pool, sha256)
-        return place.read_bytes() if place is not None else self.read(pool, sha256, plain)
+        return place.read_bytes() if place is not None else self.read(pool, sha256, plain, depth)
 
     def _keep(  # noqa: PLR0917 - a row
         self, pool: str, sha256: str, packed: bytes, base: str | None, size: int, height: int

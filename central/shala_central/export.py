@@ -95,9 +95,9 @@ def _add(tar: tarfile.TarFile, archive: Archive, version: Version, items: Sequen
     listed = b"".join(lines)
     manifest.update(listed)
     info = (
-        f"Source-Organization: {' '.join(collection.school_name.split()) or collection.school_code}\n"
-        f"External-Identifier: {version.server}\nBagging-Date: {collection.sealed[:10]}\n"
-        f"Bag-Software-Agent: shala-agent {collection.agent_version}\nPayload-Oxum: {size}.{files}\n"
+        f"Source-Organization: {_line(collection.school_name) or collection.school_code}\n"
+        f"External-Identifier: {version.server}\nBagging-Date: {_line(collection.sealed[:10])}\n"
+        f"Bag-Software-Agent: shala-agent {_line(collection.agent_version)}\nPayload-Oxum: {size}.{files}\n"
         f"Shala-Sequence: {version.sequence}\nShala-Selection: {' '.join(items) or 'all'}\n"
     )
     tags = {
@@ -114,6 +114,11 @@ def _add(tar: tarfile.TarFile, archive: Archive, version: Version, items: Sequen
     return files, size
 
 
+def _line(text: str) -> str:
+    """Return a stranger's words as they may stand in one line."""
+    return " ".join(text.split())
+
+
 def _lines(archive: Archive, version: Version, items: Sequence[str]) -> Iterator[bytes]:
     lines = archive.files(version)
     if not items:
@@ -123,7 +128,7 @@ def _lines(archive: Archive, version: Version, items: Sequence[str]) -> Iterator
 
 def _add_file(tar: tarfile.TarFile, archive: Archive, version: Version, file: File) -> None:
     entry = tarfile.TarInfo(f"{version.server}/{file.path}")
-    entry.size, entry.mode, entry.mtime = file.size, file.mode, file.mtime_ns // 1_000_000_000
+    entry.size, entry.mode, entry.mtime = file.size, file.mode & 0o777, file.mtime_ns // 1_000_000_000
     # In a file of its own first: a tar cannot take back what was damaged.
     with tempfile.TemporaryFile() as content:
         try:

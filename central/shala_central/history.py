@@ -111,6 +111,10 @@ class History:
         )
         return [Version(*row) for row in rows]
 
+    def servers(self) -> set[str]:
+        """Return the names of the servers that have earlier collections."""
+        return {row[0] for row in self._db.execute("SELECT DISTINCT server FROM collection")}
+
     def record(self, version: Version) -> dict[str, bytes]:
         """Return the files of the record of an earlier collection, by name."""
         row = self._db.execute("SELECT record FROM collection WHERE id = ?", (version.id,)).fetchone()
@@ -169,18 +173,26 @@ class History:
 
 
 def superfluous(
-    versions: Sequence[Version], now: datetime.datetime, keep_days: int, keep_months: int
+    versions: Sequence[Version],
+    now: datetime.datetime,
+    keep_days: int,
+    keep_months: int,
+    current_year: int | None = None,
 ) -> list[Version]:
     """Return what a policy lets go.
 
     All of the last `keep_days` days stay, of the last `keep_months` months the newest of each month, and
-    before that the newest of each year.
+    before that the newest of each year; and always the one that the tree of an earlier year shows.
     """
     kept: set[str] = set()
+    years = {current_year}
     gone: list[Version] = []
     for version in sorted(versions, key=lambda v: v.id, reverse=True):
         pulled = datetime.datetime.fromisoformat(version.pulled)
         months = (now.year - pulled.year) * 12 + now.month - pulled.month
+        if current_year is not None and version.year not in years:
+            years.add(version.year)
+            continue
         if now - pulled <= datetime.timedelta(days=keep_days):
             continue
         period = f"{pulled:%Y-%m}" if months <= keep_months else f"{pulled:%Y}"

@@ -101,6 +101,9 @@ def repair(archive: Archive, name: str, second: Path | None) -> Repaired:
         if lock is None:
             raise CentralError(f"{name} is being pulled (try again when that has ended)")
         archive.recover(name)
+        committed = archive.committed(name)
+        if committed is None or not archive.is_whole(committed.record):
+            return Repaired(name, mended, ["the record of its collection (shala pull --again)"])
         for path, _problem, file in list(_damaged(archive, name)):
             if not archive.objects.on_demand and archive.objects.bring_back(
                 archive.objects.pool_of(name, path), file.sha256

@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -23,7 +24,7 @@ from typing import IO
 from shala_agent.manifest import File
 
 from shala_central.cold import Cold, ColdDamaged
-from shala_central.publish import FILE_MODE, make_folders
+from shala_central.publish import FILE_MODE, make_folders, sync_folder
 from shala_central.remote import Local, Remote, RemoteDamaged, Sent
 
 SHARED = "shared"
@@ -87,9 +88,12 @@ class Objects:
             make_folders(place.parent)
             source.rename(place)
 
-    def has_remote(self, server: str, path: str, sha256: str) -> bool:
-        """Return whether a content is known to be in the bucket, if there is one."""
-        return self.remote is not None and self.remote.has(self.pool_of(server, path), sha256)
+    def has_remote(self, server: str, path: str, sha256: str, size: int | None = None) -> bool:
+        """Return whether a content (of that `size`) is known to be in the bucket, if there is one."""
+        pool = self.pool_of(server, path)
+        if self.remote is None or not self.remote.has(pool, sha256):
+            return False
+        return size is None or self.remote.size(pool, sha256) == size
 
     def send(self, objects: Iterable[Local]) -> Sent:
         """Send objects to the bucket; on demand, remove them here when they are there for good."""
@@ -149,14 +153,15 @@ class Objects:
         content = self.cold.read(pool, sha256, self.plain)
         place = self.root / pool / sha256[:2] / sha256
         make_folders(place.parent)
-        unfinished = place.with_suffix(".part")
-        unfinished.unlink(missing_ok=True)
-        with unfinished.open("xb") as file:
+        # A name of its own: two pulls may want the same content.
+        descriptor, unfinished = tempfile.mkstemp(prefix=f".{sha256}.", dir=place.parent)
+        with open(descriptor, "wb") as file:  # noqa: PTH123
             file.write(content)
             file.flush()
             os.fchmod(file.fileno(), FILE_MODE)
             os.fsync(file.fileno())
-        unfinished.rename(place)
+        Path(unfinished).rename(place)
+        sync_folder(place.parent)
         self.cold.remove(pool, [sha256])
         return True
 

@@ -34,6 +34,7 @@ from shala_central.bag import (
     MAX_HEAD,
     MAX_SMALL_TAG_FILE,
     SMALL_TAG_FILES,
+    TAG_MANIFEST,
     Bag,
     BagRefused,
     Head,
@@ -544,7 +545,11 @@ def _changes_of(sequence: int) -> str:
 
 
 def _drop_old_signature(received: Path, committed: Committed) -> None:
-    """Remove a signature that did not come now: it is still that of the last collection."""
+    """Remove a signature that did not come now, if it is of other tag files: those of the last collection."""
+    with contextlib.suppress(FileNotFoundError):
+        tags = (received / "bag" / TAG_MANIFEST).read_bytes()
+        if tags == (committed.record / TAG_MANIFEST).read_bytes():
+            return
     here, before = received / "bag" / SIGNATURE, committed.record / SIGNATURE
     with contextlib.suppress(FileNotFoundError):
         if here.samefile(before):

@@ -39,7 +39,7 @@ class Spare:
         make_folders(self._folder)
         for old, _new in differing(lines_of(before), lines_of(now)):
             if old is not None:
-                _unlink(retired / old.path.removeprefix("data/"))
+                _unlink(retired, retired / old.path.removeprefix("data/"))
         retired.rename(self.tree)
         unfinished = self._folder / "files.part"
         with unfinished.open("wb", buffering=BUFFER) as files:
@@ -53,7 +53,14 @@ class Spare:
         remove_tree(self._folder)
 
 
-def _unlink(path: Path) -> None:
+def _unlink(tree: Path, path: Path) -> None:
+    """Remove a file, and the folders above it that are empty then: none may come back with one that moves."""
     with contextlib.suppress(FileNotFoundError):
         os.chmod(path.parent, 0o700)  # noqa: PTH101
         path.unlink()
+    folder = path.parent
+    with contextlib.suppress(OSError):  # it is not empty
+        while folder != tree:
+            os.chmod(folder.parent, 0o700)  # noqa: PTH101
+            folder.rmdir()
+            folder = folder.parent

@@ -87,7 +87,7 @@ class Staging:
         path = _inner(file)
         if self._objects.find(self._server, path, file.sha256, file.size) is not None:
             return True
-        if self._objects.has_remote(self._server, path, file.sha256):
+        if self._objects.has_remote(self._server, path, file.sha256, file.size):
             return True
         if self._objects.thaw(self._server, path, file.sha256):
             return True

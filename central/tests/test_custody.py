@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shala_agent.device import Device
 from shala_central.archive import Archive
-from shala_central.bag import BagRefused
+from shala_central.bag import BagRefused, survey
 from shala_central.cold import CHAIN, Cold, ColdDamaged
+from shala_central.config import Limits
 from shala_central.export import export
 from shala_central.failure import CentralError, UsageError
 from shala_central.integrity import damaged_objects, repair, scrub
@@ -482,3 +483,147 @@ def test_every_command_of_the_archive_says_what_it_did(centre, school, online, t
     answer = json.loads(centre.shala("archive", "provenance", "--json", path).stdout)
     assert answer["collection"] == 2
     assert (tmp_path / "x.tar").exists()
+
+
+# -- what a review found -------------------------------------------------------------------------------------
+
+
+def test_contents_that_change_places_are_never_packed_against_each_other(archive, school, day, tmp_path):
+    one, other = big(1), big(2)
+    day({"gstudio/db/p": one, "gstudio/db/q": other})
+    day({"gstudio/db/p": other, "gstudio/db/q": one})
+    day({"gstudio/db/r": b"neither"})
+    for _ in range(2):
+        archive.prune(keep_days=1000, keep_months=0)
+    assert damaged_objects(archive, school.name) == []
+    assert scrub(archive, 1).damage == []
+    archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+    assert (tmp_path / "out/gstudio/db/q").read_bytes() == other
+
+
+def test_pruning_finishes_commits_that_were_cut_first(archive, school, day, monkeypatch):
+    day(GOOD)
+
+    def off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Archive, "_finish", off)
+        with pytest.raises(KeyboardInterrupt):
+            day({**GOOD, "gstudio/db/a": b"newer"})
+    archive.prune(keep_days=1000, keep_months=0)
+    assert [version.sequence for version in archive.versions(school.name)] == [1, 2]
+    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+
+
+def test_what_nobody_can_say_is_needless_stays(archive, school, day):
+    day({**GOOD, "gstudio/media/m": b"media"})
+    current = archive.hidden / "collections" / school.name / "current.json"
+    lost = current.read_bytes()
+    current.unlink()
+    archive.prune(keep_days=0, keep_months=0)
+    current.write_bytes(lost)
+    assert damaged_objects(archive, school.name) == []
+
+
+def test_what_an_unfinished_pull_has_fetched_stays(archive, school, day):
+    day(GOOD)
+    place = archive.hidden / "objects" / school.name / "00" / ("0" * 64)
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(b"fetched")
+    (archive.staging(school.name) / "data").mkdir()
+    archive.prune(keep_days=0, keep_months=0)
+    assert place.exists()
+    (archive.staging(school.name) / "data").rmdir()
+    archive.prune(keep_days=0, keep_months=0)
+    assert not place.exists()
+
+
+def test_the_collection_that_the_tree_of_an_earlier_year_shows_is_always_kept(archive, school, day):
+    day({"gstudio/db/a": b"dec20"}, year=2025)
+    day({"gstudio/db/a": b"dec31"}, year=2025)
+    day({"gstudio/db/a": b"jan"})
+    day({"gstudio/db/a": b"feb"})
+    archive.prune(keep_days=0, keep_months=0)
+    assert 2 in [version.sequence for version in archive.versions(school.name)]
+    assert archive.verify(school.name) == []
+    repair(archive, school.name, None)
+    assert seen(archive, school, 2025) == {"gstudio/db/a": b"dec31"}
+
+
+def test_a_year_that_comes_back_shows_nothing_old(archive, school, day):
+    same = {f"gstudio/f/{n}": b"%d" % n for n in range(3)}
+    day({**same, "gstudio/f/g": b"of the old 2027"}, year=2027)
+    day({**same, "gstudio/h": b"x"}, year=2026)
+    for number in range(3):
+        files = {**same, "gstudio/k": b"%d" % number}
+        day(files, year=2027)
+        assert seen(archive, school, 2027) == files
+
+
+def test_a_folder_whose_last_file_is_gone_does_not_come_back(archive, school, day):
+    for number in range(5):
+        files = {"gstudio/f/a": b"a", "gstudio/day": b"%d" % number}
+        if number < 2:
+            files["gstudio/f/pupil/x"] = b"x"
+        day(files)
+        tree = archive.tree_of(2026, "mz", school.name)
+        assert (tree / "gstudio/f/pupil").exists() == (number < 2)
+
+
+def test_nothing_is_published_from_a_damaged_record(archive, school, day):
+    day(GOOD)
+    day(BAD, "db")
+    record = archive.committed(school.name).record / "files.txt"
+    damage(record, record.read_bytes().replace(b"gstudio/db/a", b"gstudio/db/c"))
+    assert "record" in repair(archive, school.name, None).lost[0]
+    for deed in (
+        lambda: archive.accept(school.name),
+        lambda: archive.restore(school.name, archive.version(school.name, 1)),
+    ):
+        with pytest.raises(CentralError, match=r"is damaged .shala pull --again"):
+            deed()
+    assert seen(archive, school) == {**GOOD, "gstudio/qbank/q": b"q2"}
+
+
+def test_quarantine_goes_by_time_and_not_by_the_number_a_school_gives(archive, school):
+    for number in (101, 102, 103, 104, 105, 2):
+        archive.quarantine(
+            school.name, number, BagRefused([str(number)], by_rule=True), {"HEAD": b"%d" % number}
+        )
+    assert [entry["sequence"] for entry in archive.quarantined(school.name)] == [102, 103, 104, 105, 2]
+    archive.release(school.name)
+    assert archive.is_released(school.name, b"2")
+
+
+def test_what_was_let_in_is_let_in_once(archive, school, day):
+    day(GOOD)
+    head = (archive.committed(school.name).record / "HEAD").read_bytes()
+    archive.quarantine(school.name, 2, BagRefused(["rule"], by_rule=True), {"HEAD": head})
+    archive.release(school.name)
+    archive._close_release(school.name)
+    assert not archive.is_released(school.name, head)
+
+
+@pytest.mark.parametrize("mode", ["4755", "2755", "1777"])
+def test_no_school_makes_a_program_that_runs_as_its_owner(mode):
+    line = b"0" * 64 + b" 1 1 %s data/gstudio/x\n" % mode.encode()
+    with pytest.raises(BagRefused):
+        survey([line], Limits())
+
+
+def test_a_time_that_no_file_can_have_is_refused():
+    line = b"0" * 64 + b" 1 9999999999999999999 0644 data/gstudio/db/x\n"
+    with pytest.raises(BagRefused, match="has a time that no file can have"):
+        survey([line], Limits())
+
+
+@pytest.mark.ssh
+def test_a_signed_collection_that_did_not_change_can_be_pulled_again(centre, school, online, tmp_path):
+    online(school).seal(GOOD)
+    signed(school, Device(tmp_path / "device.key"))
+    centre.pull()
+    object_of(centre.archive, school, "gstudio/db/a", b"good").unlink()
+    code, results = centre.pull("--again", school.name)
+    assert (code, results[school.name]["result"], results[school.name]["reason"]) == (0, "committed", "")
+    assert centre.archive.committed(school.name).pull.public_key
