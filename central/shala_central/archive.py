@@ -293,6 +293,18 @@ class Archive:
         finally:
             os.close(descriptor)
 
+    @contextlib.contextmanager
+    def changing(self, name: str) -> Iterator[None]:
+        """Keep pulls and pruning away from a server while the block runs, what was cut before it finished.
+
+        Raises CentralError if that cannot be had now.
+        """
+        with self.lock(name) as lock, self.in_use():
+            if lock is None:
+                raise CentralError(f"{name} is being pulled (try again when that has ended)")
+            self.recover(name)
+            yield
+
     def staging(self, name: str) -> Path:
         """Return the staging folder of a server; `data` in it is the tree to be."""
         folder = self.hidden / "staging" / name
@@ -433,10 +445,7 @@ class Archive:
 
         Without `items` all of them. Raises UsageError for one that is not held back, ObjectsLost.
         """
-        with self.lock(name) as lock, self.in_use():
-            if lock is None:
-                raise CentralError(f"{name} is being pulled (try again when that has ended)")
-            self.recover(name)
+        with self.changing(name):
             committed = self._require(name)
             held = committed.pull.held
             for item in items:
@@ -460,10 +469,7 @@ class Archive:
 
         Raises UsageError for an item that it does not have, ObjectsLost.
         """
-        with self.lock(name) as lock, self.in_use():
-            if lock is None:
-                raise CentralError(f"{name} is being pulled (try again when that has ended)")
-            self.recover(name)
+        with self.changing(name):
             committed = self._require(name)
             collection = msgspec.json.decode(self.record(version)["collection.json"], type=Collection)
             there = [f"{item.platform}/{item.name}" for item in collection.items if item.files]
@@ -946,7 +952,7 @@ class Archive:
             cold.remove(pool, vain)
         # Packing wants room itself: only after all else of the pool is gone.
         if not pretend and not self.objects.on_demand:
-            for digest, place in list(self.objects.stored(pool)):
+            for digest, place in self.objects.stored(pool):
                 if place.stat().st_nlink == 1:
                     counts.packed += cold.pack(pool, digest, place, bases.get(digest), self.objects.plain)
         if self.objects.remote is not None:

@@ -14,7 +14,6 @@ from shala_agent.manifest import File
 
 from shala_central.archive import Archive, Damage
 from shala_central.cold import ColdDamaged
-from shala_central.failure import CentralError
 from shala_central.objects import digest_of
 from shala_central.publish import sync_file_system, write_file
 
@@ -97,10 +96,7 @@ def repair(archive: Archive, name: str, second: Path | None) -> Repaired:
     """
     mended: list[str] = []
     lost: list[str] = []
-    with archive.lock(name) as lock, archive.in_use():
-        if lock is None:
-            raise CentralError(f"{name} is being pulled (try again when that has ended)")
-        archive.recover(name)
+    with archive.changing(name):
         committed = archive.committed(name)
         if committed is None or not archive.is_whole(committed.record):
             return Repaired(name, mended, ["the record of its collection (shala pull --again)"])

@@ -147,7 +147,7 @@ class Objects:
 
     def thaw(self, server: str, path: str, sha256: str) -> bool:
         """Make a plain object of a content that is packed; return whether it was. Raises ColdDamaged."""
-        pool = SHARED if self.is_shared(path) else server
+        pool = self.pool_of(server, path)
         if not self.cold.has(pool, sha256):
             return False
         content = self.cold.read(pool, sha256, self.plain)
@@ -173,7 +173,7 @@ class Objects:
                 self.remote.copy(self.pool_of(server, path), sha256, target)
                 return
             if place is None:
-                target.write(self.cold.read(SHARED if self.is_shared(path) else server, sha256, self.plain))
+                target.write(self.cold.read(self.pool_of(server, path), sha256, self.plain))
                 return
             digest = hashlib.sha256()
             with place.open("rb") as source:
@@ -208,7 +208,7 @@ class Objects:
         if place is not None:
             whole = place.stat().st_size == file.size and digest_of(place) == file.sha256
             return "" if whole else "has changed (sha256 of its object differs)"
-        pool = SHARED if self.is_shared(path) else server
+        pool = self.pool_of(server, path)
         if self.on_demand and self.remote is not None and self.remote.has(pool, file.sha256):
             return self.remote.problem(pool, file.sha256)
         if not self.cold.has(pool, file.sha256):
