@@ -127,7 +127,8 @@ class Transport:
         transfer = Transfer()
         words = bytearray()
         tail = asyncio.create_task(_tail(process.stderr, words))
-        watch = asyncio.create_task(_stall(process, self.settings.stall_seconds + STALL_GRACE))
+        stalled = asyncio.Event()
+        watch = asyncio.create_task(_stall(process, self.settings.stall_seconds + STALL_GRACE, stalled))
         try:
             excess = await _follow(process.stdout, transfer, max_total, progress, process)
             code = await _ended(process)
@@ -137,7 +138,7 @@ class Transport:
             watch.cancel()
             tail.cancel()
             await _end(process)
-        if watch.done() and not watch.cancelled():
+        if stalled.is_set():
             raise TransferFailed(f"has sent nothing for {self.settings.stall_seconds} seconds")
         errors = words.decode("utf-8", "replace")
         if excess:
@@ -272,8 +273,8 @@ async def _tail(stream: asyncio.StreamReader | None, kept: bytearray) -> None:
         del kept[:-4096]
 
 
-async def _stall(process: asyncio.subprocess.Process, seconds: float) -> None:
-    """Return when rsync has neither read nor written anything for so long; end it then.
+async def _stall(process: asyncio.subprocess.Process, seconds: float, stalled: asyncio.Event) -> None:
+    """When rsync has neither read nor written anything for so long, say so and end it.
 
     Its own --timeout does not hold before the greeting is over, nor while it waits for ssh to end.
     """
@@ -282,6 +283,7 @@ async def _stall(process: asyncio.subprocess.Process, seconds: float) -> None:
         await asyncio.sleep(min(1.0, seconds / 4))
         if (now := _moved(process.pid)) != moved:
             moved, since = now, time.monotonic()
+    stalled.set()
     await _end(process)
 
 
