@@ -359,9 +359,8 @@ def _second_school(
 
 def slow(bench: Bench) -> None:
     """Next day over 250 kB/s and a round trip of 600 ms; the first collection goes over a fast one."""
-    scale = min(bench.scale, 0.3)
-    say(f"a slow link, scale {scale}")
-    source = Source(bench.work / "slow", SEEDS[0], scale)
+    say(f"a slow link, scale {bench.scale}")
+    source = Source(bench.work / "slow", SEEDS[0], bench.scale)
     school, school_sshd = bench.school(source, "slow")
     centre, sshd = bench.centre("slow"), bench.sshd()
     fast, slow_relay = bench.relay(school_sshd), bench.relay(school_sshd, 250_000, 0.3)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import functools
 import hashlib
 import logging
 import os
@@ -62,6 +63,7 @@ GOOD: tuple[Result, ...] = ("committed", "unchanged")
 ATTEMPTS = 2
 RETRY_SECONDS = 2.0  # in which a school has put a new collection into its mirror, as a rule
 ASKED_AHEAD = 3  # so many changes are asked for together with HEAD, to save a round trip
+PAYLOAD = "bag/data"  # where it lies in a spool
 RESERVE = 64 << 20  # bytes left free on the archive's disk
 
 
@@ -266,9 +268,17 @@ class _ServerPull:
     async def _once(self, transport: Transport) -> None:
         server, result = self.server, self.result
         self.watcher.step(server.name, "asking")
+        await transport.settle()
         committed = await asyncio.to_thread(self.archive.committed, server.name)
         received = await _to_its_end(self._received_folder, committed)
-        head = await self._ask(transport, received, committed)
+        basis = committed.tree if committed is not None and committed.tree.is_dir() else None
+        staged = self.archive.staging(server.name) / "data"
+        next_one = asyncio.create_task(transport.stand_by(PAYLOAD, staged, basis))
+        try:
+            head = await self._ask(transport, received, committed)
+        finally:
+            next_one.cancel()
+            await asyncio.wait([next_one])
         result.sequence = head.sequence
         if committed is not None and self._is_published(committed, head) and not self.again:
             await _to_its_end(remove_tree, received)
@@ -291,11 +301,11 @@ class _ServerPull:
         if self.again:
             await _to_its_end(self.archive.drop_damaged, server.name)
         old = whole.files() if whole is not None and not self.again else ()
-        staging = Staging(self.archive.staging(server.name) / "data", self.archive.objects, server.name)
+        staging = Staging(staged, self.archive.objects, server.name)
         missing = staging.missing(old, lines_of(received / FILES))
-        basis = committed.tree if committed is not None and committed.tree.is_dir() else None
         await self._fetch(transport, staging, missing, basis, received)
         for _ in range(ATTEMPTS):
+            await transport.settle()
             try:
                 await _to_its_end(self._commit, bag, received)
             except ObjectsLost as lost:
@@ -328,7 +338,8 @@ class _ServerPull:
             **{f"bag/{name}": MAX_SMALL_TAG_FILE for name in SMALL_TAG_FILES},
             **{_changes_of(sequence): MAX_FILES for sequence in ahead},
         }
-        await self._fetch_named(transport, ".", limits, received, only_new=True)
+        arrived = functools.partial(_has_arrived, received, committed)
+        await self._fetch_named(transport, ".", limits, received, only_new=True, until=arrived)
         if (received / "NEXT").exists():
             raise _SourceChanged
         if not (received / "HEAD").exists():
@@ -380,16 +391,17 @@ class _ServerPull:
             self.payload_total += needed
             self.watcher.step(self.server.name, "fetching")
             self._require_space(needed)
-            self._count(
-                await transport.fetch(
-                    "bag/data",
-                    [file.path.removeprefix("data/") for file in batch],
-                    staging.folder,
-                    max_file=max(file.size for file in batch),
-                    max_total=needed,
-                    basis=basis,
-                    progress=self._progress,
-                )
+            names = [file.path.removeprefix("data/") for file in batch]
+            await transport.fetch(
+                PAYLOAD,
+                names,
+                staging.folder,
+                max_file=max(file.size for file in batch),
+                max_total=needed,
+                basis=basis,
+                progress=self._progress,
+                until=_AllThere(staging.folder, names),
+                moved=self._count,
             )
             self.payload_done += needed
             self.watcher.step(self.server.name, "checking")
@@ -420,6 +432,7 @@ class _ServerPull:
         place: Path,
         *,
         only_new: bool = False,
+        until: Callable[[], bool] | None = None,
     ) -> None:
         """Fetch files by name into a folder that nobody else sees; what the school has not is not there.
 
@@ -427,10 +440,16 @@ class _ServerPull:
         is no plain file. With `only_new` what stands there already under the same size and time is kept.
         """
         total = sum(limits.values())
-        fetched = await transport.fetch(
-            folder, limits, place, max_file=max(limits.values()), max_total=total, only_new=only_new
+        await transport.fetch(
+            folder,
+            limits,
+            place,
+            max_file=max(limits.values()),
+            max_total=total,
+            only_new=only_new,
+            until=until,
+            moved=functools.partial(self._count, payload=False),
         )
-        self._count(fetched, payload=False)
         for name, limit in limits.items():
             try:
                 seen = (place / name).lstat()
@@ -538,6 +557,37 @@ async def _to_its_end(function: Callable[..., T], *arguments: Any) -> T:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
+
+
+class _AllThere:
+    """Tells whether all of some files stand in a folder; looks no more for those that it has seen."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self._folder, self._names, self._seen = folder, names, 0
+
+    def __call__(self) -> bool:
+        while self._seen < len(self._names) and os.path.lexists(f"{self._folder}/{self._names[self._seen]}"):
+            self._seen += 1
+        return self._seen == len(self._names)
+
+
+def _has_arrived(received: Path, committed: Committed | None) -> bool:
+    """Return whether all that was asked for together with HEAD has come, or is not needed.
+
+    rsync sends in order: HEAD, NEXT, what is in bag/, the changes. Nobody's word is believed here: what is
+    told too early is found to be wrong when it is read.
+    """
+    if committed is None:
+        return False
+    try:
+        head = msgspec.json.decode((received / "HEAD").read_bytes(), type=Head)
+        tags = (received / "bag" / TAG_MANIFEST).read_bytes()
+    except (OSError, msgspec.MsgspecError, RecursionError):
+        return False
+    ahead = head.sequence - committed.pull.sequence
+    if hashlib.sha256(tags).hexdigest() != head.tag_manifest_sha256 or not 0 < ahead <= ASKED_AHEAD:
+        return False
+    return (received / _changes_of(head.sequence)).exists()
 
 
 def _changes_of(sequence: int) -> str:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,8 @@ OLDEST_RSYNC = (3, 5, 0)  # fixes 33 security issues, some reachable by a hostil
 MEMORY_LIMIT = 4 << 30  # bytes of address space for one rsync: about ten times what a million names take
 STALL_GRACE = 2.0  # seconds in which rsync itself, if it can, gives up first
 TAIL_SECONDS = 1.0  # in which the last words of an rsync that has ended arrive
+POLL_SECONDS = 0.05
+SLOW_TO_OPEN = 1.5  # seconds: ssh needs about eight round trips, so one takes 0.2 or more
 SLACK = 1 << 20  # bytes that a transfer may exceed what was announced: rsync rounds
 
 # Exit codes of rsync(1): 23 and 24 are "some files could not be sent"; verification says which.
@@ -82,6 +85,16 @@ def require_rsync(program: str) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Purpose:
+    """What one rsync is started for, but for the names."""
+
+    folder: str
+    destination: Path
+    basis: Path | None
+    only_new: bool
+
+
 class Transport:
     """One ssh connection to one server. `workdir` is private to it and short enough for a control socket."""
 
@@ -92,6 +105,8 @@ class Transport:
         self.lock_fd = lock_fd
         self.ssh_config = workdir / "ssh_config"
         self.ssh_config.write_text(_ssh_config(server, settings, workdir))
+        self._waiting: _Waiting | None = None
+        self._running: set[asyncio.Task[None]] = set()
 
     async def fetch(
         self,
@@ -104,18 +119,72 @@ class Transport:
         basis: Path | None = None,
         progress: Progress | None = None,
         only_new: bool = False,
-    ) -> Transfer:
+        until: Callable[[], bool] | None = None,
+        moved: Callable[[Transfer], None] | None = None,
+    ) -> None:
         """Given a folder of the spool and names below it, receive those files into `destination`.
 
         `basis` is a folder with older versions under the same names, of which only the differences travel.
         With `only_new` a file that stands there already with the same size and time is left as it is.
+        Returns as soon as `until` says that all is there: rsync's goodbyes, three round trips, go on beside
+        what is done next (see `settle`). `moved` is told at rsync's end what it has moved.
         Raises TransferFailed. Files that the sender does not have are simply not there afterwards.
         """
-        list_file = self.workdir / "names"
-        list_file.write_bytes(b"".join(os.fsencode(name) + b"\0" for name in names))
-        command = self._command(folder, list_file, destination, max_file, basis, only_new)
+        purpose = _Purpose(folder, destination, basis, only_new)
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and waiting.purpose == purpose and waiting.session.lives():
+            session = waiting.session
+            await waiting.ask(names, max_file)
+        else:
+            if waiting is not None:
+                await waiting.give_up()
+            list_file = self.workdir / "names"
+            list_file.write_bytes(_list_of(names))
+            session = await self._start(purpose, list_file, max_file)
+        running = asyncio.create_task(session.run(max_total, progress, moved))
+        self._running.add(running)
+        try:
+            while not await _is_done(running, POLL_SECONDS):
+                if until is not None and until():
+                    return
+        except asyncio.CancelledError:
+            running.cancel()
+            await self.settle()
+            raise
+        self._running.discard(running)
+        running.result()
+
+    async def stand_by(self, folder: str, destination: Path, basis: Path | None) -> None:
+        """Start the next fetch before its names are known, where a round trip is long: saves three of them.
+
+        To be run beside the fetch that opens the connection; ends with it at the latest.
+        """
+        began = time.monotonic()
+        while not (self.workdir / "control").exists():
+            await asyncio.sleep(POLL_SECONDS)
+        if time.monotonic() - began < SLOW_TO_OPEN:
+            return
+        purpose = _Purpose(folder, destination, basis, only_new=False)
+        names = self.workdir / "names-to-come"
+        names.unlink(missing_ok=True)
+        os.mkfifo(names, 0o600)
+        # Open for reading, too: opening does not wait for rsync, nor rsync for us.
+        pipe = os.open(names, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            session = await self._start(purpose, names, max_file=None)
+        except BaseException:
+            os.close(pipe)
+            raise
+        self._waiting = _Waiting(purpose, session, pipe)
+
+    async def settle(self) -> None:
+        """Wait until every rsync has ended; what was wanted of it is there, so its words no longer matter."""
+        await asyncio.gather(*self._running, return_exceptions=True)
+        self._running.clear()
+
+    async def _start(self, purpose: _Purpose, list_file: Path, max_file: int | None) -> _Session:
         process = await asyncio.create_subprocess_exec(
-            *command,
+            *self._command(purpose, list_file, max_file),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -124,32 +193,15 @@ class Transport:
             pass_fds=(self.lock_fd,),
             start_new_session=True,
         )
-        transfer = Transfer()
-        words = bytearray()
-        tail = asyncio.create_task(_tail(process.stderr, words))
-        stalled = asyncio.Event()
-        watch = asyncio.create_task(_stall(process, self.settings.stall_seconds + STALL_GRACE, stalled))
-        try:
-            excess = await _follow(process.stdout, transfer, max_total, progress, process)
-            code = await _ended(process)
-            # ssh's master may hold the other end for as long as the sender likes.
-            await asyncio.wait([tail], timeout=TAIL_SECONDS)
-        finally:
-            watch.cancel()
-            tail.cancel()
-            await _end(process)
-        if stalled.is_set():
-            raise TransferFailed(f"has sent nothing for {self.settings.stall_seconds} seconds")
-        errors = words.decode("utf-8", "replace")
-        if excess:
-            raise TransferFailed(f"sent more than the {max_total} bytes it had announced")
-        # 23 is also what this side's own troubles end with: no inodes left, a folder of somebody else.
-        if code != 0 and (code not in PARTIAL_TRANSFER or OWN_TROUBLE.search(errors)):
-            raise TransferFailed(_reason(code, errors))
-        return transfer
+        return _Session(process, self.settings.stall_seconds)
 
     async def close(self) -> None:
-        """End the ssh connection that the fetches shared."""
+        """End what still runs, and the ssh connection that the fetches shared."""
+        if self._waiting is not None:
+            await self._waiting.give_up()
+        for running in self._running:
+            running.cancel()
+        await self.settle()
         if not (self.workdir / "control").exists():
             return
         with contextlib.suppress(OSError, TimeoutError):
@@ -163,19 +215,17 @@ class Transport:
             async with asyncio.timeout(5):
                 await process.wait()
 
-    def _command(  # noqa: PLR0917 - all of them, once
-        self,
-        folder: str,
-        list_file: Path,
-        destination: Path,
-        max_file: int,
-        basis: Path | None,
-        only_new: bool,
-    ) -> list[str]:
+    def _command(self, purpose: _Purpose, list_file: Path, max_file: int | None) -> list[str]:
         settings = self.settings
         command = [
-            # Bounds that hold whatever the sender does: size of a file, memory.
-            *("prlimit", f"--fsize={max_file + SLACK}", f"--as={MEMORY_LIMIT}", "--"),
+            # Bounds that hold whatever the sender does: size of a file (nothing is written before it is
+            # known), memory.
+            *(
+                "prlimit",
+                f"--fsize={'0:' if max_file is None else max_file + SLACK}",
+                f"--as={MEMORY_LIMIT}",
+                "--",
+            ),
             # When this process dies, rsync is told, and keeps what has arrived.
             *("setpriv", "--pdeathsig", "TERM", "--"),
             settings.rsync,
@@ -183,19 +233,104 @@ class Transport:
             *("--no-links", "--no-devices", "--no-specials", "--no-owner", "--no-group"),
             *("--from0", f"--files-from={list_file}", "--no-implied-dirs"),
             # What is asked for is known to be new: size and time must not make rsync believe otherwise.
-            *(() if only_new else ("--ignore-times",)),
+            *(() if purpose.only_new else ("--ignore-times",)),
             *("--partial", f"--partial-dir={PARTIAL_DIR}"),
             *("--compress", "--compress-choice=zstd"),
             f"--timeout={settings.stall_seconds}",
             *("--info=progress2,stats2", "--no-human-readable", "--outbuf=L"),
-            f"--max-size={max_file + SLACK}",
+            *(() if max_file is None else (f"--max-size={max_file + SLACK}",)),
             f"--rsh=ssh -F {self.ssh_config}",
         ]
         if settings.bandwidth_kbps:
             command.append(f"--bwlimit={max(1, settings.bandwidth_kbps * 1000 // 8 // 1024)}k")
-        if basis is not None:
-            command.append(f"--link-dest={basis}")
-        return [*command, "--", f"{self.server.name}:{folder}/", f"{destination}/"]
+        if purpose.basis is not None:
+            command.append(f"--link-dest={purpose.basis}")
+        return [*command, "--", f"{self.server.name}:{purpose.folder}/", f"{purpose.destination}/"]
+
+
+class _Session:
+    """One running rsync."""
+
+    def __init__(self, process: asyncio.subprocess.Process, stall_seconds: int) -> None:
+        self.process = process
+        self._stall_seconds = stall_seconds
+        self._words = bytearray()
+        self._tail = asyncio.create_task(_tail(process.stderr, self._words))
+
+    def lives(self) -> bool:
+        """Return whether it has not ended yet."""
+        return self.process.returncode is None
+
+    async def end(self) -> None:
+        """End it now."""
+        self._tail.cancel()
+        await _end(self.process)
+
+    async def run(
+        self, max_total: int, progress: Progress | None, moved: Callable[[Transfer], None] | None
+    ) -> None:
+        """Follow it to its end, with an eye on how much it receives and on whether it still moves."""
+        transfer, stalled = Transfer(), asyncio.Event()
+        watch = asyncio.create_task(_stall(self.process, self._stall_seconds + STALL_GRACE, stalled))
+        try:
+            excess = await _follow(self.process.stdout, transfer, max_total, progress, self.process)
+            code = await _ended(self.process)
+            # ssh's master may hold the other end for as long as the sender likes.
+            await asyncio.wait([self._tail], timeout=TAIL_SECONDS)
+        finally:
+            watch.cancel()
+            await self.end()
+        if stalled.is_set():
+            raise TransferFailed(f"has sent nothing for {self._stall_seconds} seconds")
+        errors = self._words.decode("utf-8", "replace")
+        if excess:
+            raise TransferFailed(f"sent more than the {max_total} bytes it had announced")
+        # 23 is also what this side's own troubles end with: no inodes left, a folder of somebody else.
+        if code != 0 and (code not in PARTIAL_TRANSFER or OWN_TROUBLE.search(errors)):
+            raise TransferFailed(_reason(code, errors))
+        if moved is not None:
+            moved(transfer)
+
+
+class _Waiting:
+    """An rsync that waits for the names of what it is to fetch."""
+
+    def __init__(self, purpose: _Purpose, session: _Session, pipe: int) -> None:
+        self.purpose = purpose
+        self.session = session
+        self._pipe = pipe
+
+    async def ask(self, names: Iterable[str], max_file: int) -> None:
+        """Set the bound of what it may write, and tell it the names."""
+        limit = max_file + SLACK
+        with contextlib.suppress(ProcessLookupError):  # its end is noticed by who follows it
+            resource.prlimit(self.session.process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+        await asyncio.to_thread(self._tell, _list_of(names))
+
+    def _tell(self, names: bytes) -> None:
+        os.set_blocking(self._pipe, False)
+        try:
+            while names and self.session.lives():
+                try:
+                    names = names[os.write(self._pipe, names) :]
+                except BlockingIOError:
+                    time.sleep(POLL_SECONDS)
+        finally:
+            os.close(self._pipe)
+
+    async def give_up(self) -> None:
+        """End it: nothing is to be fetched."""
+        os.close(self._pipe)
+        await self.session.end()
+
+
+def _list_of(names: Iterable[str]) -> bytes:
+    return b"".join(os.fsencode(name) + b"\0" for name in names)
+
+
+async def _is_done(task: asyncio.Task[None], seconds: float) -> bool:
+    done, _ = await asyncio.wait([task], timeout=seconds)
+    return bool(done)
 
 
 def _ssh_config(server: Server, settings: PullSettings, workdir: Path) -> str:

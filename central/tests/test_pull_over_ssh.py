@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -15,6 +16,8 @@ import time
 from pathlib import Path
 
 import pytest
+from shala_central import transport
+from shala_central.pull import _ServerPull
 
 pytestmark = pytest.mark.ssh
 
@@ -448,6 +451,72 @@ def test_an_old_rsync_is_refused_in_one_line(centre, school, online, tmp_path):
     done = centre.shala("pull")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("shala: rsync 3.2.7 is too old")
+
+
+@pytest.fixture
+def long_round_trips(monkeypatch):
+    """A centre that takes every link for a slow one; returns what was asked of an rsync that stood by."""
+    asked = []
+
+    async def noted(waiting, names, max_file):
+        names = list(names)
+        asked.append(len(names))
+        return await ask(waiting, names, max_file)
+
+    async def slowly(self, *arguments):
+        head = await ask_head(self, *arguments)
+        await asyncio.sleep(0.5)
+        return head
+
+    ask, ask_head = transport._Waiting.ask, _ServerPull._ask
+    monkeypatch.setattr(_ServerPull, "_ask", slowly)
+    monkeypatch.setattr(transport, "SLOW_TO_OPEN", 0.0)
+    monkeypatch.setattr(transport._Waiting, "ask", noted)
+    return asked
+
+
+def test_where_a_round_trip_is_long_the_second_rsync_stands_by(centre, school, online, long_round_trips):
+    online(school).seal(DAY_1)
+    centre.pull_here()
+    files = {
+        **DAY_1,
+        **{f"gstudio/db/{'x' * 150}{n}": b"%d" % n for n in range(1000)},
+    }  # more than a pipe holds
+    school.seal(files)
+    result = centre.pull_here()
+    assert (result.result, result.files_received) == ("committed", 1000)
+    assert centre.published(school) == files
+    assert long_round_trips[-1] == 1000
+
+
+def test_an_rsync_that_died_standing_by_is_replaced(centre, school, online, long_round_trips, monkeypatch):
+    online(school).seal(DAY_1)
+    centre.pull_here()
+    before = len(long_round_trips)
+    changed = {**DAY_1, "gstudio/nginx-logs/access.log": b"GET /new 200\n"}
+    school.seal(changed)
+    stand_by = transport.Transport.stand_by
+
+    async def killed(self, *arguments):
+        await stand_by(self, *arguments)
+        os.killpg(self._waiting.session.process.pid, signal.SIGKILL)
+        while self._waiting.session.lives():
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(transport.Transport, "stand_by", killed)
+    assert centre.pull_here().result == "committed"
+    assert centre.published(school) == changed
+    assert len(long_round_trips) == before
+
+
+def test_an_rsync_that_stood_by_in_vain_is_not_left_behind(centre, school, online, long_round_trips):
+    online(school).seal(DAY_1)
+    centre.pull_here()
+    before = len(long_round_trips)
+    assert centre.pull_here().result == "unchanged"
+    assert len(long_round_trips) == before
+    left = subprocess.run(["pgrep", "-f", f"rsync.*{centre.root}"], capture_output=True, check=False)
+    assert left.stdout == b""
 
 
 def test_no_ssh_connection_is_left_behind(centre, school, online):
