@@ -281,7 +281,7 @@ def schools(bench: Bench, day_count: int) -> None:
             run(command, restics[number].env)
     ours, theirs = allocated(centre.archive), allocated(bench.work / "peers/restic")
     say(f"after the first collections: archive {ours:,} B, restic {theirs:,} B")
-    _nothing_new(pairs, centre)
+    _nothing_new(pairs, centre, sshd)
     for day in range(day_count):
         for source in sources:
             source.next_day()
@@ -302,29 +302,30 @@ def schools(bench: Bench, day_count: int) -> None:
     figure("stored_bytes", "B", day_count * len(sources), grown, restic_grown, "restic, one repository")
 
 
-def _nothing_new(pairs: Sequence[tuple[ShalaSchool, Sshd, Relay, Peer]], centre: ShalaCentre) -> None:
+def _nothing_new(
+    pairs: Sequence[tuple[ShalaSchool, Sshd, Relay, Peer]], centre: ShalaCentre, restic_sshd: Sshd
+) -> None:
     """No school has anything new: one run of the centre for all of them, as its timer makes it."""
-    ours = rival = 0.0
+    ours, rival = 0.0, -restic_sshd.cpu_seconds()
     for school, _, _, restic in pairs:
         ours += _cpu(run(school.command, school.env))
         for command in restic.backup() if restic.available() else ():
             rival += _cpu(run(command, restic.env))
+    rival += restic_sshd.cpu_seconds()
     before = sum(sshd.cpu_seconds() for _, sshd, _, _ in pairs)
     wire = sum(relay.carried() for _, _, relay, _ in pairs)
     ours += _cpu(run(centre.command(), centre.env))
     ours += sum(sshd.cpu_seconds() for _, sshd, _, _ in pairs) - before
     wire = sum(relay.carried() for _, _, relay, _ in pairs) - wire
     number = len(pairs)
-    say(
-        f"no change at {number} schools: {ours / number:.2f} CPU s each, restic's client {rival / number:.2f}"
-    )
+    say(f"no change at {number} schools: {ours / number:.2f} CPU s each, restic {rival / number:.2f}")
     figure(
         "nochange.fleet.cpu_s",
         "s",
         number,
         ours / number,
-        rival / number or None,
-        "restic sftp, client alone",
+        rival / number if pairs[0][3].available() else None,
+        "restic sftp",
     )
     figure("nochange.fleet.wire_bytes", "B", number, wire / number)
 
