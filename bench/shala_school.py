@@ -55,7 +55,7 @@ class ShalaCentre:
         (folder / "central.toml").write_text(
             f'format = 1\nfleet = "{folder}/fleet.json"\n[archive]\nroot = "{self.archive}"\n'
             f'[pull]\nuser = "root"\nidentity_file = "{key}"\nknown_hosts = "{folder}/known_hosts"\n'
-            "stall_seconds = 600\n"
+            "stall_seconds = 600\n[limits]\nmax_files = 2000000\n"
         )
         self.env = {**INSTALLED, "SHALA_CENTRAL_CONFIG": str(folder / "central.toml")}
 
