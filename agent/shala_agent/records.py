@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import zstandard
 from nacl.signing import SigningKey
 
 from shala_agent.failure import AgentError
@@ -61,9 +62,13 @@ CREATE INDEX record_waits ON record (zone, waits) WHERE waits IS NOT NULL;
 CREATE INDEX record_conflict ON record (zone) WHERE conflict = 1;
 CREATE TABLE quarantine (zone INTEGER, log INTEGER, counter INTEGER, reason TEXT, entry BLOB,
   PRIMARY KEY (zone, log, counter)) WITHOUT ROWID;
-CREATE TABLE tail (counter INTEGER PRIMARY KEY, entry BLOB NOT NULL);
+CREATE TABLE tail ("first" INTEGER PRIMARY KEY, entries BLOB NOT NULL);
 COMMIT;
 """
+
+
+_TAIL_LEVEL = 1  # of zstd: what is cut soon after need not be small, but leaves its place in the file behind
+_tail_decoder = msgspec.msgpack.Decoder(list[bytes])
 
 
 class RecordsDamaged(AgentError):
@@ -181,10 +186,12 @@ class Records:
             previous = self._newest_own()
             for first, entries in runs(self._tail_entries()):
                 segment = make_segment(key, store.name, self.epoch, first, previous, entries)
+                # First, so that the segment takes the place on the disk that its entries leave. Where some of
+                # a row are in the next segment, they are at hand already.
+                self._database.query('DELETE FROM tail WHERE "first" <= ?', (segment.header.last,))
                 store.keep(segment)
                 previous = segment.id
                 number += 1
-            self._database.query("DELETE FROM tail")
         return number
 
     # -- others' changes -------------------------------------------------------------------------------------
@@ -257,7 +264,7 @@ class Records:
                 entries.append((counter, encode_entry(entry)))
         if entries:
             store.tables.apply(log, entries, states=states)
-            self._database.many("INSERT INTO tail (counter, entry) VALUES (?, ?)", entries)
+            self._add_to_tail(entries)
             self._set_meta("counter", counter)
         return len(entries)
 
@@ -270,7 +277,7 @@ class Records:
         """Begin a new epoch. `foreign` is a segment of the old one that somebody else has cut."""
         store, log = self._require_store(), self._own_log()
         newest = self._newest_own()
-        base = self.counter - len(tail := self._tail_entries())
+        base = self.counter - len(tail := list(self._tail_entries()))
         self._database.query("DELETE FROM tail")
         self._begin_epoch()
         if foreign is not None:
@@ -280,16 +287,26 @@ class Records:
         entries = [
             (number, encode_entry(_with_context(entry, seen))) for number, (_, entry) in enumerate(tail, 1)
         ]
-        self._database.many("INSERT INTO tail (counter, entry) VALUES (?, ?)", entries)
+        self._add_to_tail(entries)
         self._set_meta("counter", len(entries))
         store.rebuild()
 
-    def _tail_entries(self) -> list[tuple[int, bytes]]:
-        rows = self._database.query("SELECT counter, entry FROM tail ORDER BY counter")
-        return [(int(counter), bytes(entry)) for counter, entry in rows]
+    def _tail_entries(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the entries of the tail, of which one row's are held; a row whose first was yielded may go."""
+        first = 0
+        while rows := self._database.query(
+            'SELECT "first", entries FROM tail WHERE "first" > ? ORDER BY "first" LIMIT 1', (first,)
+        ):
+            ((first, packed),) = rows
+            yield from enumerate(_tail_decoder.decode(zstandard.decompress(packed)), first)
+
+    def _add_to_tail(self, entries: Sequence[tuple[int, bytes]]) -> None:
+        if entries:
+            packed = zstandard.compress(msgspec.msgpack.encode([entry for _, entry in entries]), _TAIL_LEVEL)
+            self._database.query('INSERT INTO tail ("first", entries) VALUES (?, ?)', (entries[0][0], packed))
 
     def _tail(self) -> tuple[bytes, list[tuple[int, bytes]]] | None:
-        return (self._own_log(), tail) if (tail := self._tail_entries()) else None
+        return (self._own_log(), tail) if (tail := list(self._tail_entries())) else None
 
     def _begin_epoch(self) -> None:
         self._set_meta("epoch", secrets.randbits(62))
