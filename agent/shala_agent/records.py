@@ -230,6 +230,11 @@ class Records:
         )
         return [Offer(bytes(id_), size) for id_, size in rows]
 
+    def uncut(self) -> int:
+        """Return how many own changes are in no segment yet."""
+        first = self._database.query('SELECT min("first") FROM tail')[0][0]
+        return 0 if first is None else self.counter - int(first) + 1
+
     def set_at_centre(self, ids: Iterable[bytes]) -> None:
         """Note that the centre has these segments on its disk."""
         self._database.many("UPDATE segment SET at_centre = 1 WHERE id = ?", [(id_,) for id_ in ids])
