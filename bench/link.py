@@ -15,7 +15,6 @@ from multiprocessing.sharedctypes import SynchronizedArray
 from pathlib import Path
 from typing import NamedTuple
 
-_Count = SynchronizedArray  # of int: up, down, requests
 _REQUEST = b" HTTP/1.1\r\n"  # the end of a request's first line; a body is compressed, or short JSON
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -90,7 +89,7 @@ class Relay:
 
     def __init__(self, target: int, rate: int = 0, delay: float = 0.0) -> None:
         self.port = free_port()
-        self._count: _Count = multiprocessing.Array("q", 3)
+        self._count: SynchronizedArray[int] = multiprocessing.Array("q", 3)  # as in Carried
         context = multiprocessing.get_context("fork")
         self._process = context.Process(
             target=_relay, args=(self.port, target, rate, delay, self._count), daemon=True
@@ -112,12 +111,12 @@ class Relay:
         self._process.join(10)
 
 
-def _relay(port: int, target: int, rate: int, delay: float, count: _Count) -> None:
+def _relay(port: int, target: int, rate: int, delay: float, count: SynchronizedArray[int]) -> None:
     asyncio.run(_Line(target, rate, delay, count).serve(port))
 
 
 class _Line:
-    def __init__(self, target: int, rate: int, delay: float, count: _Count) -> None:
+    def __init__(self, target: int, rate: int, delay: float, count: SynchronizedArray[int]) -> None:
         self._target, self._rate, self._delay, self._count = target, rate, delay, count
         self._free = [0.0, 0.0]  # when each direction has sent what it was given
 

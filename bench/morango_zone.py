@@ -56,10 +56,10 @@ class MorangoZone:
             command.append("--no-sleep")
         return measured(command, self._env(device), self._server, self._relay)
 
-    def crowd(self, devices: int) -> None:
+    def crowd(self, devices: int, there: int) -> None:
         """Let the server and each device know of device ids that have written before."""
         for place in sorted(path.parent.name for path in self._folder.glob("*/db.sqlite3")):
-            self._run("" if place == "server" else place, "crowd", str(devices))
+            self._run("" if place == "server" else place, "crowd", str(devices), str(there))
 
     def count(self, device: str) -> int:
         """Count visits."""

@@ -57,8 +57,8 @@ class Zone(Protocol):
     def sync(self, device: str, way: Way) -> Cost:
         """Let a device sync, in a process of its own."""
 
-    def crowd(self, devices: int) -> None:
-        """Let the zone have so many devices more, with which everybody has synced."""
+    def crowd(self, devices: int, there: int) -> None:
+        """Let the zone have so many devices more than are `there`; everybody has synced with them."""
 
     def count(self, device: str) -> int:
         """Return how many visits a device has."""
@@ -106,6 +106,11 @@ def run(
         if said is not None:
             said.append(output.read())
     return usage
+
+
+def environment() -> dict[str, str]:
+    """Return this environment, with modules compiled once as an installation does."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def file_bytes(folder: Path) -> int:

@@ -134,8 +134,11 @@ def crowd(options):
     """
     partition = os.environ["PEER_ZONE"]
     with connection.cursor() as cursor, transaction.atomic():
-        cursor.execute("SELECT id FROM morango_store ORDER BY id LIMIT %s", [options.number])
-        for number, (record,) in enumerate(cursor.fetchall()):
+        cursor.execute(
+            "SELECT id FROM morango_store ORDER BY id LIMIT %s OFFSET %s",
+            [options.number, options.there],
+        )
+        for number, (record,) in enumerate(cursor.fetchall(), options.there):
             device = f"{number:032x}"
             cursor.execute(
                 "UPDATE morango_store SET last_saved_instance = %s, last_saved_counter = 1 WHERE id = %s",
@@ -194,6 +197,7 @@ def main():
     added = commands.add_parser("crowd")
     added.set_defaults(deed=crowd)
     added.add_argument("number", type=int)
+    added.add_argument("there", type=int, help="from earlier runs of this command")
     options = parser.parse_args()
     json.dump(options.deed(options), sys.stdout)
 
