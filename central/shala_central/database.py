@@ -181,7 +181,7 @@ def _migrate(engine: Engine, name: str) -> None:
         found = _revision(connection)  # another worker may have been here first
         if found > REVISION:
             raise DatabaseProblem(
-                f"{name} was made by a newer shala: revision {found}, this one knows {REVISION} (update shala)"
+                f"{name} is of revision {found}, this shala knows {REVISION} (update shala)"
             )
         config.attributes["connection"] = connection
         command.upgrade(config, REVISION)

@@ -1,4 +1,4 @@
-"""Tables: what the centre's database of zones holds; made and changed by the migrations alone (a test compares).
+"""Tables: what the database of zones holds. The migrations alone make and change it; a test compares.
 
 The tables zone to quarantine are those of shala_agent.store, with the same columns as on a server; the others
 are the centre's own. Times are whole seconds since 1970 by the centre's clock.
