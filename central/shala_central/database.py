@@ -53,7 +53,7 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Session]:
-        """Give a transaction that only reads: what it sees is of one moment."""
+        """Give a transaction that only reads."""
         with self._explained(), self._engine.connect() as connection, connection.begin():
             yield Session(connection)
 
@@ -89,17 +89,20 @@ class Session:
 
     def many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
         """Run a statement once for each row of parameters."""
-        self.connection.exec_driver_sql(self._own(sql), rows)  # type: ignore[arg-type] # they are tuples
+        self.connection.exec_driver_sql(self._own(sql), rows)
+
+    @property
+    def locking(self) -> str:
+        """What to write behind a SELECT of rows that nobody else may change until this transaction ends."""
+        return " FOR UPDATE" if self._is_postgresql else ""
 
     def lock_zone(self, zone: int) -> None:
         """Let nobody else write in a zone until this transaction ends. SQLite has one writer anyway."""
-        if self._is_postgresql:
-            self.query("SELECT 1 FROM zone WHERE id = ? FOR UPDATE", (zone,))
+        self.query(f"SELECT 1 FROM zone WHERE id = ?{self.locking}", (zone,))  # noqa: S608 - constants
 
     def lock_device(self, device: bytes) -> None:
         """Let nobody else answer a device until this transaction ends."""
-        if self._is_postgresql:
-            self.query("SELECT 1 FROM device WHERE id = ? FOR UPDATE", (device,))
+        self.query(f"SELECT 1 FROM device WHERE id = ?{self.locking}", (device,))  # noqa: S608 - constants
 
     def _own(self, sql: str) -> str:
         return sql.replace("?", "%s") if self._is_postgresql else sql

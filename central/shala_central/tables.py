@@ -33,8 +33,8 @@ def _id() -> Column[int]:
     return Column("id", Number, Identity(), primary_key=True)
 
 
-def _zone(**options: bool) -> Column[int]:
-    return Column("zone", Number, ForeignKey("zone.id"), nullable=False, **options)
+def _zone(*, primary_key: bool = False) -> Column[int]:
+    return Column("zone", Number, ForeignKey("zone.id"), nullable=False, primary_key=primary_key)
 
 
 meta = Table(

@@ -1,0 +1,93 @@
+"""Sessions: who speaks. A session's token is a MAC, so that any worker knows it and none has to remember it;
+what is remembered of a device is the number of its last request and the nonces by which a copy of it shows.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets
+import struct
+
+from shala_agent.membership import Member
+from shala_agent.segment import log_id
+from shala_agent.store import Store
+from shala_agent.wire import SyncRequest
+
+from shala_central.database import Session
+from shala_central.refusal import Refusal
+from shala_central.zones import Device, now
+
+LIFETIME = 3600  # seconds
+_TOKEN = struct.Struct(">Q8s16s")
+_SIGNED = b"shala session 1\n"
+
+
+def new_token(key: bytes, device: bytes) -> str:
+    """Return the token of a new session."""
+    issued, salt = now(), secrets.token_bytes(8)
+    raw = _TOKEN.pack(issued, salt, _mac(key, device, issued, salt))
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def check_token(key: bytes, device: bytes, token: str) -> None:
+    """Raise Refusal unless `token` is one of a session of this device that goes on."""
+    try:
+        raw = base64.urlsafe_b64decode(token.encode("ascii") + b"=" * (-len(token) % 4))
+        issued, salt, mac = _TOKEN.unpack(raw)
+    except (ValueError, struct.error, binascii.Error):
+        raise Refusal(401, "there is no such session (POST /v1/sync opens one)") from None
+    if not hmac.compare_digest(mac, _mac(key, device, issued, salt)):
+        raise Refusal(401, "there is no such session (POST /v1/sync opens one)")
+    if not 0 <= now() - issued < LIFETIME:
+        raise Refusal(401, "the session is over (POST /v1/sync opens another one)")
+
+
+def take_number(session: Session, device: Device, request: SyncRequest, nonce: str) -> int | None:
+    """Note that a device has opened a session, and that it is given `nonce`.
+
+    Returns None, or the greatest number seen where somebody else speaks as this device, too (or a request was
+    replayed; docs/protocol.md, section 6). Raises Refusal where the device counts for another zone.
+    """
+    rows = session.query(
+        'SELECT zone, "number", shown, given FROM contact WHERE device = ? AND epoch = ?',
+        (device.id, request.epoch),
+    )
+    if not rows:
+        session.query(
+            'INSERT INTO contact (device, epoch, zone, "number", shown, given) VALUES (?, ?, ?, ?, ?, ?)',
+            (device.id, request.epoch, device.zone, request.number, request.nonce, nonce),
+        )
+        return None
+    zone, number, shown, given = rows[0]
+    if zone != device.zone:
+        raise Refusal(403, f"this device was moved to the zone '{device.zone_name}' (shala-agent enrol)")
+    if request.number <= number or (request.number == number + 1 and request.nonce not in (shown, given)):
+        dispute(session, device, request.epoch)
+        return int(number)
+    session.query(
+        'UPDATE contact SET "number" = ?, shown = ?, given = ? WHERE device = ? AND epoch = ?',
+        (request.number, request.nonce, nonce, device.id, request.epoch),
+    )
+    return None
+
+
+def speaks_for_another(store: Store, device: Device, request: SyncRequest) -> bool:
+    """Return whether the epoch is not the device's to go on in: the centre has more of it than the device has
+    written (a restored backup), or it was cut off in it before it was enrolled anew.
+    """
+    log = log_id(device.key, request.epoch)
+    member: Member = store.member(device.key)
+    return log in member.cut_offs or store.haves(log).greatest > request.counter
+
+
+def dispute(session: Session, device: Device, epoch: int) -> None:
+    """Note that somebody else spoke as this device."""
+    session.query("UPDATE contact SET disputed = ? WHERE device = ? AND epoch = ?", (now(), device.id, epoch))
+
+
+def _mac(key: bytes, device: bytes, issued: int, salt: bytes) -> bytes:
+    text = _SIGNED + device + struct.pack(">Q", issued) + salt
+    return hashlib.blake2b(text, key=key, digest_size=16).digest()
