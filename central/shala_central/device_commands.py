@@ -106,7 +106,7 @@ def device_approve(  # noqa: PLR0917 - click's
 
     \b
     Example:
-      shala device approve /media/usb/2031017-mz17.request --zone mz-aizawl --output /media/usb/2031017-mz17.approval
+      shala device approve /media/usb/mz17.request --zone mz-aizawl --output /media/usb/mz17.approval
     """
     from shala_central.enrolment import approve
 
@@ -178,9 +178,7 @@ def device_show(name: str, config: CentralConfig, as_json: bool) -> int:
     if device.revoked is not None:
         click.echo(f"  revoked {_date(device.revoked)}{': ' if device.reason else ''}{device.reason}")
     click.echo(f"  last contact {_date(device.contact)}, software {device.software or 'not known'}")
-    click.echo(
-        f"  {counted(sum(map(len, logs.values())), 'entry')[:-1]}ies here" if logs else "  nothing here"
-    )
+    click.echo(f"  entries here: {sum(map(len, logs.values())):,} in {counted(len(logs), 'log')}")
     click.echo(f"More: shala zone status {device.zone_name}")
     return 0
 

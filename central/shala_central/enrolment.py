@@ -29,7 +29,7 @@ def create_token(session: Session, zone: Zone, name: str, days: int, *, replaces
             )
     elif replaces:
         raise UsageError("--replace needs --name")
-    token = secrets.token_urlsafe(24)
+    token = secrets.token_hex(24)  # never begins with a "-"
     made = now()
     session.query(
         "INSERT INTO token (digest, zone, name, replaces, created, expires) VALUES (?, ?, ?, ?, ?, ?)",

@@ -152,11 +152,10 @@ def zone_list(config: CentralConfig, as_json: bool) -> int:
     """
     zones = open_zones(config)
     with zones.database.reading() as session:
-        counts = dict(
-            session.query("SELECT zone, COUNT(*) FROM device WHERE revoked IS NULL GROUP BY zone")  # type: ignore[arg-type]
-        )
+        rows = session.query("SELECT zone, COUNT(*) FROM device WHERE revoked IS NULL GROUP BY zone")
+        counts = {zone: int(number) for zone, number in rows}
         found = [
-            {"zone": zone.name, "organization": zone.organization, "devices": int(counts.get(zone.id, 0))}
+            {"zone": zone.name, "organization": zone.organization, "devices": counts.get(zone.id, 0)}
             for zone in zones.zones(session)
         ]
     if as_json:
