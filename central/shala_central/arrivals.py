@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
 
 from shala_agent.wire import MAX_ITEMS, Cursor, Item
 
@@ -62,13 +61,10 @@ def since(session: Session, zone: int, place: int) -> tuple[list[Item], Cursor |
     return items, cursor, more
 
 
-def places(session: Session, ids: Sequence[bytes]) -> dict[bytes, int]:
-    """Return the places of segments, by id."""
-    found = {}
-    for id_ in ids:
-        for (place,) in session.query("SELECT place FROM arrival WHERE id = ?", (id_,)):
-            found[id_] = int(place)
-    return found
+def place(session: Session, id_: bytes) -> int:
+    """Return the place of a segment or statement that is here."""
+    ((found,),) = session.query("SELECT place FROM arrival WHERE id = ?", (id_,))
+    return int(found)
 
 
 def _item(place: int, id_: bytes, size: int | None, statement: bytes | None) -> Item:

@@ -23,6 +23,8 @@ def answer(zones: Zones, device: Device, request: SyncRequest, session_key: byte
     """Return the answer to a request that opens a session. Raises Refusal."""
     if request.format != FORMAT:
         raise Refusal(422, f"the request is of format {request.format}, this centre speaks {FORMAT}")
+    if not (request.nonce + request.software).isprintable():
+        raise Refusal(422, "nonce or software hold control characters")
     nonce = secrets.token_hex(8)
     with zones.database.writing() as session:
         session.lock_device(device.id)

@@ -6,10 +6,11 @@ restarted at any time. All work on the database is done in threads.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -63,8 +64,16 @@ def application() -> Starlette:
 
 def make_server(settings: ZoneSettings) -> Starlette:
     """Return the server of zone sync for a configuration."""
-    server = _Server(Zones.open(settings), settings.requests_per_second)
+    zones = Zones.open(settings)
+    server = _Server(zones, settings.requests_per_second)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_server: Starlette) -> AsyncIterator[None]:
+        yield
+        zones.database.close()
+
     return Starlette(
+        lifespan=lifespan,
         routes=[
             Route("/v1/enrol", server.enrol, methods=["POST"]),
             Route("/v1/sync", server.sync, methods=["POST"]),

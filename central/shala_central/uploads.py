@@ -38,7 +38,7 @@ def take(  # noqa: PLR0917 - the parts of one request
     with zones.database.reading() as session:
         if _is_here(session, device, id_):
             return Receipt(offset=size, whole=True)
-        before = _beginning(session, device, id_, size) if offset else b""
+        before = _beginning(session, device, id_, size)
     if offset != len(before):
         raise _wrong_offset(len(before))
     if offset + len(body) < size:
@@ -86,10 +86,10 @@ def _keep_part(  # noqa: PLR0917 - the parts of one request
 ) -> None:
     with zones.database.writing() as session:
         session.lock_device(device.id)
+        if (there := len(_beginning(session, device, id_, size))) != offset:
+            raise _wrong_offset(there)
         if offset == 0:
             _make_room(session, device, id_)
-        elif (there := len(_beginning(session, device, id_, size))) != offset:
-            raise _wrong_offset(there)
         session.query(
             'INSERT INTO part (device, segment, "first", size, at, data) VALUES (?, ?, ?, ?, ?, ?)',
             (device.id, id_, offset, size, now(), body),

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from nacl.signing import SigningKey
 from shala_agent.haves import Ranges
 from shala_agent.membership import FORMAT, Statement, sign_statement
+from shala_agent.segment import Entry, read_segment
 from shala_agent.store import Store
 
 from shala_central import arrivals
@@ -192,6 +194,28 @@ class Zones:
             found.setdefault(bytes(log), Ranges()).add(int(first), int(last))
         return found
 
+    def redact(self, session: Session, zone: Zone, type_: str, key: str, reason: str) -> int:
+        """Have every entry of a record forgotten for good, everywhere; return how many there are here."""
+        session.lock_zone(zone.id)
+        number = 0
+        ids = session.query("SELECT id FROM segment WHERE zone = ? ORDER BY id", (zone.id,))
+        for (id_,) in ids:
+            rows = session.query("SELECT data FROM segment WHERE id = ?", (id_,))
+            segment = read_segment(bytes(rows[0][0]))
+            counters = [counter for counter, raw in segment.numbered() if names_of(raw) == (type_, key)]
+            if counters:
+                number += len(counters)
+                self.say(
+                    session,
+                    zone,
+                    "redact",
+                    segment.header.key,
+                    reason=reason,
+                    segment=segment.id,
+                    counters=counters,
+                )
+        return number
+
     # -- statements ------------------------------------------------------------------------------------------
 
     def store(self, session: Session, zone_id: int, zone_name: str) -> Store:
@@ -249,6 +273,15 @@ def now() -> int:
 def session_key(session: Session) -> bytes:
     """Return the key of the session tokens; all workers share it."""
     return _meta(session, "session") or b""
+
+
+def names_of(raw: bytes) -> tuple[str, str]:
+    """Return type and key of the record that an entry is of; empty for one that cannot be read."""
+    try:
+        entry = msgspec.msgpack.decode(raw, type=Entry)
+    except msgspec.MsgspecError:
+        return "", ""
+    return entry.type, entry.key
 
 
 def statement_id(data: bytes) -> bytes:

@@ -11,8 +11,10 @@ import os
 import pwd
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -35,20 +37,28 @@ POSTGRES_BIN = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1:]
 
 
 class Postgres:
-    """A PostgreSQL of the tests' own on a socket in `folder`; its user is nobody special."""
+    """A PostgreSQL of the tests' own, on a socket; its user is nobody special."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         assert POSTGRES_BIN, "PostgreSQL is missing: lab/bootstrap.sh test-tools installs it"
-        self._bin, self._folder, self._number = POSTGRES_BIN[0], folder, 0
+        # Not within pytest's folder, which nobody but its user may pass.
+        folder = self._folder = Path(tempfile.mkdtemp(prefix="shala-postgres-"))
+        self._bin, self._number = POSTGRES_BIN[0], 0
         self._user: int | None = None
         if os.getuid() == 0:  # PostgreSQL refuses to run as root
             self._user = pwd.getpwnam("postgres").pw_uid
             os.chown(folder, self._user, -1)
-            for parent in folder.parents[:2]:
-                parent.chmod(parent.stat().st_mode | 0o711)
         self._run("initdb", "-D", f"{folder}/data", "-A", "trust", "-U", "shala", "-E", "UTF8", "--no-sync")
         self._run(
-            "pg_ctl", "-D", f"{folder}/data", "-l", f"{folder}/log", "-w", "-o", f"-k {folder} -h ''", "start"
+            "pg_ctl",
+            "-D",
+            f"{folder}/data",
+            "-l",
+            f"{folder}/log",
+            "-w",
+            "-o",
+            f"-F -k {folder} -h ''",
+            "start",
         )
 
     def url(self) -> str:
@@ -61,12 +71,13 @@ class Postgres:
     def copy(self, url: str) -> str:
         """Return the URL of a copy of a database that nobody uses."""
         self._number += 1
-        name, before = f"zones{self._number}", url.split("@/")[1].split("?")[0]
+        name, before = f"zones{self._number}", url.partition("@/")[2].partition("?")[0]
         self._run("createdb", "-h", str(self._folder), "-U", "shala", "-T", before, name)
         return f"postgresql://shala@/{name}?host={self._folder}"
 
     def stop(self) -> None:
         self._run("pg_ctl", "-D", f"{self._folder}/data", "-m", "immediate", "stop")
+        shutil.rmtree(self._folder)
 
     def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(
@@ -195,7 +206,8 @@ class ZoneCentre:
         else:
             path = self.database.removeprefix("sqlite:///")
             copy = f"sqlite:///{path}.backup"
-            shutil.copy(path, f"{path}.backup")
+            with contextlib.closing(sqlite3.connect(path)) as live:
+                live.execute("VACUUM INTO ?", (f"{path}.backup",))
         if running:
             self.start()
         return copy
