@@ -29,14 +29,14 @@ def answer(zones: Zones, device: Device, request: SyncRequest, session_key: byte
     with zones.database.writing() as session:
         session.lock_device(device.id)
         require_membership(zones, session, device)
-        seen = take_number(session, device, request, nonce)
-        if seen is not None:
-            return SyncAnswer(fork=True, number=seen)
+        standing = take_number(session, device, request, nonce)
+        if standing.forked is not None:
+            return SyncAnswer(fork=True, number=standing.forked)
         store = zones.store(session, device.zone, device.zone_name)
         if speaks_for_another(store, device, request):
             dispute(session, device, request.epoch)
             return SyncAnswer(fork=True, number=request.number)
-        is_ours = arrivals.is_ours(session, device.zone, request.cursor)
+        is_ours = not standing.forgotten and arrivals.is_ours(session, device.zone, request.cursor)
         place = request.cursor.place if is_ours else 0
         wanted, size = _wanted(session, device, request.offers)
         _note(session, device, request, place, size)

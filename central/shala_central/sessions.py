@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import secrets
 import struct
+from dataclasses import dataclass
 
 from shala_agent.membership import Member
 from shala_agent.segment import log_id
@@ -45,33 +46,42 @@ def check_token(key: bytes, device: bytes, token: str) -> None:
         raise Refusal(401, "the session is over (POST /v1/sync opens another one)")
 
 
-def take_number(session: Session, device: Device, request: SyncRequest, nonce: str) -> int | None:
-    """Note that a device has opened a session, and that it is given `nonce`.
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What number and nonce tell. `forked`: the greatest number seen, where somebody else speaks as
+    this device, too, or a request was replayed. `forgotten`: the centre has given a nonce that it does not
+    know, so it was restored from a backup, and may lack what the device believes to be there.
+    """
 
-    Returns None, or the greatest number seen where somebody else speaks as this device, too (or a request was
-    replayed; docs/protocol.md, section 6). Raises Refusal where the device counts for another zone.
+    forked: int | None = None
+    forgotten: bool = False
+
+
+def take_number(session: Session, device: Device, request: SyncRequest, nonce: str) -> Standing:
+    """Note that a device opens a session, and that it is given `nonce` (docs/protocol.md, section 6).
+
+    Raises Refusal where the device counts for another zone in this epoch.
     """
     rows = session.query(
-        'SELECT zone, "number", shown, given FROM contact WHERE device = ? AND epoch = ?',
-        (device.id, request.epoch),
+        'SELECT epoch, zone, "number", shown, given FROM contact WHERE device = ?', (device.id,)
     )
-    if not rows:
-        session.query(
-            'INSERT INTO contact (device, epoch, zone, "number", shown, given) VALUES (?, ?, ?, ?, ?, ?)',
-            (device.id, request.epoch, device.zone, request.number, request.nonce, nonce),
-        )
-        return None
-    zone, number, shown, given = rows[0]
-    if zone != device.zone:
-        raise Refusal(403, f"this device was moved to the zone '{device.zone_name}' (shala-agent enrol)")
-    if request.number <= number or (request.number == number + 1 and request.nonce not in (shown, given)):
-        dispute(session, device, request.epoch)
-        return int(number)
+    known = {""} | {text for row in rows for text in row[3:]}
+    for epoch, zone, number, shown, given in rows:
+        if epoch != request.epoch:
+            continue
+        if zone != device.zone:
+            raise Refusal(403, f"this device was moved to the zone '{device.zone_name}' (shala-agent enrol)")
+        is_next = request.number == number + 1
+        if request.number <= number or (is_next and request.nonce not in (shown, given)):
+            dispute(session, device, request.epoch)
+            return Standing(forked=int(number))
     session.query(
-        'UPDATE contact SET "number" = ?, shown = ?, given = ? WHERE device = ? AND epoch = ?',
-        (request.number, request.nonce, nonce, device.id, request.epoch),
+        'INSERT INTO contact (device, epoch, zone, "number", shown, given) VALUES (?, ?, ?, ?, ?, ?)'
+        ' ON CONFLICT (device, epoch) DO UPDATE SET "number" = excluded."number", shown = excluded.shown,'
+        " given = excluded.given",
+        (device.id, request.epoch, device.zone, request.number, request.nonce, nonce),
     )
-    return None
+    return Standing(forgotten=request.nonce not in known)
 
 
 def speaks_for_another(store: Store, device: Device, request: SyncRequest) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import shutil
 import signal
@@ -15,25 +14,14 @@ from nacl.signing import SigningKey
 from shala_agent import wire
 from shala_agent.segment import Entry, encode_entry, make_segment, read_segment
 from shala_central import sessions
-from zone_world import Device, account, progress, request
-
-NONE = bytes(32)
-
-
-def whole(
-    device: Device, first: int = 1, previous: bytes = NONE, *, zone: str = "mz", noise: int = 0
-) -> bytes:
-    """Return a segment that a device signs beside its record store; `noise` bytes of it do not compress."""
-    value = base64.b64encode(os.urandom(noise)).decode()
-    entry = Entry("account", f"user{first}", 1, 1, 0, f'{{"first_name":"{value}"}}')
-    return make_segment(device.key, zone, device.records.epoch, first, previous, [encode_entry(entry)]).data
+from zone_world import NONE, Device, account, progress, request, whole_of
 
 
 def chain(device: Device, number: int) -> list[bytes]:
     """Return so many segments that follow one another."""
     made, previous = [], NONE
     for first in range(1, number + 1):
-        made.append(whole(device, first, previous, noise=2000))
+        made.append(whole_of(device, first, previous, noise=2000))
         previous = read_segment(made[-1]).id
     return made
 
@@ -159,7 +147,7 @@ def test_the_session_of_one_device_is_of_no_use_to_another(served, join):
     aizawl, lunglei = join("2031017-mz17"), join("2031018-mz18")
     aizawl.open()
     lunglei.session = aizawl.session
-    assert lunglei.put(whole(lunglei)).status == 401
+    assert lunglei.put(whole_of(lunglei)).status == 401
     assert kept(served) == 0
 
 
@@ -168,9 +156,9 @@ def test_a_session_ends_after_an_hour(served, join, monkeypatch):
     aizawl.open()
     at = sessions.now()
     monkeypatch.setattr(sessions, "now", lambda: at + 3599)
-    assert aizawl.put(whole(aizawl)).status == 200
+    assert aizawl.put(whole_of(aizawl)).status == 200
     monkeypatch.setattr(sessions, "now", lambda: at + 3601)
-    assert aizawl.put(whole(aizawl)).status == 401
+    assert aizawl.put(whole_of(aizawl)).status == 401
 
 
 def test_a_revoked_device_is_refused_and_what_it_sent_before_counts(served, join):
@@ -179,7 +167,7 @@ def test_a_revoked_device_is_refused_and_what_it_sent_before_counts(served, join
     aizawl.sync()
     aizawl.open()
     assert served.shala("device", "revoke", aizawl.name, "--reason", "stolen").returncode == 0
-    answer = aizawl.put(whole(aizawl, 2))
+    answer = aizawl.put(whole_of(aizawl, 2))
     assert (answer.status, "stolen" in answer.json["error"]) == (403, True)
     assert aizawl.send("POST", "/v1/sync", msgspec.json.encode(aizawl.sync_request())).status == 403
     lunglei.sync()
@@ -305,12 +293,25 @@ def test_a_centre_restored_from_a_backup_gets_back_what_it_lost(served, join):
     assert {key for _, key in lunglei.values()} == {"before", "after"}
 
 
+def test_what_was_uploaded_after_the_backup_in_a_session_from_before_it_comes_again(served, join):
+    aizawl, lunglei = join("2031017-mz17"), join("2031018-mz18")
+    aizawl.write(account("zo"))
+    (data,) = aizawl.segments()
+    aizawl.open()
+    backup = served.backup()
+    assert aizawl.put(data).read(wire.Receipt).whole
+    served.restore(backup)
+    aizawl.sync()
+    lunglei.sync()
+    assert lunglei.values() == {("account", "zo"): {"first_name": "Zo"}}
+
+
 # -- uploads -------------------------------------------------------------------------------------------------
 
 
 def test_an_upload_goes_on_in_the_middle_of_a_segment_after_a_restart(served, join):
     aizawl = join()
-    data = whole(aizawl, noise=90_000)
+    data = whole_of(aizawl, noise=90_000)
     id_ = read_segment(data).id.hex()
     aizawl.open()
     assert aizawl.put(data, 0, 40_000).read(wire.Receipt) == wire.Receipt(offset=40_000)
@@ -323,7 +324,7 @@ def test_an_upload_goes_on_in_the_middle_of_a_segment_after_a_restart(served, jo
 
 def test_a_part_at_the_wrong_place_is_answered_with_the_right_one(served, join):
     aizawl = join()
-    data = whole(aizawl, noise=1000)
+    data = whole_of(aizawl, noise=1000)
     aizawl.open()
     aizawl.put(data, 0, 400)
     for offset in (0, 300, 500):
@@ -334,7 +335,7 @@ def test_a_part_at_the_wrong_place_is_answered_with_the_right_one(served, join):
 
 def test_a_part_of_another_size_begins_anew(served, join):
     aizawl = join()
-    data = whole(aizawl, noise=1000)
+    data = whole_of(aizawl, noise=1000)
     id_ = read_segment(data).id.hex()
     aizawl.open()
     aizawl.put(data + b"x", 0, 400, id_=id_)
@@ -347,13 +348,13 @@ def test_only_a_few_beginnings_of_one_device_are_kept(served, join):
     aizawl = join()
     aizawl.open()
     for number in range(1, 8):
-        aizawl.put(whole(aizawl, number, noise=500), 0, 200)
+        aizawl.put(whole_of(aizawl, number, noise=500), 0, 200)
     assert served.query("SELECT COUNT(*) FROM part")[0][0] == 4
 
 
 def test_the_same_segment_again_changes_nothing(served, join):
     aizawl = join()
-    data = whole(aizawl)
+    data = whole_of(aizawl)
     aizawl.open()
     receipts = [aizawl.put(data).read(wire.Receipt) for _ in range(3)]
     assert all(receipt.whole for receipt in receipts)
@@ -364,7 +365,7 @@ def test_the_same_segment_again_changes_nothing(served, join):
 @pytest.mark.parametrize("place", ["magic", "header", "signature", "body", "cut", "longer", "other id"])
 def test_a_damaged_segment_is_refused_for_good_and_leaves_nothing(served, join, place):
     aizawl = join()
-    data = bytearray(whole(aizawl, noise=300))
+    data = bytearray(whole_of(aizawl, noise=300))
     id_ = read_segment(bytes(data)).id.hex()
     where = {"magic": 0, "header": 30, "signature": 13 + int.from_bytes(data[9:13], "little"), "body": -50}
     if place in where:
@@ -388,7 +389,7 @@ def test_a_damaged_segment_is_refused_for_good_and_leaves_nothing(served, join, 
 def test_a_segment_of_another_zone_is_refused(served, join):
     aizawl = join()
     aizawl.open()
-    answer = aizawl.put(whole(aizawl, zone="rj"))
+    answer = aizawl.put(whole_of(aizawl, zone="rj"))
     assert answer.status == 422
     assert "of the zone 'rj'" in answer.json["refused"]
     assert kept(served) == 0
@@ -453,7 +454,7 @@ def test_two_servers_upload_at_once_to_two_workers_and_every_arrival_has_its_pla
 def test_a_receipt_outlives_the_death_of_the_server(zone_centre, join):
     zone_centre.start_workers(1)
     aizawl = join()
-    data = whole(aizawl, noise=5000)
+    data = whole_of(aizawl, noise=5000)
     aizawl.open()
     aizawl.put(data, 0, 3000)
     os.kill(zone_centre._process.pid, signal.SIGKILL)
@@ -470,7 +471,7 @@ def test_a_receipt_outlives_the_death_of_the_server(zone_centre, join):
 
 def test_a_download_goes_on_where_it_was_cut(served, join):
     aizawl = join()
-    data = whole(aizawl, noise=5000)
+    data = whole_of(aizawl, noise=5000)
     id_ = read_segment(data).id.hex()
     aizawl.open()
     aizawl.put(data)

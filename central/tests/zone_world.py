@@ -27,7 +27,7 @@ import uvicorn
 from nacl.signing import SigningKey
 from shala_agent import wire
 from shala_agent.records import Change, Records
-from shala_agent.segment import read_header
+from shala_agent.segment import NONE, Entry, encode_entry, make_segment, read_header
 from shala_central.config import ZoneSettings
 from shala_central.enrolment import create_token
 from shala_central.server import make_server
@@ -342,8 +342,6 @@ class Device:
             if said.restart:
                 self.cursor = wire.Cursor()
                 store.database.query("UPDATE segment SET at_centre = 0")
-            wanted = {one.id for one in said.wanted}
-            self.records.set_at_centre(offer.id for offer in offers if offer.id.hex() not in wanted)
             for one in said.wanted:
                 self._upload(one)
             for item in said.items:
@@ -359,18 +357,28 @@ class Device:
         for offset in range(one.offset, len(data), 256 << 10):
             receipt = self.put(data, offset, offset + (256 << 10)).read(wire.Receipt)
         assert receipt.whole
-        self.records.set_at_centre([bytes.fromhex(one.id)])
 
     def _download(self, item: wire.Item) -> None:
         if item.statement:
             self.records.state([base64.b64decode(item.statement)])
-        elif self.records.store is not None and not self.records.store.has(bytes.fromhex(item.id)):
+        elif self.records.store is not None and self.records.store.has(bytes.fromhex(item.id)):
+            self.records.set_at_centre([bytes.fromhex(item.id)])  # only now: it is in the list
+        else:
             answer = self.get(item.id)
             assert answer.status == 200, answer.body
             self.records.accept(answer.body, from_centre=True)
 
     def values(self) -> dict[tuple[str, str], Any]:
         return {(one.type, one.key): one.value for one in self.records.records()}
+
+
+def whole_of(
+    device: Device, first: int = 1, previous: bytes = NONE, *, zone: str = "mz", noise: int = 0
+) -> bytes:
+    """Return a segment that a device signs beside its record store; `noise` bytes of it do not compress."""
+    value = base64.b64encode(os.urandom(noise)).decode()
+    entry = Entry("account", f"user{first}", 1, 1, 0, f'{{"first_name":"{value}"}}')
+    return make_segment(device.key, zone, device.records.epoch, first, previous, [encode_entry(entry)]).data
 
 
 def account(user: str, name: str = "Zo") -> Change:
