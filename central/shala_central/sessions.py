@@ -12,7 +12,6 @@ import secrets
 import struct
 from dataclasses import dataclass
 
-from shala_agent.membership import Member
 from shala_agent.segment import log_id
 from shala_agent.store import Store
 from shala_agent.wire import SyncRequest
@@ -89,8 +88,13 @@ def speaks_for_another(store: Store, device: Device, request: SyncRequest) -> bo
     written (a restored backup), or it was cut off in it before it was enrolled anew.
     """
     log = log_id(device.key, request.epoch)
-    member: Member = store.member(device.key)
-    return log in member.cut_offs or store.haves(log).greatest > request.counter
+    if log in store.member(device.key).cut_offs:
+        return True
+    newest = store.database.query(
+        'SELECT "last" FROM segment WHERE zone = ? AND log = ? ORDER BY "first" DESC LIMIT 1',
+        (store.zone, log),
+    )
+    return bool(newest) and int(newest[0][0]) > request.counter
 
 
 def dispute(session: Session, device: Device, epoch: int) -> None:

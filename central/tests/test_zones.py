@@ -67,10 +67,13 @@ def test_a_database_of_a_newer_shala_is_left_alone(zone_centre):
 
 
 def test_what_fails_in_a_transaction_leaves_nothing(zone_centre):
-    with zone_centre.zones() as zones:
-        with pytest.raises(UsageError, match="already"), zones.database.writing() as session:
-            for name in ("half", "clix"):
-                zones.create_organization(session, name)
+    def half_done(zones: Zones) -> None:
+        with zones.database.writing() as session:
+            zones.create_organization(session, "half")
+            zones.create_organization(session, "clix")
+
+    with zone_centre.zones() as zones, pytest.raises(UsageError, match="already"):
+        half_done(zones)
     assert not zone_centre.query("SELECT 1 FROM organization WHERE name = 'half'")
 
 
