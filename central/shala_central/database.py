@@ -94,7 +94,12 @@ class Session:
     @property
     def locking(self) -> str:
         """What to write behind a SELECT of rows that nobody else may change until this transaction ends."""
-        return " FOR UPDATE" if self._is_postgresql else ""
+        return " FOR NO KEY UPDATE" if self._is_postgresql else ""
+
+    def forget_for_good(self) -> None:
+        """Have SQLite overwrite from now on what is deleted; PostgreSQL's VACUUM does it in its time."""
+        if not self._is_postgresql:
+            self.query("PRAGMA secure_delete = ON")
 
     def lock_zone(self, zone: int) -> None:
         """Let nobody else write in a zone until this transaction ends. SQLite has one writer anyway."""
@@ -125,7 +130,9 @@ def _checked(url: str) -> URL:
 
 def _engine(url: URL, connections: int) -> Engine:
     if url.get_backend_name() == "sqlite":
-        Path(url.database or "").parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = Path(url.database or "")
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch(mode=0o600)  # children's data: nobody else reads them
         # No isolation level: the driver begins no transactions of its own, `_begin` does.
         engine = create_engine(
             url,

@@ -85,6 +85,7 @@ def make_server(settings: ZoneSettings) -> Starlette:
         exception_handlers={
             Refusal: _refused,
             HTTPException: _not_served,
+            ClientDisconnect: _gone,
             DatabaseProblem: _database_failed,
             Exception: _failed,
         },
@@ -145,10 +146,10 @@ class _Server:
         device = self._caller(request, request.headers[SESSION_HEADER], 0, b"")
         id_ = _segment_id(request)
         with self._zones.database.reading() as session:
-            data = self._zones.store(session, device.zone, device.zone_name).data(id_)
-        if data is None:
+            rows = session.query("SELECT data FROM segment WHERE id = ? AND zone = ?", (id_, device.zone))
+        if not rows:
             raise Refusal(404, "there is no such segment in this device's zone")
-        return _part_of(data, request.headers.get("range", ""))
+        return _part_of(bytes(rows[0][0]), request.headers.get("range", ""))
 
     def _health(self) -> Response:
         with self._zones.database.reading() as session:
@@ -275,7 +276,9 @@ async def _database_failed(_request: Request, error: Exception) -> Response:
     return _problem(503, "the centre's database does not answer; try again later", {"Retry-After": "60"})
 
 
-async def _failed(_request: Request, error: Exception) -> Response:
-    if isinstance(error, ClientDisconnect):
-        return Response(status_code=400)
+async def _gone(_request: Request, _error: Exception) -> Response:
+    return _problem(400, "the body ends too early")  # nobody hears it
+
+
+async def _failed(_request: Request, _error: Exception) -> Response:
     return _problem(500, "the centre has failed; its log says why")

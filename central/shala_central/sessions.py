@@ -21,6 +21,7 @@ from shala_central.refusal import Refusal
 from shala_central.zones import Device, now
 
 LIFETIME = 3600  # seconds
+_SKEW = 60  # seconds by which the clocks of two machines with workers may differ
 _TOKEN = struct.Struct(">Q8s16s")
 _SIGNED = b"shala session 1\n"
 
@@ -41,7 +42,7 @@ def check_token(key: bytes, device: bytes, token: str) -> None:
         raise Refusal(401, "there is no such session (POST /v1/sync opens one)") from None
     if not hmac.compare_digest(mac, _mac(key, device, issued, salt)):
         raise Refusal(401, "there is no such session (POST /v1/sync opens one)")
-    if not 0 <= now() - issued < LIFETIME:
+    if not -_SKEW <= now() - issued < LIFETIME:
         raise Refusal(401, "the session is over (POST /v1/sync opens another one)")
 
 

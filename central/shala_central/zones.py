@@ -77,10 +77,11 @@ class Zones:
     def open(cls, settings: ZoneSettings) -> Zones:
         """Open (and make, or upgrade) what a configuration names. Raises CentralError."""
         database = Database(settings.database).open()
-        with database.writing() as session:
+        with database.reading() as session:
             known = _meta(session, "centre")
-            key = centre_key(Path(settings.key_file), known)
-            if known is None:
+        key = centre_key(Path(settings.key_file), known)
+        if known is None:
+            with database.writing() as session:
                 _set_meta(session, "centre", bytes(key.verify_key))
                 _set_meta(session, "session", secrets.token_bytes(32))
         return cls(database, key, settings.url)
@@ -197,6 +198,7 @@ class Zones:
     def redact(self, session: Session, zone: Zone, type_: str, key: str, reason: str) -> int:
         """Have every entry of a record forgotten for good, everywhere; return how many there are here."""
         session.lock_zone(zone.id)
+        session.forget_for_good()
         number = 0
         ids = session.query("SELECT id FROM segment WHERE zone = ? ORDER BY id", (zone.id,))
         for (id_,) in ids:
@@ -205,6 +207,7 @@ class Zones:
             counters = [counter for counter, raw in segment.numbered() if names_of(raw) == (type_, key)]
             if counters:
                 number += len(counters)
+                session.query("DELETE FROM part WHERE segment = ?", (segment.id,))
                 self.say(
                     session,
                     zone,

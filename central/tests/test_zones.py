@@ -95,6 +95,8 @@ def test_a_password_is_never_shown(tmp_path):
 def test_the_centres_key_is_made_once_and_only_its_owner_reads_it(zone_centre):
     path = zone_centre.folder / "zones.key"
     seed = path.read_bytes()
+    for file in zone_centre.folder.glob("zones.*"):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with zone_centre.zones() as zones:
         assert bytes(zones.key) == path.read_bytes() == seed
