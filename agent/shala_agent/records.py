@@ -289,7 +289,7 @@ class Records:
         return (self._own_log(), tail) if (tail := self._tail_entries()) else None
 
     def _begin_epoch(self) -> None:
-        self._set_meta("epoch", secrets.randbits(62))
+        self._set_meta("epoch", secrets.randbits(53))
         self._set_meta("counter", 0)
 
     def _own_log(self) -> bytes:
