@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 from nacl.signing import SigningKey
 
+from shala_agent.device import device_id
 from shala_agent.failure import AgentError
 from shala_agent.haves import Ranges
 from shala_agent.merge import Name, State, Value, next_value, shown, written
@@ -153,6 +154,15 @@ class Records:
     def counter(self) -> int:
         """The counter of the newest own change; 0 before the first."""
         return int(self._meta("counter") or 0)
+
+    @property
+    def log(self) -> bytes:
+        """The log id of the own changes."""
+        return self._own_log()
+
+    def size(self) -> int:
+        """Return a number that grows with every segment that is kept."""
+        return int(self._database.query("SELECT coalesce(max(rowid), 0) FROM segment")[0][0])
 
     def enrol(self, zone: str, centre: bytes, key: bytes, statements: Iterable[bytes] = ()) -> None:
         """Become a device of a zone. In another one than before the own records are written anew."""
@@ -309,9 +319,15 @@ class Records:
         """Return one record."""
         return self._require_store().tables.record(type_, key)
 
-    def records(self, type_: str = "", *, everything: bool = False) -> Iterator[Record]:
-        """Yield the records of a type, or all."""
-        return self._require_store().tables.records(type_, everything=everything)
+    def records(self, type_: str = "", *, everything: bool = False, user: str = "") -> Iterator[Record]:
+        """Yield the records of a type, or all; of one user, or of all."""
+        return self._require_store().tables.records(type_, everything=everything, user=user)
+
+    def authors(self) -> dict[bytes, str]:
+        """Return the server name behind each log id that records name as their author."""
+        store = self._require_store()
+        keys = {**store.authors(), self._own_log(): store.own}
+        return {log: store.member(key).name or device_id(key.hex())[:12] for log, key in keys.items()}
 
     # -- within ----------------------------------------------------------------------------------------------
 
