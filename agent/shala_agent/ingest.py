@@ -21,6 +21,7 @@ import msgspec
 
 from shala_agent.bson import DocumentUnreadable, documents
 from shala_agent.checks import MAX_FIELD, PROGRESS_COLUMNS
+from shala_agent.failure import AgentError
 from shala_agent.identity import Identity
 from shala_agent.items import (
     ACTIVITY_FOLDER,
@@ -34,7 +35,7 @@ from shala_agent.items import (
     check_qbank,
 )
 from shala_agent.merge import Value
-from shala_agent.reach import Reach, Stat
+from shala_agent.reach import DATA, Reach, Stat
 from shala_agent.record_types import MAX_VALUE_FIELDS
 from shala_agent.records import Change, Records
 
@@ -83,12 +84,12 @@ class _Ingest:
 def ingest(records: Records, reach: Reach, identity: Identity) -> Heard:
     """Hear everything that this server has derived, accounts first; return what changed."""
     work = _Ingest(records, reach, identity, int(time.time()))
-    _accounts_of_dump(work)
-    _progress(work)
-    _activity(work)
-    _assessments(work)
-    _days(work)
-    _courses(work)
+    for product in (_accounts_of_dump, _progress, _activity, _assessments, _days, _courses):
+        try:
+            product(work)
+        except (AgentError, OSError) as error:
+            # One product that cannot be read holds up no other.
+            _skip_file(work, f"{product.__name__.strip('_').replace('_', ' ')}: {error}")
     return work.heard
 
 
@@ -151,7 +152,7 @@ def _accounts(work: _Ingest, users: Iterable[Mapping[str, str]], file: str) -> I
 def _progress(work: _Ingest) -> None:
     """Hear the newest whole CSV of each unit."""
     units: dict[str, list[tuple[str, str]]] = {}
-    for name in work.reach.listing(PROGRESS_FOLDER):
+    for name in _listing(work, PROGRESS_FOLDER):
         if (parts := _PROGRESS_NAME.fullmatch(name)) is not None:
             units.setdefault(parts[3], []).append((parts[4], name))
     for unit, files in sorted(units.items()):
@@ -192,7 +193,7 @@ def _progress_rows(work: _Ingest, path: Path, unit: str) -> Iterator[Change]:
 def _activity(work: _Ingest) -> None:
     """Hear the newest whole CSV of each user."""
     users: dict[str, list[tuple[str, str]]] = {}
-    for name in work.reach.listing(ACTIVITY_FOLDER):
+    for name in _listing(work, ACTIVITY_FOLDER):
         if (parts := _ACTIVITY_NAME.fullmatch(name)) is not None:
             users.setdefault(parts[2], []).append((parts[3], name))
     for user, files in sorted(users.items()):
@@ -341,7 +342,7 @@ def _new_file(
     quiet: bool = False,
 ) -> Iterator[Path]:
     """Yield a file that is whole and was not heard as it is; remember it when the caller comes back."""
-    seen = work.reach.listing(folder).get(name)
+    seen = _listing(work, folder).get(name)
     if seen is None or work.records.told(source, "file", name) == _sign(seen):
         return
     with suppress(FileNotFoundError):
@@ -363,7 +364,7 @@ def _newest_whole(
     check: Callable[[Path, str, str], Iterator[str]],
 ) -> Iterator[Path]:
     """Yield the newest file that is whole, unless it was heard; others give way to the one before."""
-    listing = work.reach.listing(folder)
+    listing = _listing(work, folder)
     for _, name in sorted(files, reverse=True):
         seen = listing.get(name)
         if seen is None:
@@ -382,6 +383,14 @@ def _newest_whole(
         work.heard.files += 1
         work.records.set_told(source, "file", name, _sign(seen))
         return
+
+
+def _listing(work: _Ingest, folder: str) -> dict[str, Stat]:
+    """Return the files of a folder; the container is not asked for what its volume on this host would hold."""
+    data, host = work.reach.host(DATA), work.reach.host(folder)
+    if data is not None and host is not None and data.is_dir() and not host.is_dir():
+        return {}
+    return work.reach.listing(folder)
 
 
 def _sign(seen: Stat) -> bytes:

@@ -43,7 +43,9 @@ def approval_for(request: Path, centre: LittleCentre, path: Path) -> Path:
     return path
 
 
-def test_a_token_in_a_file_makes_a_device_of_the_server(school: School, agent, centre: LittleCentre, tmp_path):
+def test_a_token_in_a_file_makes_a_device_of_the_server(
+    school: School, agent, centre: LittleCentre, tmp_path
+):
     token = tmp_path / "token"
     token.write_text(f"{centre.token}\n")
     done = agent("enrol", "--token-file", str(token), "--url", centre.url, "--json")
