@@ -386,7 +386,7 @@ def _newest_whole(
 
 
 def _listing(work: _Ingest, folder: str) -> dict[str, Stat]:
-    """Return the files of a folder; the container is not asked for what its volume on this host would hold."""
+    """Return the files of a folder; the container is not asked for what its volume on the host would hold."""
     data, host = work.reach.host(DATA), work.reach.host(folder)
     if data is not None and host is not None and data.is_dir() and not host.is_dir():
         return {}
