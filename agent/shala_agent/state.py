@@ -134,7 +134,7 @@ class Tables:
         for counter, raw in entries:
             try:
                 entry = _entry_decoder.decode(raw)
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 refused.append((counter, f"is not readable: {error}", raw))
                 continue
             known = self.types.get(entry.type)

@@ -8,10 +8,20 @@ from pathlib import Path
 
 import pytest
 from nacl.exceptions import BadSignatureError
-from nacl.signing import VerifyKey
+from nacl.signing import SigningKey, VerifyKey
 from shala_agent import wire
 from shala_agent.membership import StatementRefused, read_statement
-from shala_agent.segment import SegmentRefused, log_id, read_segment, redact
+from shala_agent.records import Records
+from shala_agent.segment import (
+    NONE,
+    Entry,
+    SegmentRefused,
+    encode_entry,
+    log_id,
+    make_segment,
+    read_segment,
+    redact,
+)
 
 FOLDER = Path(__file__).with_name("vectors")
 VECTORS = json.loads((FOLDER / "vectors.json").read_text())
@@ -83,3 +93,14 @@ def test_the_bytes_before_the_body_are_made_the_same_today():
     VerifyKey(raw("author_key")).verify(text, raw("segment")[header - 64 : header])
     with pytest.raises(BadSignatureError):
         VerifyKey(raw("centre_key")).verify(text, raw("segment")[header - 64 : header])
+
+
+def test_an_entry_whose_key_is_no_text_is_quarantined_alone(tmp_path: Path):
+    key = SigningKey.generate()
+    records = Records(tmp_path / "records.sqlite")
+    records.enrol("mz", bytes(SigningKey.generate().verify_key), bytes(key.verify_key))
+    good = encode_entry(Entry("account", "green-apple-mz17", 1, 1, 0, "{}"))
+    bad = good.replace(b"green", b"gr\xff\xfen")
+    foreign = make_segment(key, "mz", 99, 1, NONE, [bad, good])
+    assert records.accept(foreign.data, from_centre=True) == "applied"
+    assert [record.key for record in records.records()] == ["green-apple-mz17"]
