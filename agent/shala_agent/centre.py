@@ -124,7 +124,7 @@ class Centre:
             body = self._body(response, MAX_PROBLEM)
             try:
                 return msgspec.json.decode(body, type=Receipt)
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, UnicodeDecodeError):
                 raise CentreRefuses(_problem(body, self.url, 409), 409) from None
 
     @contextmanager
@@ -279,7 +279,7 @@ def _size(headers: httpx.Headers) -> int:
 def _decoded(body: bytes, kind: type[Answer], url: str) -> Answer:
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CentreRefuses(f"what answers at {url} is no shala centre ({error})") from None
 
 
@@ -287,7 +287,7 @@ def _problem(body: bytes, url: str, status: int) -> str:
     """Return what a refusal says, as one line that a terminal can show."""
     try:
         text = msgspec.json.decode(body, type=Problem).error
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return f"what answers at {url} is no shala centre (HTTP {status})"
     shown = "".join(letter if letter.isprintable() else " " for letter in text)[:300]
     return f"the centre refuses: {shown} (HTTP {status})"

@@ -81,7 +81,7 @@ def enter_by_approval(records: Records, key: SigningKey, path: Path) -> Enrolled
         raise EnrolmentRefused(f"{path} has more than {MAX_APPROVAL} bytes: it is no approval")
     try:
         answer = msgspec.json.decode(raw, type=EnrolAnswer)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise EnrolmentRefused(f"{path} is no approval: {error} (shala device create --request)") from None
     return _enter(records, key, answer, answer.url)
 

@@ -120,6 +120,7 @@ class Records:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch(mode=0o600)  # names of children are in it
         try:
             self._db = _opened(path)
         except sqlite3.DatabaseError as error:

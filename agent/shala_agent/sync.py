@@ -323,7 +323,12 @@ class _Run:
         offset = offset if offset <= len(data) else 0
         while True:
             began = time.monotonic()
-            receipt = self.centre.put(id_, len(data), offset, data[offset : offset + self._part])
+            try:
+                receipt = self.centre.put(id_, len(data), offset, data[offset : offset + self._part])
+            except (CentreSilent, OutOfTime):
+                # What does not get through before the line breaks is not tried in the same size for ever.
+                self._part = max(SMALL_PART, self._part // 4)
+                raise
             self._pace(time.monotonic() - began, len(data) - offset)
             if receipt.refused:
                 self._refuse_up(id_, receipt.refused)

@@ -90,6 +90,11 @@ def test_a_students_progress_is_seen_on_another_server_and_on_its_page(agent, hi
         assert part in page
 
 
+def test_records_are_nobody_elses_to_read(agent, hill: School):
+    agent("sync")
+    assert (hill.root / "state/records.sqlite").stat().st_mode & 0o777 == 0o600
+
+
 def test_the_page_is_for_the_teacher_alone_unless_configured(agent, hill: School):
     agent("sync")
     assert page_path(hill.config).stat().st_mode & 0o777 == 0o640
