@@ -290,11 +290,10 @@ def _courses(work: _Ingest) -> None:
     those who have been here.
     """
     records = work.records
-    state = f"{records.epoch}/{records.counter}/{records.size()}"
-    if records.kept("courses") == state:
+    if records.kept("courses") == records.version:
         return
     _hear(work, "", _course_rows(work))
-    records.keep(courses=f"{records.epoch}/{records.counter}/{records.size()}")
+    records.keep(courses=records.version)
 
 
 def _course_rows(work: _Ingest) -> Iterator[Change]:

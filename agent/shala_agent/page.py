@@ -69,7 +69,7 @@ def page_of(records: Records) -> Iterator[str]:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>Progress in zone {shown(zone)}</title>\n<style>{_STYLE}</style>\n</head>\n"
         f"<body>\n<main>\n<h1>Progress in zone {shown(zone)}</h1>\n"
-        f"<p>Made on {made:%Y-%m-%d at %H:%M}, from what has arrived here. Each line says which server it"
+        f"<p>Made on {made:%Y-%m-%d at %H:%M}, when something new had come. Each line says which server it"
         " comes from, and the day by that server&#39;s own clock.</p>\n"
     )
     yield from _servers(records, authors)

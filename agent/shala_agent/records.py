@@ -162,8 +162,17 @@ class Records:
         return self._own_log()
 
     def size(self) -> int:
-        """Return a number that grows with every segment that is kept."""
-        return int(self._database.query("SELECT coalesce(max(rowid), 0) FROM segment")[0][0])
+        """Return a number that grows with every segment and statement that is kept."""
+        query = (
+            "SELECT (SELECT coalesce(max(rowid), 0) FROM segment)"
+            " + (SELECT coalesce(max(rowid), 0) FROM statement)"
+        )
+        return int(self._database.query(query)[0][0])
+
+    @property
+    def version(self) -> str:
+        """Return what is another one whenever records may have changed."""
+        return f"{self.epoch}/{self.counter}/{self.size()}"
 
     def enrol(self, zone: str, centre: bytes, key: bytes, statements: Iterable[bytes] = ()) -> None:
         """Become a device of a zone. In another one than before the own records are written anew."""

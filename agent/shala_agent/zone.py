@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
+from shala_agent import __version__
 from shala_agent.config import Config
 from shala_agent.device import FILE, Device
 from shala_agent.failure import AgentError, UsageError
@@ -232,8 +233,12 @@ def _give_accounts(
 def _write_page(config: Config, records: Records) -> Path:
     from shala_agent.page import write_page
 
-    path = page_path(config)
-    write_page(records, path, 0o644 if config.sync.page_world_readable else 0o640)
+    path, mode = page_path(config), 0o644 if config.sync.page_world_readable else 0o640
+    # Nothing new is the usual case, and the page of a large zone is some seconds of work.
+    made_of = f"{__version__} {records.version} {mode:o} {path}"
+    if records.kept("page") != made_of or not path.exists():
+        write_page(records, path, mode)
+        records.keep(page=made_of)
     return path
 
 

@@ -90,6 +90,26 @@ def test_a_students_progress_is_seen_on_another_server_and_on_its_page(agent, hi
         assert part in page
 
 
+def test_the_page_is_written_again_only_when_something_is_new(agent, hill: School):
+    agent("sync")
+    page = page_path(hill.config)
+    first = page.stat().st_ino
+    agent("sync")
+    assert page.stat().st_ino == first
+    derived.progress(hill, [derived.progress_row(STUDENT, lessons_visited=3)], when="18h33m")
+    agent("sync")
+    assert "3 of 4" in page.read_text()
+    page.unlink()
+    agent("sync")
+    assert page.exists()
+
+
+def test_the_doctor_names_a_server_that_is_to_sync_and_is_in_no_zone(school: School, quiet_steps):
+    school.config_path.write_text(school.config_path.read_text() + "[sync]\nenabled = true\n")
+    found = CliRunner().invoke(cli.shala_agent, ["--config", str(school.config_path), "doctor"])
+    assert "in no zone -> shala-agent enrol" in found.output
+
+
 def test_records_are_nobody_elses_to_read(agent, hill: School):
     agent("sync")
     assert (hill.root / "state/records.sqlite").stat().st_mode & 0o777 == 0o600
