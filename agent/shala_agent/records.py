@@ -1,5 +1,5 @@
-"""Records: the record store of a school server. One SQLite file: its own changes, the segments of its zone, and
-the records that they come to.
+"""Records: the record store of a school server. One SQLite file: its own changes, the segments of its zone,
+and the records that they come to.
 
 A change is applied and noted in the tail in one transaction; `cut` makes signed segments of the tail. What a
 device has not yet cut was seen by nobody.
@@ -62,8 +62,8 @@ CREATE TABLE segment (id BLOB PRIMARY KEY, zone INTEGER, "key" BLOB, epoch INTEG
 CREATE INDEX segment_log ON segment (zone, log, "first");
 CREATE INDEX segment_offer ON segment (zone) WHERE at_centre = 0;
 CREATE INDEX segment_received ON segment (zone) WHERE at_centre = 1;
-CREATE TABLE record (zone INTEGER, type TEXT, key TEXT, value TEXT, log INTEGER, counter INTEGER, depth INTEGER,
-  at INTEGER, schema INTEGER, rest BLOB, conflict INTEGER, waits TEXT,
+CREATE TABLE record (zone INTEGER, type TEXT, key TEXT, value TEXT, log INTEGER, counter INTEGER,
+  depth INTEGER, at INTEGER, schema INTEGER, rest BLOB, conflict INTEGER, waits TEXT,
   PRIMARY KEY (zone, type, key)) WITHOUT ROWID;
 CREATE INDEX record_waits ON record (zone, waits) WHERE waits IS NOT NULL;
 CREATE INDEX record_conflict ON record (zone) WHERE conflict = 1;
