@@ -3,7 +3,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import random
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -108,6 +112,47 @@ def test_the_doctor_names_a_server_that_is_to_sync_and_is_in_no_zone(school: Sch
     school.config_path.write_text(school.config_path.read_text() + "[sync]\nenabled = true\n")
     found = CliRunner().invoke(cli.shala_agent, ["--config", str(school.config_path), "doctor"])
     assert "in no zone -> shala-agent enrol" in found.output
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_a_sync_that_is_killed_goes_on_where_it_was(
+    hill: School, lake: Server, centre: LittleCentre, way: str
+):
+    noise = [
+        Change("account", f"user{n}", {"note": random.Random(n).randbytes(9000).hex()}) for n in range(80)
+    ]
+    if way == "up":
+        with changing(hill.config, "test") as records:
+            records.write(noise, 1000)
+    else:
+        lake.records.write(noise, 1000)
+        lake.sync()
+    limit = hill.config_path.read_text() + "bytes_per_second = 200000\n"
+    hill.config_path.write_text(limit)
+    line = [
+        sys.executable,
+        "-m",
+        "shala_agent.cli",
+        "--config",
+        str(hill.config_path),
+        "sync",
+        "--without-ingest",
+    ]
+    process = subprocess.Popen(line)
+    method = {"up": "PUT", "down": "GET"}[way]
+    while not any(one == method for one, _, _ in list(centre.requests)):
+        time.sleep(0.02)
+    time.sleep(1.7)
+    process.kill()
+    process.wait()
+    centre.requests.clear()
+    hill.config_path.write_text(limit.replace("200000", "0"))
+    assert subprocess.run(line, check=False).returncode == 0
+    begins = [offset for one, _, offset in centre.requests if one == method]
+    assert begins[0] > 0
+    with changing(hill.config, "test") as records:
+        assert records.unsent() == (0, 0)
+        assert sum(1 for _ in records.records("account")) == 80
 
 
 def test_records_are_nobody_elses_to_read(agent, hill: School):
@@ -306,9 +351,6 @@ def test_no_account_is_given_without_knowing_who_is_here(hill: School, tmp_path:
 
 
 def test_nothing_heavy_is_imported_to_start_the_command_line():
-    import subprocess
-    import sys
-
     code = "import sys, shala_agent.cli; print([m for m in ('httpx', 'nacl', 'zstandard', 'docker', 'rich') if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
