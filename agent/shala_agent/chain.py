@@ -1,4 +1,4 @@
-"""The chain: heartbeat -> database dumps -> derivations -> collect and seal.
+"""The chain: heartbeat -> database dumps -> derivations -> collect and seal -> zone sync.
 
 One at a time; a cut one resumes at its step.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shala_agent import databases, derive
+from shala_agent import databases, derive, zone
 from shala_agent.collect import Collected, Report, collect, identify
 from shala_agent.config import Config
 from shala_agent.container import Container
@@ -37,7 +37,13 @@ STEPS = (
     "assessments",
     "collect",
 )
+SYNC = "sync"  # the last step of who is a device of a zone
 DUMPS = ("postgres-dump", "mongo-dump")
+
+
+def steps_of(config: Config) -> tuple[str, ...]:
+    """Return the steps of a server's chain."""
+    return (*STEPS, SYNC) if config.sync.enabled else STEPS
 
 
 @dataclass(slots=True)
@@ -98,7 +104,7 @@ class Chain:
         with held(self._locks / "chain.lock", "run", wait_seconds):
             run, resumed = self._ledger.open_chain()
             passage = Passage(run, resumed)
-            self._pass(passage, STEPS)
+            self._pass(passage, steps_of(self._config))
             if not passage.left:
                 self._ledger.end(run, "partly" if passage.exit_code else "done")
             return passage
@@ -134,6 +140,7 @@ class Chain:
             "progress": lambda _run: self._progress(),
             "assessments": lambda _run: self._assessments(),
             "collect": lambda _run: self._collect(),
+            SYNC: lambda _run: self._sync(),
         }
         for position, name in enumerate(steps):
             if self._remaining() <= 0:
@@ -239,6 +246,9 @@ class Chain:
     def _collect(self) -> Result:
         self._collected = collect(self._config, self.container, self.reach, self._ledger, self._report)
         return self._collected.result
+
+    def _sync(self) -> Result:
+        return zone.step(self._config, self.container, self.reach, self._remaining, self._tick)
 
     def _last_count(self, step: str) -> int:
         last = self._ledger.last(step, OK)

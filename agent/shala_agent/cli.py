@@ -21,9 +21,11 @@ from shala_agent.config import CONFIG_PATH, Config, read_config
 from shala_agent.failure import AgentError, Stopped, UsageError
 from shala_agent.ledger import Ledger
 from shala_agent.progress import Progress
+from shala_agent.sync_commands import enrol, progress, records, sync
 
 if TYPE_CHECKING:
     from shala_agent.chain import Chain, Passage
+    from shala_agent.zone import Standing
 
 DONE, FAILED, USAGE, PARTLY = 0, 1, 2, 3
 
@@ -90,7 +92,8 @@ def shala_agent(context: click.Context, config_path: Path) -> None:
     """Looks after the data of one school server.
 
     \b
-    Example:  shala-agent run        heartbeat, dumps, derivations, collection
+    Example:  shala-agent run        heartbeat, dumps, derivations, collection, zone sync
+              shala-agent progress --user green-apple-mz17
               shala-agent status     how it stands
               shala-agent doctor     what is wrong, and the remedy
 
@@ -226,6 +229,8 @@ def status(config_path: Path, as_json: bool) -> None:
         [s.step, s.outcome or "", s.ended or "", f"{s.seconds:.1f}", _first(s.reasons)] for s in now.steps
     ]
     _table(["step", "outcome", "ended", "seconds", "reason"], rows)
+    if now.sync is not None:
+        click.echo(_sync_line(now.sync))
     if now.sealed is None:
         click.echo("Nothing was collected yet (shala-agent run).")
         return
@@ -274,13 +279,17 @@ def check_config(config_path: Path, path: Path | None, as_json: bool) -> None:
         click.echo(f"{path or config_path} is valid.")
 
 
+for _command in (enrol, sync, records, progress):
+    shala_agent.add_command(_command)
+
+
 def _pass(config_path: Path, as_json: bool, deed: Callable[[Chain], Passage]) -> None:
     """Do some steps, print what came of them and leave with the exit code."""
     from shala_agent.chain import Chain
 
     config = read_config(config_path)
-    with closing(_ledger(config)) as ledger, Progress() as progress:
-        passage = deed(Chain(config, ledger, progress.say, progress.files, progress.tick))
+    with closing(_ledger(config)) as ledger, Progress() as bar:
+        passage = deed(Chain(config, ledger, bar.say, bar.files, bar.tick))
     if as_json:
         _print_json(_passage_document(passage))
     else:
@@ -335,6 +344,18 @@ def _passage_lines(passage: Passage) -> list[str]:
     else:
         lines.append("Done.")
     return lines
+
+
+def _sync_line(standing: Standing) -> str:
+    if not standing.zone:
+        return "sync       switched on, but this server is not enrolled in a zone (shala-agent enrol)"
+    lag = f"{standing.lag_entries} records to send ({standing.lag_bytes / 1000:.0f} kB)"
+    last = standing.last
+    if last is None:
+        return f"sync       zone {standing.zone}, {lag}, never synced (shala-agent sync)"
+    how = last.outcome if last.outcome == "done" else f"{last.outcome}: {last.reason}"
+    moved = f"{last.records_up} up, {last.records_down} down"
+    return f"sync       zone {standing.zone}, {lag}; last {last.ended}: {moved}, {how}"
 
 
 def _item_row(item: dict[str, Any]) -> list[str]:

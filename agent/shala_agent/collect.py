@@ -28,7 +28,7 @@ import msgspec
 from shala_agent import durable, items
 from shala_agent.collection import Collection, ContainerImage, Head, ItemResult
 from shala_agent.config import Config
-from shala_agent.device import Device
+from shala_agent.device import FILE, Device
 from shala_agent.failure import AgentError
 from shala_agent.gitlog import write_git_log
 from shala_agent.identity import Identity, IdentityRefused, read_identity
@@ -289,7 +289,7 @@ class _Collector:
         collection.container = ContainerImage(image=image.image, image_id=image.image_id)
         collection.sealed = now()
         self._ledger.set_mark("sequence", collection.sequence)
-        device = Device(Path(self._config.paths.state) / "device.key")
+        device = Device(Path(self._config.paths.state) / FILE)
         collection.device = device.id
         head = self._spool.seal(self._seen, collection, totals, device)
         self._spool.prune(self._config.collect.changes_kept)

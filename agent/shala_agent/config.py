@@ -43,6 +43,22 @@ State = Annotated[
     str, msgspec.Meta(pattern=r"^[a-z]{2,8}$", description='a state code in small letters, such as "mz"')
 ]
 
+Url = Annotated[
+    str,
+    msgspec.Meta(
+        # Without TLS only to the machine itself: names of children travel here.
+        pattern=r"^(https://[A-Za-z0-9.-]+(:\d{1,5})?(/[\x21-\x7e]*)?"
+        r"|http://(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?/?)?$",
+        description='an address such as "https://centre.example.org", or "" for the one of the enrolment',
+    ),
+]
+Rate = Annotated[
+    int, msgspec.Meta(ge=0, le=1 << 30, description="a whole number of bytes per second, 0 for no limit")
+]
+TimeOfDay = Annotated[
+    str, msgspec.Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d$", description='a time of the day, such as "08:30"')
+]
+
 # gStudio's own database and the eight of qbank (facts/gstudio.md 4).
 DATABASES = (
     "gstudio-mongodb", "assessment", "assessment_authoring", "hierarchy", "id", "logging", "relationship",
@@ -114,6 +130,32 @@ class CollectConfig(msgspec.Struct, frozen=True, kw_only=True):
     ] = 400
 
 
+class WindowConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of the day, by the server's clock, with a limit of its own; one that ends before it begins spans
+    midnight. While a window is `closed`, the chain does not sync.
+    """
+
+    begin: TimeOfDay
+    until: TimeOfDay
+    bytes_per_second: Rate = 0
+    closed: bool = False
+
+
+class SyncConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether and how this server keeps its records the same as the zone's."""
+
+    enabled: bool = False
+    url: Url = ""
+    ca_file: FolderOrNone = ""
+    deadline_minutes: Minutes = 20
+    bytes_per_second: Rate = 0
+    windows: list[WindowConfig] = msgspec.field(default_factory=list)
+    # Give the accounts of the zone's other servers to the local gStudio, without their passwords.
+    apply_accounts: bool = False
+    page: FolderOrNone = ""
+    page_world_readable: bool = False
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """agent.toml as a whole; every setting has a default but `format`."""
 
@@ -125,6 +167,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     databases: DatabasesConfig = msgspec.field(default_factory=DatabasesConfig)
     derive: DeriveConfig = msgspec.field(default_factory=DeriveConfig)
     collect: CollectConfig = msgspec.field(default_factory=CollectConfig)
+    sync: SyncConfig = msgspec.field(default_factory=SyncConfig)
 
 
 def read_config(path: Path) -> Config:
@@ -207,6 +250,12 @@ def _refuse_contradictions(config: Config, file: str) -> None:
             )
     if len(set(config.databases.mongo)) != len(config.databases.mongo):
         raise UsageError(f"{file}: databases.mongo names a database twice (leave one out)")
+    for number, window in enumerate(config.sync.windows):
+        if window.begin == window.until:
+            raise UsageError(
+                f"{file}: sync.windows.{number}: begins and ends at {window.begin}"
+                " (leave it out, or make it longer)"
+            )
     places = config.paths
     data = places.data.rstrip("/") + "/"
     for name, folder in (("state", places.state), ("spool", places.spool)):

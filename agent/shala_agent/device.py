@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from shala_agent import durable
 from shala_agent.failure import AgentError
 
+if TYPE_CHECKING:
+    from nacl.signing import SigningKey
+
+FILE = "device.key"  # in the agent's state folder
 SIGNATURE = "signature.json"
 # What is signed begins with what it is: no signature can be passed off as one of another kind of thing.
 _COLLECTION = b"shala collection 1\n"
@@ -51,6 +55,11 @@ class Device:
                 f"{path} is not a key of {_SEED} bytes (move it away: the server becomes a new device)"
             )
         self._key = SigningKey(seed)
+
+    @property
+    def key(self) -> SigningKey:
+        """The key pair itself, for segments and requests of zone sync."""
+        return self._key
 
     @property
     def id(self) -> str:

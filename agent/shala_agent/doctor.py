@@ -110,6 +110,8 @@ def _work(config: Config, ledger: Ledger) -> Iterator[Problem]:
             yield Problem(
                 f"{step.step} failed at {step.ended}: {reason}", "shala-agent run, then shala-agent status"
             )
+    if status.sync is not None and not status.sync.zone:
+        yield Problem("zone sync is switched on, but this server is in no zone", "shala-agent enrol --help")
     spool = Spool(Path(config.paths.spool))
     with suppress(OSError, ManifestError):
         if damaged := sum(1 for _ in spool.damaged()):

@@ -1,8 +1,8 @@
 """Membership: which devices belong to a zone, by the centre's signed statements and nobody's word else.
 
-A statement enrols a device or revokes it; it is never changed, and what a set of them comes to does not depend
-on their order, so they travel on any carrier like segments (docs/protocol.md, section 4). A revocation names
-the counter up to which each of the device's logs still counts.
+A statement enrols a device or revokes it; it is never changed, and what a set of them comes to does not
+depend on their order, so they travel on any carrier like segments (docs/protocol.md, section 4). A revocation
+names the counter up to which each of the device's logs still counts.
 """
 
 from __future__ import annotations

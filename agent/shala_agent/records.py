@@ -1,5 +1,5 @@
-"""Records: the record store of a school server. One SQLite file: its own changes, the segments of its zone, and
-the records that they come to.
+"""Records: the record store of a school server. One SQLite file: its own changes, the segments of its zone,
+and the records that they come to.
 
 A change is applied and noted in the tail in one transaction; `cut` makes signed segments of the tail. What a
 device has not yet cut was seen by nobody.
@@ -8,6 +8,7 @@ device has not yet cut was seen by nobody.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,9 +19,10 @@ import msgspec
 import zstandard
 from nacl.signing import SigningKey
 
+from shala_agent.device import device_id
 from shala_agent.failure import AgentError
 from shala_agent.haves import Ranges
-from shala_agent.merge import Name, State, Value, next_value, shown
+from shala_agent.merge import Name, State, Value, next_value, shown, written
 from shala_agent.record_types import TYPES
 from shala_agent.segment import (
     NONE,
@@ -41,6 +43,14 @@ VERSION = 1
 AT_ONCE = 2000
 CACHE = 8192  # KiB: the pages of the index that one transaction changes, so that none is written twice
 
+# What is known of a segment and the centre: the column at_centre.
+# _RECEIVED: it gave a receipt; _LISTED: it has named the segment since, so that our cursor vouches for it.
+_LACKING, _RECEIVED, _REFUSED, _LISTED = range(4)
+_TELL = (
+    "INSERT INTO told (source, type, key, digest) VALUES (?, ?, ?, ?)"
+    " ON CONFLICT (source, type, key) DO UPDATE SET digest = excluded.digest"
+)
+
 _SCHEMA = f"""
 BEGIN;
 PRAGMA user_version = {VERSION};
@@ -55,14 +65,17 @@ CREATE TABLE segment (id BLOB PRIMARY KEY, zone INTEGER, "key" BLOB, epoch INTEG
   "last" INTEGER, previous BLOB, size INTEGER, held TEXT, at_centre INTEGER NOT NULL DEFAULT 0, data BLOB);
 CREATE INDEX segment_log ON segment (zone, log, "first");
 CREATE INDEX segment_offer ON segment (zone) WHERE at_centre = 0;
-CREATE TABLE record (zone INTEGER, type TEXT, key TEXT, value TEXT, log INTEGER, counter INTEGER, depth INTEGER,
-  at INTEGER, schema INTEGER, rest BLOB, conflict INTEGER, waits TEXT,
+CREATE INDEX segment_received ON segment (zone) WHERE at_centre = 1;
+CREATE TABLE record (zone INTEGER, type TEXT, key TEXT, value TEXT, log INTEGER, counter INTEGER,
+  depth INTEGER, at INTEGER, schema INTEGER, rest BLOB, conflict INTEGER, waits TEXT,
   PRIMARY KEY (zone, type, key));
 CREATE INDEX record_waits ON record (zone, waits) WHERE waits IS NOT NULL;
 CREATE INDEX record_conflict ON record (zone) WHERE conflict = 1;
 CREATE TABLE quarantine (zone INTEGER, log INTEGER, counter INTEGER, reason TEXT, entry BLOB,
   PRIMARY KEY (zone, log, counter)) WITHOUT ROWID;
 CREATE TABLE tail ("first" INTEGER PRIMARY KEY, entries BLOB NOT NULL);
+CREATE TABLE told (source TEXT, type TEXT, key TEXT, digest BLOB,
+  PRIMARY KEY (source, type, key)) WITHOUT ROWID;
 COMMIT;
 """
 
@@ -90,6 +103,13 @@ class Offer(NamedTuple):
     size: int
 
 
+class Unsent(NamedTuple):
+    """What the centre is not known to have: entries and bytes."""
+
+    entries: int
+    bytes: int
+
+
 class _Sqlite:
     """shala_agent.state.Database over sqlite3."""
 
@@ -108,6 +128,7 @@ class Records:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch(mode=0o600)  # names of children are in it
         try:
             self._db = _opened(path)
         except sqlite3.DatabaseError as error:
@@ -143,40 +164,63 @@ class Records:
         """The counter of the newest own change; 0 before the first."""
         return int(self._meta("counter") or 0)
 
+    @property
+    def log(self) -> bytes:
+        """The log id of the own changes."""
+        return self._own_log()
+
+    def size(self) -> int:
+        """Return a number that grows with every segment and statement that is kept."""
+        query = (
+            "SELECT (SELECT coalesce(max(rowid), 0) FROM segment)"
+            " + (SELECT coalesce(max(rowid), 0) FROM statement)"
+        )
+        return int(self._database.query(query)[0][0])
+
+    @property
+    def version(self) -> str:
+        """Return what is another one whenever records may have changed."""
+        return f"{self.epoch}/{self.counter}/{self.size()}"
+
     def enrol(self, zone: str, centre: bytes, key: bytes, statements: Iterable[bytes] = ()) -> None:
         """Become a device of a zone. In another one than before the own records are written anew."""
         with self._transaction():
             before = self.store
             if before is None or before.name != zone:
-                self._database.query(
-                    "INSERT INTO zone (name, centre) VALUES (?, ?) ON CONFLICT (name) DO UPDATE"
-                    " SET centre = excluded.centre",
-                    (zone, centre),
-                )
-                self._set_meta("zone", zone)
-                own = [] if before is None else list(self._own_values(before, log_id(key, self.epoch)))
-                self._begin_epoch()
-                self._set_meta("key", key)
-                self._store = None
-                if before is not None:
-                    self._write(own, at=0)
-            self._set_meta("key", key)
-            if self.store is not None:
-                for statement in statements:
-                    self.store.state(statement)
+                self._move(before, zone, centre, key)
+            elif before.own != key:
+                self._renew(None, key)
+            # What was refused may have been so for want of this enrolment.
+            self._database.query("UPDATE segment SET at_centre = ? WHERE at_centre = ?", (_LACKING, _REFUSED))
+            store = self._require_store()
+            for statement in statements:
+                store.state(statement)
 
     # -- own changes -----------------------------------------------------------------------------------------
 
-    def write(self, changes: Iterable[Change], at: int) -> int:
+    def write(self, changes: Iterable[Change], at: int, source: str = "") -> int:
         """Note what a source says, at the wall-clock second `at`; return how many records that changed.
 
-        What is known already is no change, so a source may be read again and again.
+        What is known already is no change, so a source may be read again and again. A source with a name
+        is heard only where it says something else than the last time: of a record that several servers
+        write, each would otherwise put its own word back for ever.
         """
         changed = 0
         for page in _pages(changes):
             with self._transaction():
-                changed += self._write(page, at)
+                changed += self._write(self._untold(source, page) if source else page, at)
         return changed
+
+    def told(self, source: str, type_: str, key: str) -> bytes | None:
+        """Return the digest of what a source said last of a record, None where it said nothing."""
+        rows = self._database.query(
+            "SELECT digest FROM told WHERE source = ? AND type = ? AND key = ?", (source, type_, key)
+        )
+        return bytes(rows[0][0]) if rows else None
+
+    def set_told(self, source: str, type_: str, key: str, digest: bytes) -> None:
+        """Note what a source said."""
+        self._database.query(_TELL, (source, type_, key, digest))
 
     def cut(self, key: SigningKey) -> int:
         """Make segments of the own changes since the last time; return how many segments."""
@@ -230,14 +274,60 @@ class Records:
         )
         return [Offer(bytes(id_), size) for id_, size in rows]
 
+    def unsent(self) -> Unsent:
+        """Return what the centre is not known to have, without what is not cut yet."""
+        rows = self._database.query(
+            'SELECT coalesce(sum("last" - "first" + 1), 0), coalesce(sum(size), 0) FROM segment'
+            " WHERE zone = ? AND at_centre = 0",
+            (self._require_store().zone,),
+        )
+        return Unsent(int(rows[0][0]), int(rows[0][1]))
+
     def uncut(self) -> int:
         """Return how many own changes are in no segment yet."""
         first = self._database.query('SELECT min("first") FROM tail')[0][0]
         return 0 if first is None else self.counter - int(first) + 1
 
     def set_at_centre(self, ids: Iterable[bytes]) -> None:
-        """Note that the centre has these segments on its disk."""
-        self._database.many("UPDATE segment SET at_centre = 1 WHERE id = ?", [(id_,) for id_ in ids])
+        """Note that the centre says that it has these segments."""
+        self._set_standing(_LISTED, ids)
+
+    def set_received(self, ids: Iterable[bytes]) -> None:
+        """Note that the centre gave a receipt for these segments."""
+        self._set_standing(_RECEIVED, ids)
+
+    def received(self) -> list[bytes]:
+        """Return the segments that the centre gave a receipt for, and has not named in its list yet."""
+        rows = self._database.query(
+            "SELECT id FROM segment WHERE zone = ? AND at_centre = 1", (self._require_store().zone,)
+        )
+        return [bytes(id_) for (id_,) in rows]
+
+    def offer_again(self, ids: Iterable[bytes]) -> None:
+        """Offer segments again, though there was a receipt."""
+        self._set_standing(_LACKING, ids)
+
+    def set_refused(self, ids: Iterable[bytes]) -> None:
+        """Note that the centre will not have these segments: they are not offered again until it is asked
+        anew for everything.
+        """
+        self._set_standing(_REFUSED, ids)
+
+    def offer_all(self) -> None:
+        """Forget what the centre has: it has lost its memory, or is another one."""
+        self._database.query("UPDATE segment SET at_centre = ?", (_LACKING,))
+
+    # -- what a client of the centre keeps -------------------------------------------------------------------
+
+    def kept(self, name: str) -> Any:
+        """Return a number or text kept under a name, None where there is none."""
+        return self._meta(f"kept {name}")
+
+    def keep(self, **values: int | str) -> None:
+        """Keep numbers or texts under names; on the disk when this returns."""
+        with self._transaction():
+            for name, value in values.items():
+                self._set_meta(f"kept {name}", value)
 
     def haves(self, log: bytes | None = None) -> Ranges:
         """Return which counters of a log (the own one) are in segments here."""
@@ -250,11 +340,34 @@ class Records:
         """Return one record."""
         return self._require_store().tables.record(type_, key)
 
-    def records(self, type_: str = "", *, everything: bool = False) -> Iterator[Record]:
-        """Yield the records of a type, or all."""
-        return self._require_store().tables.records(type_, everything=everything)
+    def records(self, type_: str = "", *, everything: bool = False, user: str = "") -> Iterator[Record]:
+        """Yield the records of a type, or all; of one user, or of all."""
+        return self._require_store().tables.records(type_, everything=everything, user=user)
+
+    def authors(self) -> dict[bytes, str]:
+        """Return the server name behind each log id that records name as their author."""
+        store = self._require_store()
+        keys = {**store.authors(), self._own_log(): store.own}
+        return {log: store.member(key).name or device_id(key.hex())[:12] for log, key in keys.items()}
 
     # -- within ----------------------------------------------------------------------------------------------
+
+    def _set_standing(self, standing: int, ids: Iterable[bytes]) -> None:
+        rows = [(standing, id_) for id_ in ids]
+        within = self._db.in_transaction
+        with contextlib.nullcontext() if within or not rows else self._transaction():
+            self._database.many("UPDATE segment SET at_centre = ? WHERE id = ?", rows)
+
+    def _untold(self, source: str, changes: Sequence[Change]) -> list[Change]:
+        """Return what a source has not said before, and note that it has now."""
+        new = []
+        for change in _last_of_each(changes).values():
+            said = b"" if change.value is None else written(change.value).encode()
+            digest = hashlib.blake2b(said, digest_size=12).digest()
+            if self.told(source, change.type, change.key) != digest:
+                self.set_told(source, change.type, change.key, digest)
+                new.append(change)
+        return new
 
     def _write(self, changes: Sequence[Change], at: int) -> int:
         store = self._require_store()
@@ -273,18 +386,43 @@ class Records:
             self._set_meta("counter", counter)
         return len(entries)
 
+    def _move(self, before: Store | None, zone: str, centre: bytes, key: bytes) -> None:
+        """Become a device of another zone, and write there anew what was written here."""
+        self._database.query(
+            "INSERT INTO zone (name, centre) VALUES (?, ?) ON CONFLICT (name) DO UPDATE"
+            " SET centre = excluded.centre",
+            (zone, centre),
+        )
+        own = [] if before is None else list(self._own_values(before, self._own_log()))
+        self._set_meta("zone", zone)
+        # Its changes are in the records, hence in `own`; its counters are those of the old log.
+        self._database.query("DELETE FROM tail")
+        # The other zone has not been told anything yet, and its list begins elsewhere.
+        self._database.query("DELETE FROM told")
+        self._database.query("DELETE FROM meta WHERE name LIKE 'kept %' AND name <> 'kept number'")
+        self._begin_epoch()
+        self._set_meta("key", key)
+        self._store = None
+        self._write(own, at=0)
+
     def _own_values(self, store: Store, log: bytes) -> Iterator[Change]:
         for record in store.tables.records(everything=True):
             if record.log == log:
                 yield Change(record.type, record.key, record.value)
 
-    def _renew(self, foreign: Segment | None) -> None:
-        """Begin a new epoch. `foreign` is a segment of the old one that somebody else has cut."""
+    def _renew(self, foreign: Segment | None, key: bytes = b"") -> None:
+        """Begin a new epoch, with a new key if one is given. `foreign` is a segment of the old one that
+        somebody else has cut.
+        """
         store, log = self._require_store(), self._own_log()
         newest = self._newest_own()
         base = self.counter - len(tail := list(self._tail_entries()))
         self._database.query("DELETE FROM tail")
         self._begin_epoch()
+        if key:
+            self._set_meta("key", key)
+            self._store = None
+            store = self._require_store()
         if foreign is not None:
             store.accept(foreign)
         # What was written in the old epoch and not cut has seen all that was, on our branch of it.
@@ -297,7 +435,7 @@ class Records:
         store.rebuild()
 
     def _tail_entries(self) -> Iterator[tuple[int, bytes]]:
-        """Yield the entries of the tail, of which one row's are held; a row whose first was yielded may go."""
+        """Yield the entries of the tail, of which one row is held; a row whose first was yielded may go."""
         first = 0
         while rows := self._database.query(
             'SELECT "first", entries FROM tail WHERE "first" > ? ORDER BY "first" LIMIT 1', (first,)
@@ -314,7 +452,7 @@ class Records:
         return (self._own_log(), tail) if (tail := list(self._tail_entries())) else None
 
     def _begin_epoch(self) -> None:
-        self._set_meta("epoch", secrets.randbits(62))
+        self._set_meta("epoch", secrets.randbits(53))
         self._set_meta("counter", 0)
 
     def _own_log(self) -> bytes:

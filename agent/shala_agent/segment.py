@@ -165,7 +165,7 @@ def read_header(data: bytes) -> tuple[bytes, Header]:
     raw, signature, _ = _split(data)
     try:
         header = _header_decoder.decode(raw)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise SegmentRefused(f"its header is not readable: {error}") from None
     if not 0 <= header.last - header.first < MAX_ENTRIES:
         raise SegmentRefused(f"it claims the counters {header.first} to {header.last}")

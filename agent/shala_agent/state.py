@@ -131,7 +131,7 @@ class Tables:
         for counter, raw in entries:
             try:
                 entry = _entry_decoder.decode(raw)
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 refused.append((counter, f"is not readable: {error}", raw))
                 continue
             known = self.types.get(entry.type)
@@ -191,19 +191,23 @@ class Tables:
             state.siblings,
         )
 
-    def records(self, type_: str = "", *, everything: bool = False) -> Iterator[Record]:
+    def records(self, type_: str = "", *, everything: bool = False, user: str = "") -> Iterator[Record]:
         """Yield the records of a type (or all) in the order of keys, without deleted and waiting ones unless
-        `everything` is wanted. May be cut short; holds a page at a time.
+        `everything` is wanted; only those of a user where one is named. May be cut short; holds a page at a
+        time.
         """
         last = ("", "")
         hidden = "" if everything else " AND value IS NOT NULL AND waits IS NULL"
         only = " AND type = ?" if type_ else ""
+        only += " AND key >= ? AND key < ?" if user else ""
+        # The letter after the slash: all keys that begin with "<user>/" lie before it.
+        bounds = (f"{user}/", f"{user}0") if user else ()
         query = (
             f"SELECT {_COLUMNS} FROM record WHERE zone = ? AND (type, key) > (?, ?){only}{hidden}"  # noqa: S608 - constants
             " ORDER BY type, key LIMIT ?"
         )
         while True:
-            parameters = (self.zone, *last, *((type_,) if type_ else ()), AT_ONCE)
+            parameters = (self.zone, *last, *((type_,) if type_ else ()), *bounds, AT_ONCE)
             rows = self.database.query(query, parameters)
             for row in rows:
                 value = None if row[2] is None else parsed(row[2])

@@ -11,12 +11,13 @@ from typing import Any
 import msgspec
 
 from shala_agent import __version__
-from shala_agent.chain import STEPS
+from shala_agent.chain import steps_of
 from shala_agent.config import Config
 from shala_agent.failure import AgentError
 from shala_agent.heartbeat import Heartbeat, latest
 from shala_agent.ledger import CHAIN, Ledger, RunRecord, StepRecord
 from shala_agent.spool import Spool
+from shala_agent.zone import Standing, standing
 
 
 class Sealed(msgspec.Struct, kw_only=True):
@@ -42,6 +43,7 @@ class Status(msgspec.Struct, kw_only=True):
     sealed: Sealed | None = None
     heartbeat: Heartbeat | None = None
     every_minutes: int = 60
+    sync: Standing | None = None
 
 
 def read_status(config: Config, ledger: Ledger) -> Status:
@@ -51,16 +53,18 @@ def read_status(config: Config, ledger: Ledger) -> Status:
         heartbeat=latest(config),
         every_minutes=config.chain.every_minutes,
         sealed=_sealed(config),
+        sync=standing(config),
     )
     if status.heartbeat is not None and status.heartbeat.server_name:
         status.server_name = status.heartbeat.server_name
-    status.steps = [last for step in STEPS if (last := ledger.last(step)) is not None]
+    steps = steps_of(config)
+    status.steps = [last for step in steps if (last := ledger.last(step)) is not None]
     runs = ledger.runs(1, CHAIN)
     if runs:
         status.chain = runs[0]
         if status.chain.ended is None:
             done = {step.step for step in ledger.steps(status.chain.id) if step.ended is not None}
-            status.open_steps = [step for step in STEPS if step not in done]
+            status.open_steps = [step for step in steps if step not in done]
     return status
 
 

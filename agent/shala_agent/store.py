@@ -94,6 +94,15 @@ class Store:
         )
         return Ranges((int(first), int(last)) for first, last in rows)
 
+    def authors(self) -> dict[bytes, bytes]:
+        """Return which public key writes under each log id by which records name their author."""
+        query = 'SELECT DISTINCT log, "key" FROM segment WHERE zone = ?'
+        found = {bytes(log): bytes(key) for log, key in self.database.query(query, (self.zone,))}
+        for log, forked in self._branches.items():
+            branches_of_it = {branch for branch in forked.branch.values() if branch is not None}
+            found |= {branch_id(log, branch): found[log] for branch in branches_of_it if log in found}
+        return found
+
     # -- statements ------------------------------------------------------------------------------------------
 
     def member(self, key: bytes) -> Member:

@@ -6,10 +6,10 @@
     GET  /v1/segments/<id>   its bytes, `Range: bytes=n-` resumes
     GET  /v1/health
 
-Bodies are JSON but for segments. Every request but the first and the last is signed by the device: the header
-`Shala-Device` is its id, `Shala-Signature` the base64 Ed25519 signature of `signed_text`. POST /v1/sync can not
-be replayed, because its number only goes up; the requests of a session carry the token of its answer, which is
-good for an hour, and repeating one of them changes nothing (docs/protocol.md, section 6).
+Bodies are JSON but for segments. Every request but the first and the last is signed by the device: the
+header `Shala-Device` is its id, `Shala-Signature` the base64 Ed25519 signature of `signed_text`. POST
+/v1/sync can not be replayed, because its number only goes up; the requests of a session carry the token of
+its answer, good for an hour, and repeating one of them changes nothing (docs/protocol.md, section 6).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Wanted(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Item(msgspec.Struct, array_like=True, frozen=True):
-    """A segment of the zone in the order of arrival; `statement` in base64 where it is one of the centre's."""
+    """A segment of the zone in the order of arrival; `statement`, in base64, if it is the centre's word."""
 
     place: Count
     id: Hex

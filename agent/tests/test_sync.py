@@ -1,0 +1,413 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from little_centre import LittleCentre, served
+from shala_agent import sync as sync_module
+from shala_agent.bandwidth import Bandwidth, rate_now
+from shala_agent.config import SyncConfig, WindowConfig
+from shala_agent.records import Change, Records
+from shala_agent.sync import last_sync
+from zone_school import Server, server_in
+
+NOISE = random.Random(7)
+
+
+@pytest.fixture
+def centre() -> Iterator[LittleCentre]:
+    with served(LittleCentre()) as made:
+        yield made
+
+
+@pytest.fixture
+def hill(tmp_path: Path, centre: LittleCentre) -> Server:
+    return server_in(tmp_path / "hill", "2031017-mz17", centre)
+
+
+@pytest.fixture
+def lake(tmp_path: Path, centre: LittleCentre) -> Server:
+    return server_in(tmp_path / "lake", "2031018-mz18", centre)
+
+
+def much(server: Server, entries: int = 40) -> None:
+    """Write what does not compress: half a megabyte in one segment."""
+    noise = [Change("account", f"user{n}", {"note": NOISE.randbytes(6000).hex()}) for n in range(entries)]
+    server.records.write(noise, 1000)
+
+
+def test_what_one_server_writes_another_one_reads(hill: Server, lake: Server):
+    hill.learn("green-apple-mz17", "unit0", "unit1", visited=3)
+    up = hill.sync()
+    down = lake.sync()
+    assert lake.says() == hill.says()
+    assert (up.outcome, up.records_up, up.lag_before.entries, up.lag_after.entries) == ("done", 3, 3, 0)
+    assert (down.outcome, down.records_down, down.segments_down) == ("done", 3, 1)
+
+
+def test_nothing_new_is_one_request_of_less_than_a_kilobyte(hill: Server, lake: Server, centre: LittleCentre):
+    hill.learn("green-apple-mz17", "unit0")
+    for server in (hill, lake, hill, lake):
+        server.sync()
+    centre.requests.clear()
+    centre.received = centre.sent = 0
+    result = hill.sync()
+    assert [method for method, _, _ in centre.requests] == ["POST"]
+    assert centre.received + centre.sent < 1000
+    assert (result.requests, result.bytes_up, result.bytes_down) == (1, centre.received, centre.sent)
+
+
+def test_a_hundred_new_records_cost_two_requests(hill: Server, centre: LittleCentre):
+    hill.learn("green-apple-mz17", "unit0")
+    hill.sync()
+    hill.learn("green-apple-mz17", *(f"unit{n}" for n in range(1, 101)))
+    result = hill.sync()
+    assert result.requests == 2
+    assert result.bytes_up + result.bytes_down < 16_000
+
+
+def test_an_upload_that_was_cut_goes_on_at_its_byte(hill: Server, centre: LittleCentre):
+    much(hill)
+    centre.cut_upload_after = 100_000
+    cut = hill.sync()
+    assert cut.outcome == "silent"
+    assert cut.lag_after.entries == 40
+    centre.requests.clear()
+    hill.reopen()
+    assert hill.sync().outcome == "done"
+    offsets = [offset for method, _, offset in centre.requests if method == "PUT"]
+    assert offsets[0] == 100_000
+    assert len(centre.store.haves(hill.records._own_log())) == 40
+
+
+def test_on_a_line_that_breaks_again_and_again_parts_get_smaller_until_they_fit(
+    hill: Server, centre: LittleCentre
+):
+    much(hill)
+    sizes = []
+    for _ in range(3):
+        hill.reopen()
+        hill.sync(bandwidth=Bandwidth(lambda: 30_000), remaining=iter_time(0.5))
+        sizes.append(hill.records.kept("part"))
+    assert sizes == [64 << 10, 16 << 10, 16 << 10]
+    hill.sync(bandwidth=Bandwidth(lambda: 30_000), remaining=iter_time(1.5))
+    assert sum(len(part) for part in centre.parts.values()) >= 16 << 10
+
+
+def iter_time(seconds: float):
+    """Return what says how much is left of some seconds from now."""
+    ends = time.monotonic() + seconds
+    return lambda: ends - time.monotonic()
+
+
+def test_a_download_that_was_cut_goes_on_at_its_byte(hill: Server, lake: Server, centre: LittleCentre):
+    much(hill)
+    hill.sync()
+    centre.cut_download_after = 150_000
+    assert lake.sync().outcome in ("silent", "partly")
+    lake.reopen()
+    centre.requests.clear()
+    assert lake.sync().outcome == "done"
+    assert [offset for method, _, offset in centre.requests if method == "GET"] == [150_000]
+    assert lake.says() == hill.says()
+    assert list(lake.parts.iterdir()) == []
+
+
+def test_a_part_that_a_power_cut_has_hurt_is_fetched_anew(hill: Server, lake: Server, centre: LittleCentre):
+    much(hill)
+    hill.sync()
+    centre.cut_download_after = 150_000
+    lake.sync()
+    (part,) = lake.parts.iterdir()
+    part.write_bytes(bytes(150_000))
+    result = lake.sync()
+    assert result.outcome == "done"
+    assert lake.says() == hill.says()
+
+
+def test_a_part_that_is_longer_than_the_segment_is_fetched_anew(
+    hill: Server, lake: Server, centre: LittleCentre
+):
+    much(hill)
+    hill.sync()
+    centre.cut_download_after = 150_000
+    lake.sync()
+    (part,) = lake.parts.iterdir()
+    part.write_bytes(bytes(3_000_000))
+    assert lake.sync().outcome == "done"
+    assert lake.says() == hill.says()
+
+
+def test_a_bad_segment_is_named_and_holds_up_no_other(hill: Server, lake: Server, centre: LittleCentre):
+    hill.learn("green-apple-mz17", "unit0")
+    hill.sync()
+    hill.learn("blue-bat-mz17", "unit0")
+    hill.sync()
+    first = next(id_ for id_, size, _ in centre.arrivals if size)
+    whole = centre.store.data(bytes.fromhex(first))
+    centre.lies_about[first] = whole[:-3] + b"xxx"
+    result = lake.sync()
+    assert result.outcome == "partly"
+    assert [refused.id for refused in result.refused] == [first]
+    assert "account/blue-bat-mz17" in lake.says()
+    # It costs nothing until something else is fetched, and is asked for again on another day.
+    assert lake.sync().requests == 1
+
+
+def test_what_could_not_be_had_is_asked_for_again_on_another_day(
+    hill: Server, lake: Server, centre: LittleCentre, monkeypatch
+):
+    hill.learn("green-apple-mz17", "unit0")
+    hill.sync()
+    first = next(id_ for id_, size, _ in centre.arrivals if size)
+    centre.lies_about[first] = b"nothing"
+    lake.sync()
+    centre.lies_about.clear()
+    later = time.time() + 2 * 86_400
+    monkeypatch.setattr(sync_module.time, "time", lambda: later)
+    lake.learn("red-kite-mz18", "unit0")
+    assert lake.sync().outcome == "done"
+    assert "progress/green-apple-mz17/unit0" in lake.says()
+
+
+def test_another_segment_than_was_asked_for_is_not_taken(hill: Server, lake: Server, centre: LittleCentre):
+    for user in ("green-apple-mz17", "blue-bat-mz17"):
+        hill.learn(user, "unit0")
+        hill.sync()
+    first, second = (id_ for id_, size, _ in centre.arrivals if size)
+    centre.lies_about[first] = centre.store.data(bytes.fromhex(second))
+    result = lake.sync()
+    assert "another segment came" in result.refused[0].reason
+
+
+def test_a_forged_statement_is_named_and_the_rest_goes_on(hill: Server, lake: Server, centre: LittleCentre):
+    hill.learn("green-apple-mz17", "unit0")
+    hill.sync()
+    centre.lies_in_statements = True
+    result = lake.sync()
+    assert "not signed by this centre" in result.refused[0].reason
+    assert lake.says() == hill.says()
+
+
+def test_a_segment_that_the_centre_refuses_is_named_and_not_sent_for_ever(hill: Server, centre: LittleCentre):
+    hill.learn("green-apple-mz17", "unit0")
+    hill.records.cut(hill.key)
+    (bad,) = hill.records.offers(1)
+    hill.learn("blue-bat-mz17", "unit0")
+    centre.refuses[bad.id.hex()] = "for a test"
+    result = hill.sync()
+    assert [refused.reason for refused in result.refused] == ["for a test"]
+    assert result.segments_up == 1
+    assert hill.sync().requests == 1
+
+
+def test_a_centre_that_was_made_anew_is_given_everything_again(
+    hill: Server, lake: Server, centre: LittleCentre
+):
+    hill.learn("green-apple-mz17", "unit0")
+    hill.sync()
+    lake.learn("red-kite-mz18", "unit0")
+    for server in (lake, hill, lake):
+        server.sync()
+    centre.forget()
+    for server in (hill, lake):
+        centre.enrol(bytes(server.key.verify_key), server.name)
+    results = [server.sync() for server in (hill, lake, hill)]
+    assert results[0].restarts == 1
+    assert hill.says() == lake.says()
+    assert {"account/green-apple-mz17", "account/red-kite-mz18"} <= set(hill.says())
+
+
+def test_what_a_centre_has_lost_after_its_receipt_is_given_again(hill: Server, centre: LittleCentre):
+    centre.enrol(bytes(hill.key.verify_key), hill.name, generation=2)
+    hill.sync()
+    hill.learn("green-apple-mz17", "unit0")
+    hill.sync()
+    # Its backup was made between the two: the cursor is still one of its own.
+    statements = list(centre.statements)
+    centre.forget()
+    for data in statements:
+        centre.store.state(data)
+        centre.arrive(hashlib.sha256(data[64:]).digest(), 0, base64.b64encode(data).decode())
+    result = hill.sync()
+    assert result.restarts == 0
+    assert centre.store.has(hill.records._newest_own())
+    assert hill.sync().requests == 1
+
+
+def test_a_restored_backup_is_noticed_and_neither_side_is_lost(
+    hill: Server, lake: Server, tmp_path: Path, centre: LittleCentre
+):
+    hill.learn("green-apple-mz17", "unit0")
+    hill.sync()
+    hill.backup(tmp_path / "copy")
+    hill.learn("green-apple-mz17", "unit1")
+    hill.sync()
+    copy = Server(tmp_path / "copy", hill.name, hill.key, Records(tmp_path / "copy/records.sqlite"), centre)
+    copy.learn("green-apple-mz17", "unit2")
+    result = copy.sync()
+    assert result.forks == 1
+    assert result.outcome == "done"
+    for server in (hill, lake):
+        server.sync()
+    assert {f"progress/green-apple-mz17/unit{n}" for n in range(3)} <= set(lake.says())
+    assert hill.says() == lake.says() == copy.says()
+
+
+def test_a_session_that_has_expired_is_opened_anew(hill: Server, centre: LittleCentre):
+    much(hill)
+    centre.session_expires = True
+    result = hill.sync()
+    assert result.outcome == "done"
+    assert len([method for method, _, _ in centre.requests if method == "POST"]) == 2
+
+
+def test_long_lists_come_in_pages(hill: Server, lake: Server, centre: LittleCentre):
+    centre.page = 2
+    for n in range(9):
+        hill.learn(f"user{n}-mz17", "unit0")
+        hill.records.cut(hill.key)
+    assert hill.sync().segments_up == 9
+    assert lake.sync().segments_down == 9
+    assert lake.sync().requests == 1
+
+
+def test_nobody_there_is_said_in_one_line_and_nothing_is_lost(hill: Server, centre: LittleCentre):
+    hill.learn("green-apple-mz17", "unit0")
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        centre.url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        result = hill.sync()
+    assert result.outcome == "silent"
+    assert "does not answer" in result.reason
+    assert "\n" not in result.reason
+    assert result.lag_after.entries == 2
+    assert last_sync(hill.records) == result
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"<html>please log in</html>",
+        b"{}{",
+        b'{"items": [[1, "../../etc", 3]]}',
+        b'{"nonce": "\xff"}',
+        b"[" * 100_000,
+    ],
+)
+def test_what_is_no_centre_is_not_believed(hill: Server, centre: LittleCentre, answer: bytes):
+    centre.garbage = answer
+    result = hill.sync()
+    assert result.outcome == "refused"
+    assert "no shala centre" in result.reason
+
+
+def test_a_session_that_would_smuggle_a_header_is_refused(hill: Server, centre: LittleCentre):
+    centre.garbage = msgspec.json.encode({"session": "x\r\nHost: elsewhere"})
+    assert "cannot be one" in hill.sync().reason
+
+
+def test_a_centre_that_promises_more_and_gives_nothing_is_left(hill: Server, centre: LittleCentre):
+    centre.garbage = b'{"more": true}'
+    assert hill.sync().outcome == "refused"
+    assert len(centre.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "status, outcome", [(500, "silent"), (429, "silent"), (403, "refused"), (302, "refused")]
+)
+def test_refusals_are_told_from_trouble(hill: Server, centre: LittleCentre, status: int, outcome: str):
+    centre.status = status
+    assert hill.sync().outcome == outcome
+
+
+def test_the_deadline_ends_a_run_and_the_next_one_goes_on(hill: Server, centre: LittleCentre):
+    much(hill)
+    slow = Bandwidth(lambda: 100_000)
+    began = time.monotonic()
+    result = hill.sync(bandwidth=slow, remaining=iter_time(1.0))
+    assert result.outcome == "partly"
+    assert time.monotonic() < began + 2
+    assert hill.sync().outcome == "done"
+
+
+def test_the_limit_is_kept(hill: Server, lake: Server):
+    much(hill)
+    began = time.monotonic()
+    result = hill.sync(bandwidth=Bandwidth(lambda: 200_000))
+    assert result.bytes_up / 200_000 - 1.2 < time.monotonic() - began
+    began = time.monotonic()
+    lake.sync(bandwidth=Bandwidth(lambda: 200_000))
+    assert result.bytes_up / 200_000 - 1.2 < time.monotonic() - began
+
+
+@given(st.integers(1, 10_000), st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 20_000)), max_size=40))
+def test_no_more_than_the_rate_and_one_burst_ever_goes(rate: int, steps: list[tuple[int, int]]):
+    clock = [0.0]
+    bucket = Bandwidth(lambda: rate, lambda: clock[0])
+    sent = 0
+    for rest, size in steps:
+        clock[0] += rest / 1000
+        # What was taken before has gone by now; a rest of the line is worth one burst at most.
+        assert sent <= rate * (clock[0] + 1.0) + 1e-6 * (1 + sent)
+        clock[0] += bucket.take(size)
+        sent += size
+
+
+def test_windows_of_the_day_have_their_own_limits_also_over_midnight():
+    config = SyncConfig(
+        bytes_per_second=50_000,
+        windows=[
+            WindowConfig(begin="08:00", until="15:30", bytes_per_second=4000),
+            WindowConfig(begin="22:00", until="05:00", closed=True),
+        ],
+    )
+    limits = {hour: rate_now(config, hour * 60) for hour in (0, 4, 5, 7, 8, 15, 16, 22, 23)}
+    assert limits == {
+        0: None,
+        4: None,
+        5: 50_000,
+        7: 50_000,
+        8: 4000,
+        15: 4000,
+        16: 50_000,
+        22: None,
+        23: None,
+    }
+
+
+def test_a_thousand_offers_that_the_centre_has_cost_one_request(hill: Server, centre: LittleCentre):
+    for n in range(20):
+        hill.learn(f"user{n}-mz17", "unit0")
+        hill.records.cut(hill.key)
+    hill.sync()
+    hill.records.offer_all()
+    assert hill.sync().requests == 1
+    assert hill.records.unsent() == (0, 0)
+
+
+def test_two_servers_that_sync_at_once_do_not_hinder_each_other(hill: Server, lake: Server):
+    hill.learn("green-apple-mz17", "unit0")
+    lake.learn("red-kite-mz18", "unit0")
+    outcomes: list[str] = []
+
+    def one(server: Server) -> None:
+        server.records = Records(server.root / "records.sqlite")
+        outcomes.append(server.sync().outcome)
+
+    threads = [threading.Thread(target=one, args=(server,)) for server in (hill, lake)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes == ["done", "done"]

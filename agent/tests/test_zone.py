@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import derived
+import msgspec
+import pytest
+from agent_school import QuietContainer, School
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from little_centre import LittleCentre, served
+from shala_agent import chain as chain_module
+from shala_agent import cli
+from shala_agent.accounts import give_accounts
+from shala_agent.chain import Chain
+from shala_agent.config import read_config
+from shala_agent.container import Execution
+from shala_agent.outcome import Result
+from shala_agent.page import shown, write_page
+from shala_agent.records import Change, Records
+from shala_agent.status import read_status
+from shala_agent.zone import centre_at, changing, device_of, page_path
+from zone_school import Server, server_in
+
+STUDENT = "green-apple-mz17"
+
+
+@pytest.fixture
+def centre() -> Iterator[LittleCentre]:
+    with served(LittleCentre()) as made:
+        yield made
+
+
+@pytest.fixture
+def lake(tmp_path: Path, centre: LittleCentre) -> Server:
+    return server_in(tmp_path / "lake", "2031018-mz18", centre)
+
+
+@pytest.fixture
+def hill(school: School, centre: LittleCentre) -> School:
+    """A school whose agent is a device of the zone, with sync switched on."""
+    text = school.config_path.read_text() + f'[sync]\nenabled = true\nurl = "{centre.url}"\n'
+    school.config_path.write_text(text)
+    school.config = read_config(school.config_path)
+    key = device_of(school.config).key
+    statements = centre.enrol(bytes(key.verify_key), "2031017-mz17")
+    with changing(school.config, "test") as records:
+        records.enrol(centre.zone, bytes(centre.key.verify_key), bytes(key.verify_key), statements)
+    for name in ("gstudio-exported-users-analytics-csvs", "activity-timestamp-csvs"):
+        for path in (school.data / name).iterdir():
+            path.unlink()
+    derived.dump(school, [(17995, STUDENT, "Lari", "Mota")])
+    derived.progress(school, [derived.progress_row(STUDENT)])
+    return school
+
+
+@pytest.fixture
+def agent(hill: School, monkeypatch):
+    monkeypatch.setattr(chain_module, "Container", QuietContainer)
+
+    def run(*arguments: str):
+        return CliRunner().invoke(cli.shala_agent, ["--config", str(hill.config_path), *arguments])
+
+    return run
+
+
+@pytest.fixture
+def quiet_steps(monkeypatch) -> None:
+    for method in ("heartbeat", "postgres", "mongo", "activity", "progress", "assessments", "collect"):
+        monkeypatch.setattr(Chain, f"_{method}", lambda *_: Result("ok"))
+
+
+def test_a_students_progress_is_seen_on_another_server_and_on_its_page(agent, hill: School, lake: Server):
+    done = agent("sync", "--json")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.output)
+    assert said["sync"]["records_up"] == 3
+    assert said["heard"]["changed"] == {"account": 1, "progress": 1, "course_progress": 1}
+    assert lake.sync().outcome == "done"
+    write_page(lake.records, lake.root / "progress.html")
+    page = (lake.root / "progress.html").read_text()
+    for part in ("Lari Mota", STUDENT, "Unit 0", "1 of 4", "2031017-mz17", "2031018-mz18"):
+        assert part in page
+
+
+def test_the_page_is_written_again_only_when_something_is_new(agent, hill: School):
+    agent("sync")
+    page = page_path(hill.config)
+    first = page.stat().st_ino
+    agent("sync")
+    assert page.stat().st_ino == first
+    derived.progress(hill, [derived.progress_row(STUDENT, lessons_visited=3)], when="18h33m")
+    agent("sync")
+    assert "3 of 4" in page.read_text()
+    page.unlink()
+    agent("sync")
+    assert page.exists()
+
+
+def test_the_doctor_names_a_server_that_is_to_sync_and_is_in_no_zone(school: School, quiet_steps):
+    school.config_path.write_text(school.config_path.read_text() + "[sync]\nenabled = true\n")
+    found = CliRunner().invoke(cli.shala_agent, ["--config", str(school.config_path), "doctor"])
+    assert "in no zone -> shala-agent enrol" in found.output
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_a_sync_that_is_killed_goes_on_where_it_was(
+    hill: School, lake: Server, centre: LittleCentre, way: str
+):
+    noise = [
+        Change("account", f"user{n}", {"note": random.Random(n).randbytes(9000).hex()}) for n in range(80)
+    ]
+    if way == "up":
+        with changing(hill.config, "test") as records:
+            records.write(noise, 1000)
+    else:
+        lake.records.write(noise, 1000)
+        lake.sync()
+    limit = hill.config_path.read_text() + "bytes_per_second = 200000\n"
+    hill.config_path.write_text(limit)
+    line = [
+        sys.executable,
+        "-m",
+        "shala_agent.cli",
+        "--config",
+        str(hill.config_path),
+        "sync",
+        "--without-ingest",
+    ]
+    process = subprocess.Popen(line)
+    method = {"up": "PUT", "down": "GET"}[way]
+    while not any(one == method for one, _, _ in list(centre.requests)):
+        time.sleep(0.02)
+    time.sleep(1.7)
+    process.kill()
+    process.wait()
+    centre.requests.clear()
+    hill.config_path.write_text(limit.replace("200000", "0"))
+    assert subprocess.run(line, check=False).returncode == 0
+    begins = [offset for one, _, offset in centre.requests if one == method]
+    assert begins[0] > 0
+    with changing(hill.config, "test") as records:
+        assert records.unsent() == (0, 0)
+        assert sum(1 for _ in records.records("account")) == 80
+
+
+def test_records_are_nobody_elses_to_read(agent, hill: School):
+    agent("sync")
+    assert (hill.root / "state/records.sqlite").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_page_is_for_the_teacher_alone_unless_configured(agent, hill: School):
+    agent("sync")
+    assert page_path(hill.config).stat().st_mode & 0o777 == 0o640
+    hill.config_path.write_text(hill.config_path.read_text() + "page_world_readable = true\n")
+    agent("sync")
+    assert page_path(hill.config).stat().st_mode & 0o777 == 0o644
+
+
+class Text(HTMLParser):
+    """The elements of a page, and its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.mark.parametrize(
+    "evil", ["<script>alert(1)</script>", "'\"><img src=x onerror=alert(1)>", "\u202eevil"]
+)
+def test_a_name_is_never_more_than_a_name_on_the_page(lake: Server, evil: str):
+    user = "green-apple-mz18"
+    lake.records.write(
+        [
+            Change("account", user, {"first_name": evil, "last_name": evil}),
+            Change("progress", f"{user}/<b>unit", {"unit_name": evil, "total_lessons": evil}),
+            Change("account", evil.replace("/", ""), {"first_name": evil}),
+            Change("progress", evil.replace("/", "") + "/u", {}),
+        ],
+        1000,
+    )
+    write_page(lake.records, lake.root / "progress.html")
+    page = (lake.root / "progress.html").read_text()
+    read = Text()
+    read.feed(page)
+    assert not read.tags & {"script", "img", "b", "a"}
+    assert "onerror" not in read.attributes
+    assert "\u202e" not in page
+
+
+@given(st.text(max_size=50))
+def test_what_is_shown_holds_no_markup(text: str):
+    assert not set("<>\"'") & set(shown(text))
+
+
+def test_the_page_can_be_read_by_a_screen_reader_and_without_a_network(agent, hill: School):
+    agent("sync")
+    page = page_path(hill.config).read_text()
+    read = Text()
+    read.feed(page)
+    assert '<html lang="en">' in page
+    assert {"main", "h1", "caption", "summary", "title"} <= read.tags
+    assert "scope" in read.attributes
+    assert not read.attributes & {"src", "href"}
+
+
+def test_records_are_listed_shown_and_exported(agent):
+    agent("sync")
+    listed = json.loads(agent("records", "list", "--type", "progress", "--json").output)
+    assert [row["key"] for row in listed["records"]] == [f"{STUDENT}/eb-unit0"]
+    assert listed["records"][0]["server"] == "2031017-mz17"
+    assert "lessons_visited: 1" in agent("records", "show", f"progress/{STUDENT}/eb-unit0").output
+    rows = list(csv.DictReader(io.StringIO(agent("records", "export", "--type", "progress").output)))
+    assert rows[0]["unit_name"] == "Unit 0"
+    lines = agent("records", "export", "--format", "json").output.splitlines()
+    assert {json.loads(line)["type"] for line in lines} == {"account", "progress", "course_progress"}
+    assert type(agent("records", "list", "--type", "accounts").exception).__name__ == "UsageError"
+
+
+def test_no_cell_of_an_export_is_a_formula(agent, hill: School):
+    derived.progress(hill, [derived.progress_row(STUDENT, first_name="=HYPERLINK(1)")], unit="eb-unit1")
+    agent("sync")
+    assert "'=HYPERLINK(1)" in agent("records", "export", "--type", "progress").output
+
+
+def test_progress_of_a_student_is_a_plain_table_without_a_terminal(agent):
+    agent("sync")
+    shown_ = agent("progress", "--user", STUDENT).output
+    assert "Lari Mota (green-apple-mz17): 1 units" in shown_
+    assert "1 of 4" in shown_
+    said = json.loads(agent("progress", "--user", STUDENT, "--json").output)
+    assert said["units"][0]["server"] == "2031017-mz17"
+    assert "nothing of a user" in str(agent("progress", "--user", "nobody").exception)
+
+
+def test_the_chain_syncs_last(hill: School, quiet_steps, centre: LittleCentre):
+    passage = Chain(hill.config, hill.ledger()).run()
+    name, result = passage.steps[-1]
+    assert (name, result.outcome, result.reasons) == ("sync", "ok", [])
+    assert result.detail["up"] == 3
+    assert passage.exit_code == 0
+    status = read_status(hill.config, hill.ledger())
+    assert status.sync.zone == centre.zone
+    assert status.sync.lag_entries == 0
+    assert status.sync.last.records_up == 3
+
+
+def test_being_offline_is_no_failure_of_the_chain(hill: School, quiet_steps, agent):
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        sync = msgspec.structs.replace(hill.config.sync, url=url)
+        passage = Chain(msgspec.structs.replace(hill.config, sync=sync), hill.ledger()).run()
+    name, result = passage.steps[-1]
+    assert (name, result.outcome) == ("sync", "skipped")
+    assert "does not answer" in result.reasons[0]
+    assert passage.exit_code == 0
+    # What was derived is in the records and on the page all the same.
+    assert STUDENT in page_path(hill.config).read_text()
+    assert "3 records to send" in agent("status").output
+
+
+def test_who_is_not_enrolled_is_skipped_and_a_closed_window_too(school: School, quiet_steps):
+    for more, why in (
+        ("", "not enrolled"),
+        ('[[sync.windows]]\nbegin = "00:00"\nuntil = "23:59"\nclosed = true\n', "closed window"),
+    ):
+        school.config_path.write_text(
+            school.config_path.read_text().partition("[sync]")[0] + f"[sync]\nenabled = true\n{more}"
+        )
+        passage = Chain(read_config(school.config_path), school.ledger()).run()
+        assert passage.steps[-1][1].outcome == "skipped"
+        assert why in passage.steps[-1][1].reasons[0] or "23:59" in more
+        assert passage.exit_code == 0
+
+
+def test_a_revoked_server_is_told_so(hill: School, quiet_steps, centre: LittleCentre):
+    centre.status = 403
+    passage = Chain(hill.config, hill.ledger()).run()
+    assert passage.steps[-1][1].outcome == "failed"
+    assert "for a test" in passage.steps[-1][1].reasons[0]
+
+
+class Platform(QuietContainer):
+    """A container that keeps what it is given."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.given = b""
+        self.commands: list[list[str]] = []
+
+    def put(self, folder: str, name: str, content: bytes) -> None:
+        self.given = content
+
+    def run(self, command, **more) -> Execution:
+        self.commands.append(list(command))
+        return super().run(command, **more)
+
+    def _stop_all(self) -> None:
+        pass
+
+
+def test_only_accounts_that_are_missing_are_given_to_the_platform(hill: School, tmp_path: Path):
+    platform = Platform("gstudio", tmp_path / "locks")
+    with changing(hill.config, "test") as records:
+        records.write(
+            [
+                Change("account", "red-kite-mz18", {"user_id": 550455, "school_code": "2031018"}),
+                Change("account", "blue-bat-mz18", {"user_id": 17995}),
+                Change("account", "no-number-mz18", {}),
+                Change("account", STUDENT, {"user_id": 17995, "first_name": "Other"}),
+            ],
+            5,
+        )
+        given = give_accounts(records, platform, hill.reach())
+    rows = list(csv.reader(io.StringIO(platform.given.decode())))
+    assert [row[:3] for row in rows] == [["550455", "2031018", "red-kite-mz18"]]
+    assert len(rows[0][3]) >= 24
+    assert given.accounts == 1
+    assert sorted(given.left_out) == [
+        "blue-bat-mz18: its number is taken here",
+        "no-number-mz18: its number is not known",
+    ]
+    assert platform.commands[-1][:2] == ["rm", "-f"]
+
+
+def test_no_account_is_given_without_knowing_who_is_here(hill: School, tmp_path: Path):
+    (hill.data / "postgres-dump/pg_dump_all.sql").write_bytes(b"")
+    with changing(hill.config, "test") as records, pytest.raises(Exception, match="no whole dump"):
+        give_accounts(records, Platform("gstudio", tmp_path / "locks"), hill.reach())
+
+
+def test_nothing_heavy_is_imported_to_start_the_command_line():
+    code = "import sys, shala_agent.cli; print([m for m in ('httpx', 'nacl', 'zstandard', 'docker', 'rich') if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_a_file_for_the_authority_that_is_none_is_said(hill: School, tmp_path: Path):
+    (tmp_path / "ca.pem").write_text("no certificate")
+    sync = msgspec.structs.replace(hill.config.sync, ca_file=str(tmp_path / "ca.pem"))
+    config = msgspec.structs.replace(hill.config, sync=sync)
+    from shala_agent.sync import sync as talk
+
+    with changing(config, "test") as records:
+        result = talk(records, centre_at(config, "https://127.0.0.1:1"), tmp_path / "parts")
+    assert result.outcome == "refused"
+    assert "ca.pem" in result.reason
+
+
+def test_records_that_cannot_be_opened_are_a_line_and_not_a_trace(hill: School, agent):
+    (hill.root / "state/records.sqlite").write_bytes(b"no database" * 100)
+    for suffix in ("-wal", "-shm"):
+        (hill.root / f"state/records.sqlite{suffix}").unlink(missing_ok=True)
+    assert "move it away" in str(agent("records", "list").exception)
+    with pytest.raises(Exception, match="move it away"):
+        Records(hill.root / "state/records.sqlite")
