@@ -11,9 +11,11 @@ import shutil
 import socket
 import subprocess
 import time
-from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.sharedctypes import SynchronizedArray
 from pathlib import Path
+from typing import NamedTuple
 
+_REQUEST = b" HTTP/1.1\r\n"  # the end of a request's first line; a body is compressed, or short JSON
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -67,6 +69,18 @@ class Sshd:
         self._process.wait(10)
 
 
+class Carried(NamedTuple):
+    """What a relay has forwarded: bytes to the target and back, and HTTP requests among the former."""
+
+    up: int
+    down: int
+    requests: int
+
+    def since(self, before: Carried) -> Carried:
+        """Return what has passed after `before`."""
+        return Carried(self.up - before.up, self.down - before.down, self.requests - before.requests)
+
+
 class Relay:
     """Forwards a port to another, in a process of its own.
 
@@ -75,7 +89,7 @@ class Relay:
 
     def __init__(self, target: int, rate: int = 0, delay: float = 0.0) -> None:
         self.port = free_port()
-        self._count: Synchronized[int] = multiprocessing.Value("q", 0)
+        self._count: SynchronizedArray[int] = multiprocessing.Array("q", 3)  # as in Carried
         context = multiprocessing.get_context("fork")
         self._process = context.Process(
             target=_relay, args=(self.port, target, rate, delay, self._count), daemon=True
@@ -85,7 +99,11 @@ class Relay:
 
     def carried(self) -> int:
         """Return how many bytes have passed, in both directions together."""
-        return self._count.value
+        return sum(self._count[:2])
+
+    def counted(self) -> Carried:
+        """Return what has passed, in each direction."""
+        return Carried(*self._count[:])
 
     def stop(self) -> None:
         """End it, and with it all that is connected."""
@@ -93,12 +111,12 @@ class Relay:
         self._process.join(10)
 
 
-def _relay(port: int, target: int, rate: int, delay: float, count: Synchronized[int]) -> None:
+def _relay(port: int, target: int, rate: int, delay: float, count: SynchronizedArray[int]) -> None:
     asyncio.run(_Line(target, rate, delay, count).serve(port))
 
 
 class _Line:
-    def __init__(self, target: int, rate: int, delay: float, count: Synchronized[int]) -> None:
+    def __init__(self, target: int, rate: int, delay: float, count: SynchronizedArray[int]) -> None:
         self._target, self._rate, self._delay, self._count = target, rate, delay, count
         self._free = [0.0, 0.0]  # when each direction has sent what it was given
 
@@ -116,7 +134,7 @@ class _Line:
     async def _carry(self, way: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # A slow line holds what is on its way, and little more.
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(64 if self._delay or not self._rate else 2)
-        delivery = asyncio.create_task(self._deliver(queue, writer))
+        delivery = asyncio.create_task(self._deliver(way, queue, writer))
         with contextlib.suppress(OSError):
             while chunk := await reader.read(16384):
                 now = time.monotonic()
@@ -126,7 +144,10 @@ class _Line:
         await queue.put((0, b""))
         await delivery
 
-    async def _deliver(self, queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+    async def _deliver(
+        self, way: int, queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter
+    ) -> None:
+        end = b""
         with contextlib.suppress(OSError):
             while True:
                 due, chunk = await queue.get()
@@ -137,5 +158,8 @@ class _Line:
                 writer.write(chunk)
                 await writer.drain()
                 with self._count.get_lock():
-                    self._count.value += len(chunk)
+                    self._count[way] += len(chunk)
+                    if way == 0:
+                        self._count[2] += (end + chunk).count(_REQUEST)
+                end = chunk[1 - len(_REQUEST) :]
         writer.close()

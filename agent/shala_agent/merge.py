@@ -59,6 +59,8 @@ EMPTY = State((), {})
 
 def add(state: State, sibling: Sibling, context: Vector) -> State:
     """Return the state with one more entry. The same one again, and one that is known of, change nothing."""
+    if not state.seen and not context:  # nearly always: the first entry of a record
+        return State((sibling,), {sibling.log: sibling.counter})
     if state.seen.get(sibling.log, 0) >= sibling.counter:
         return state
     seen = dict(state.seen)

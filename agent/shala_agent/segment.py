@@ -35,6 +35,7 @@ MAX_HEADER = 4096  # bytes
 MAX_SEGMENT = MAX_BODY + MAX_HEADER + 1024  # bytes; of what cannot be compressed
 NONE = bytes(32)  # the id of the segment before the first
 
+_sha256 = hashlib.sha256
 _PREFIX = struct.Struct("<8sBI")
 _SIGNED = b"shala segment 1\n"
 _SIGNATURE = 64
@@ -148,12 +149,12 @@ def make_segment(  # noqa: PLR0917 - all of them, once
         first=first,
         last=first + len(entries) - 1,
         previous=previous,
-        root=_root(_digest(entry) for entry in entries),
+        root=_root(entries),
     )
     raw = msgspec.msgpack.encode(header)
     signature = key.sign(_SIGNED + raw).signature
     data = _join(raw, signature, list(entries))
-    return Segment(hashlib.sha256(raw).digest(), header, data, entries)
+    return Segment(_sha256(raw).digest(), header, data, entries)
 
 
 def read_header(data: bytes) -> tuple[bytes, Header]:
@@ -172,7 +173,7 @@ def read_header(data: bytes) -> tuple[bytes, Header]:
         VerifyKey(header.key).verify(_SIGNED + raw, signature)
     except (BadSignatureError, ValueError):
         raise SegmentRefused("its signature is wrong") from None
-    return hashlib.sha256(raw).digest(), header
+    return _sha256(raw).digest(), header
 
 
 def read_segment(data: bytes) -> Segment:
@@ -185,11 +186,12 @@ def read_segment(data: bytes) -> Segment:
         raise SegmentRefused(f"its body is not readable: {error}") from None
     if len(items) != header.last - header.first + 1:
         raise SegmentRefused(f"it holds {len(items)} entries, not those of its counters")
-    if any(len(item) > MAX_ENTRY for item in items if isinstance(item, bytes)):
+    entries = [item if isinstance(item, bytes) else None for item in items]
+    if max(map(len, filter(None, entries)), default=0) > MAX_ENTRY:
         raise SegmentRefused(f"an entry has more than {MAX_ENTRY} bytes")
-    if _root(map(_digest_of, items)) != header.root:
+    if _root(items) != header.root:
         raise SegmentRefused("its content is not what its author signed")
-    return Segment(id_, header, data, [item if isinstance(item, bytes) else None for item in items])
+    return Segment(id_, header, data, entries)
 
 
 def redact(segment: Segment, counters: Iterable[int]) -> Segment:
@@ -242,17 +244,13 @@ def _decompress(body: bytes) -> bytes:
     return plain
 
 
-def _root(digests: Iterable[bytes]) -> bytes:
-    return hashlib.sha256(b"".join(digests)).digest()
-
-
-def _digest(entry: bytes) -> bytes:
-    return hashlib.sha256(entry).digest()
+def _root(items: Iterable[bytes | msgspec.msgpack.Ext]) -> bytes:
+    return _sha256(b"".join([_digest_of(item) for item in items])).digest()
 
 
 def _digest_of(item: bytes | msgspec.msgpack.Ext) -> bytes:
     if isinstance(item, bytes):
-        return _digest(item)
+        return _sha256(item).digest()
     digest = bytes(item.data)
     if item.code != _REDACTED or len(digest) != 32:
         raise SegmentRefused("an entry is neither there nor redacted")

@@ -7,7 +7,7 @@ them at any time. Written in the SQL that SQLite and PostgreSQL share, with `?` 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -87,19 +87,14 @@ class Record:
     siblings: tuple[Sibling, ...] = ()
 
 
-@dataclass(slots=True)
-class _Row:
-    state: State
-    waits: str | None = None
-    is_new: bool = True
-    changed: bool = False
-
-
 _rest_encoder = msgspec.msgpack.Encoder()
 _rest_decoder = msgspec.msgpack.Decoder(_Rest)
 _entry_decoder = msgspec.msgpack.Decoder(Entry)
 # Types and keys are names: what no terminal, no CSV and no database can hold has no place in one.
 _UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+_NOTHING: Vector = {}
 
 
 def _no_clip(context: Vector) -> Vector:
@@ -122,11 +117,13 @@ class Tables:
         log: bytes,
         entries: Iterable[tuple[int, bytes]],
         clip: Callable[[Vector], Vector] = _no_clip,
+        states: Mapping[Name, State] | None = None,
     ) -> Applied:
         """Apply (counter, bytes) of entries of one log, in any order, any number of times.
 
         One that cannot be believed is quarantined alone. `clip` forgets of a context what no longer is true:
-        counters of a log that has forked since.
+        counters of a log that has forked since. `states` are those of the entries' records, where the caller
+        has just looked them up.
         """
         result = Applied()
         named: dict[Name, list[tuple[int, Entry]]] = {}
@@ -151,12 +148,12 @@ class Tables:
             rows = [(self.zone, number, counter, reason, raw) for counter, reason, raw in refused]
             self.database.many(_QUARANTINE, rows)
             result.quarantined = len(refused)
-        self._merge(log, named, clip)
+        self._merge(log, named, clip, self._find(named) if states is None else states)
         return result
 
     def states(self, names: Iterable[Name]) -> dict[Name, State]:
         """Return the states of those records that are there."""
-        return {name: row.state for name, row in self._find(names).items()}
+        return self._find(names)
 
     def clear(self) -> None:
         """Forget all records, to make them anew from the segments."""
@@ -176,11 +173,11 @@ class Tables:
 
     def record(self, type_: str, key: str) -> Record | None:
         """Return one record with all its siblings, None if it was never there."""
-        row = self._find([(type_, key)]).get((type_, key))
+        row = next(self._rows(_COLUMNS, [(type_, key)]), None)
         if row is None:
             return None
-        policy = self.types[type_].policy
-        first, value = row.state.siblings[0], shown(row.state, policy)
+        state, policy = self._decoded(row), self.types[type_].policy
+        first, value = state.siblings[0], shown(state, policy)
         return Record(
             type_,
             key,
@@ -189,9 +186,9 @@ class Tables:
             first.counter,
             first.at,
             first.schema,
-            is_conflict(row.state, policy),
-            row.waits,
-            row.state.siblings,
+            is_conflict(state, policy),
+            row[10],
+            state.siblings,
         )
 
     def records(self, type_: str = "", *, everything: bool = False, user: str = "") -> Iterator[Record]:
@@ -223,97 +220,82 @@ class Tables:
     # -- merging ---------------------------------------------------------------------------------------------
 
     def _merge(
-        self, log: bytes, named: Mapping[Name, Sequence[tuple[int, Entry]]], clip: Callable[[Vector], Vector]
+        self,
+        log: bytes,
+        named: Mapping[Name, Sequence[tuple[int, Entry]]],
+        clip: Callable[[Vector], Vector],
+        states: Mapping[Name, State],
     ) -> None:
-        found = self._find(named)
+        changed: dict[Name, State] = {}
         for name, entries in named.items():
-            row = found.get(name)
-            if row is None:
-                row = found[name] = _Row(EMPTY)
-            else:
-                row.is_new = False
+            before = state = states.get(name, EMPTY)
             for counter, entry in entries:
                 sibling = Sibling(log, counter, entry.depth, entry.at, entry.schema, entry.value)
-                context = clip(entry.context) if entry.context else {}
-                state = add(row.state, sibling, context)
-                row.changed = row.changed or state is not row.state
-                row.state = state
-        changed = {name: row for name, row in found.items() if row.changed}
-        self._set_waits(changed)
-        number = self.log_number(log) if changed else 0
-        rows = [self._encoded(name, row, log, number) for name, row in changed.items()]
-        if rows:
-            self.database.many(_PUT, rows)
-        self._wake(name for name, row in changed.items() if row.is_new)
+                state = add(state, sibling, clip(entry.context) if entry.context else _NOTHING)
+            if state is not before:
+                changed[name] = state
+        if not changed:
+            return
+        waits, number = self._waits(changed), self.log_number(log)
+        self.database.many(
+            _PUT,
+            [self._encoded(name, state, log, number, waits.get(name)) for name, state in changed.items()],
+        )
+        self._wake(
+            f"{name[0]}/{name[1]}" for name in changed if name[0] in self.needed and name not in states
+        )
 
-    def _set_waits(self, rows: Mapping[Name, _Row]) -> None:
-        """Note for each row which record it waits for, if that is not there."""
-        needed: dict[Name, list[_Row]] = {}
-        for (type_, key), row in rows.items():
-            known = self.types[type_]
-            row.waits = None
-            if known.needs is not None:
-                name = known.needs(key)
-                needed.setdefault(name, []).append(row)
-                row.waits = f"{name[0]}/{name[1]}"
-        there = self._existing([name for name in needed if name not in rows])
-        for name, waiting in needed.items():
-            if name in rows or name in there:
-                for row in waiting:
-                    row.waits = None
+    def _waits(self, names: Collection[Name]) -> dict[Name, str]:
+        """Return for which record these wait, for those where that is not there."""
+        needed: dict[Name, list[Name]] = {}
+        for name in names:
+            needs = self.types[name[0]].needs
+            if needs is not None:
+                needed.setdefault(needs(name[1]), []).append(name)
+        elsewhere = [parent for parent in needed if parent not in names]
+        there = {(row[0], row[1]) for row in self._rows("type, key", elsewhere)}
+        return {
+            name: f"{parent[0]}/{parent[1]}"
+            for parent in elsewhere
+            if parent not in there
+            for name in needed[parent]
+        }
 
-    def _wake(self, names: Iterable[Name]) -> None:
+    def _wake(self, parents: Iterable[str]) -> None:
         """Show the records that waited for these."""
-        parents = [f"{type_}/{key}" for type_, key in names if self._is_needed(type_)]
-        for some in _pages(parents):
+        for some in _pages(list(parents)):
             marks = _marks(some)
             self.database.query(
                 f"UPDATE record SET waits = NULL WHERE zone = ? AND waits IN ({marks})",  # noqa: S608 - marks
                 (self.zone, *some),
             )
 
-    def _is_needed(self, type_: str) -> bool:
-        return type_ in self.needed
+    def _find(self, names: Iterable[Name]) -> dict[Name, State]:
+        return {(row[0], row[1]): self._decoded(row) for row in self._rows(_COLUMNS, names)}
 
-    def _existing(self, names: Sequence[Name]) -> set[Name]:
-        found: set[Name] = set()
+    def _rows(self, columns: str, names: Iterable[Name]) -> Iterator[Sequence[Any]]:
+        """Yield these columns of those records that are there."""
         for type_, keys in _by_type(names).items():
             for some in _pages(keys):
-                query = _FIND.format(columns="key", marks=_marks(some))
-                found |= {(type_, row[0]) for row in self.database.query(query, (self.zone, type_, *some))}
-        return found
+                query = _FIND.format(columns=columns, marks=_marks(some))
+                yield from self.database.query(query, (self.zone, type_, *some))
 
-    def _find(self, names: Iterable[Name]) -> dict[Name, _Row]:
-        found: dict[Name, _Row] = {}
-        for type_, keys in _by_type(names).items():
-            for some in _pages(keys):
-                query = _FIND.format(columns=_COLUMNS, marks=_marks(some))
-                for row in self.database.query(query, (self.zone, type_, *some)):
-                    found[type_, row[1]] = _Row(self._decoded(row), row[10])
-        return found
-
-    def _encoded(self, name: Name, row: _Row, log: bytes, number: int) -> tuple[object, ...]:
+    def _encoded(
+        self, name: Name, state: State, log: bytes, number: int, waits: str | None
+    ) -> tuple[object, ...]:
         type_, key = name
-        state, policy = row.state, self.types[type_].policy
         first = state.siblings[0]
-        simple = (
-            len(state.siblings) == 1 and len(state.seen) == 1 and state.seen.get(first.log) == first.counter
-        )
-        value = first.value if len(state.siblings) == 1 else shown(state, policy)
-        return (
-            self.zone,
-            type_,
-            key,
-            value,
-            number if first.log == log else self.log_number(first.log),
-            first.counter,
-            first.depth,
-            first.at,
-            first.schema,
-            None if simple else _rest_encoder.encode(_Rest(dict(state.seen), list(state.siblings))),
-            0 if simple else int(is_conflict(state, policy)),
-            row.waits,
-        )
+        _log, counter, depth, at, schema, value = first
+        rest, conflict = None, 0
+        # Nearly all records are their newest entry, which has seen nothing but itself.
+        if len(state.siblings) > 1 or len(state.seen) > 1 or state.seen.get(first.log) != counter:
+            policy = self.types[type_].policy
+            value = shown(state, policy)
+            rest = _rest_encoder.encode(_Rest(dict(state.seen), list(state.siblings)))
+            conflict = int(is_conflict(state, policy))
+        if first.log != log:
+            number = self.log_number(first.log)
+        return (self.zone, type_, key, value, number, counter, depth, at, schema, rest, conflict, waits)
 
     def _decoded(self, row: Sequence[Any]) -> State:
         _type, _key, value, number, counter, depth, at, schema, rest, _conflict, _waits = row

@@ -238,7 +238,9 @@ class Store:
         """Forget entries of a segment for good, if it is here."""
         data = self.data(id_)
         if data is not None and (whole := read_segment(data)) != (rest := self._redacted(whole)):
-            self.database.query("UPDATE segment SET data = ? WHERE id = ?", (rest.data, id_))
+            self.database.query(
+                "UPDATE segment SET data = ?, size = ? WHERE id = ?", (rest.data, len(rest.data), id_)
+            )
             self.rebuild()
 
     def _redacted(self, segment: Segment) -> Segment:

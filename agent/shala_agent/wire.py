@@ -36,6 +36,7 @@ SIZE_HEADER = "Shala-Size"  # of PUT: how many bytes the segment has
 
 Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]
+Epoch = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]  # as in the header of a segment
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 
 
@@ -63,7 +64,7 @@ class SyncRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Opens a session. `number` is greater than in any request before; `nonce` the last one received."""
 
     format: Annotated[int, msgspec.Meta(ge=1)] = FORMAT
-    epoch: Count
+    epoch: Epoch
     counter: Count  # of the newest change that was cut
     number: Annotated[int, msgspec.Meta(ge=1, le=(1 << 53) - 1)]
     nonce: Annotated[str, msgspec.Meta(max_length=32)] = ""

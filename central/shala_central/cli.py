@@ -16,6 +16,7 @@ import msgspec
 from shala_central import __version__
 from shala_central.archive_commands import archive_group
 from shala_central.config import CONFIG_PATH, CentralConfig, read_config
+from shala_central.device_commands import device_group
 from shala_central.failure import CentralError, UsageError
 from shala_central.fleet import Server, read_fleet, select
 from shala_central.options import (
@@ -32,6 +33,8 @@ from shala_central.probe import TIMEOUT_SECONDS, Target, run_probe
 from shala_central.pull import GOOD, NoWatcher, ServerResult, Watcher, exit_code, pull
 from shala_central.report import duration, size, table
 from shala_central.schools import ALIASES, STATES, Rules, address_problem, read_schools
+from shala_central.serve_command import serve_command
+from shala_central.zone_commands import org_group, zone_group
 
 
 def main() -> NoReturn:
@@ -209,6 +212,10 @@ def _print_results(results: Sequence[ServerResult]) -> None:
 
 
 shala.add_command(archive_group)
+shala.add_command(org_group)
+shala.add_command(zone_group)
+shala.add_command(device_group)
+shala.add_command(serve_command)
 
 
 # -- probe and schools ---------------------------------------------------------------------------------------

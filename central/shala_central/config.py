@@ -83,6 +83,22 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     case_collisions: Annotated[str, msgspec.Meta(pattern="^(refuse|allow)$")] = "refuse"
 
 
+class ZoneSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The central server of zone sync (shala serve)."""
+
+    # Or postgresql://user@host/name; a password belongs into ~/.pgpass.
+    database: str = "sqlite:////var/lib/shala/zones.sqlite"
+    key_file: str = "/var/lib/shala/zones.key"
+    # What devices are told at enrolment, e.g. https://sync.example.org; empty: as they came.
+    url: Annotated[str, msgspec.Meta(pattern=r"^(https?://[^\s/@\"]+)?$")] = ""
+    # TLS is nginx's, in front.
+    listen: Annotated[str, msgspec.Meta(pattern=r"^[^\s/@\"]+:[0-9]{1,5}$")] = "127.0.0.1:8470"
+    workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
+    # Of one device, per worker: far above what a link to a school carries, far below what hurts.
+    requests_per_second: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+    token_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 30
+
+
 class CentralConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """central.toml as a whole."""
 
@@ -90,6 +106,7 @@ class CentralConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     archive: ArchiveSettings = msgspec.field(default_factory=ArchiveSettings)
     pull: PullSettings = msgspec.field(default_factory=PullSettings)
     limits: Limits = msgspec.field(default_factory=Limits)
+    zones: ZoneSettings = msgspec.field(default_factory=ZoneSettings)
     fleet: str = "/etc/shala/fleet.json"
 
 
@@ -113,6 +130,7 @@ def read_config(path: Path) -> CentralConfig:
         ("pull.identity_file", config.pull.identity_file),
         ("pull.known_hosts", config.pull.known_hosts),
         ("fleet", config.fleet),
+        ("zones.key_file", config.zones.key_file),
         ("archive.objects_credentials", config.archive.objects_credentials),
     ):
         if not value.startswith("/") or not value.isprintable() or '"' in value:

@@ -24,6 +24,7 @@ from shala_central.archive import Archive
 from shala_central.config import read_config
 from shala_central.fleet import read_fleet
 from shala_central.pull import ServerResult, pull
+from zone_world import Device, Postgres, ZoneCentre
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
@@ -174,3 +175,48 @@ def online(centre: Centre, keys: Path, tmp_path: Path) -> Iterator[Callable[[Sch
     for process in started:
         process.terminate()
         process.wait(timeout=10)
+
+
+# -- zone sync -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL, started once."""
+    server = Postgres()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def zone_centre(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ZoneCentre]:
+    """A centre with the zones mz and rj on either database; its server runs once it is started."""
+    folder = tmp_path / "zones"
+    folder.mkdir()
+    if request.param == "postgresql":
+        server = request.getfixturevalue("postgres")
+        centre = ZoneCentre(folder, server.url(), server)
+    else:
+        centre = ZoneCentre(folder, f"sqlite:///{folder}/zones.sqlite")
+    centre.make_zone("mz", "rj")
+    yield centre
+    centre.stop()
+
+
+@pytest.fixture
+def served(zone_centre: ZoneCentre) -> ZoneCentre:
+    """The same, its server running."""
+    zone_centre.start()
+    return zone_centre
+
+
+@pytest.fixture
+def join(zone_centre: ZoneCentre, tmp_path: Path) -> Callable[..., Device]:
+    """Make school servers and enrol them in a zone of the served centre."""
+
+    def make(name: str = "2031017-mz17", zone: str = "mz") -> Device:
+        device = Device(name, tmp_path / f"device-{name}", zone_centre)
+        assert device.enrol(zone_centre.token(zone)).status == 200
+        return device
+
+    return make

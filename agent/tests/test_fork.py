@@ -1,0 +1,85 @@
+"""Forks: what a log is taken apart into depends on the set of its segments alone."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+from shala_agent.fork import Link, branches, is_fork
+from shala_agent.segment import NONE
+
+
+def chain(name: str, cuts: list[int], first: int = 1, previous: bytes = NONE) -> list[Link]:
+    links = []
+    for number, size in enumerate(cuts):
+        id_ = f"{name}{number}".encode().ljust(32)
+        links.append(Link(id_, first, first + size - 1, previous))
+        first, previous = first + size, id_
+    return links
+
+
+TRUNK = chain("t", [3, 2])
+ONE = chain("a", [4, 1], 6, TRUNK[-1].id)
+OTHER = chain("b", [1, 1, 6], 6, TRUNK[-1].id)
+
+
+def test_a_log_that_was_never_continued_twice_is_one_trunk():
+    found = branches(TRUNK + ONE)
+    assert set(found.branch.values()) == {None}
+    assert found.disputed is None
+
+
+def test_after_the_place_of_dispute_each_side_is_a_branch():
+    found = branches(TRUNK + ONE + OTHER)
+    assert {found.branch[link.id] for link in TRUNK} == {None}
+    assert {found.branch[link.id] for link in ONE} == {ONE[0].id}
+    assert {found.branch[link.id] for link in OTHER} == {OTHER[0].id}
+    assert found.disputed == 6
+
+
+def test_a_side_of_which_only_the_continuation_is_known_is_a_branch_too():
+    found = branches(TRUNK + ONE + OTHER[1:])
+    assert found.branch[OTHER[1].id] == OTHER[0].id
+    assert found.branch[ONE[1].id] == ONE[0].id
+
+
+@given(
+    st.lists(st.integers(1, 5), max_size=4),
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.randoms(use_true_random=False),
+)
+def test_the_order_of_arrival_does_not_matter(trunk, one, other, chance):
+    before = chain("t", trunk)
+    previous = before[-1].id if before else NONE
+    start = sum(trunk) + 1
+    links = before + chain("a", one, start, previous) + chain("b", other, start, previous)
+    first = branches(links)
+    chance.shuffle(links)
+    assert branches(links) == first
+    assert {first.branch[link.id] for link in before} <= {None}
+    assert first.disputed == start
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 99))
+def test_the_pieces_of_one_chain_are_no_fork_in_whatever_order_they_come(cuts, seed):
+    links = chain("t", cuts)
+    random.Random(seed).shuffle(links)
+    for number, link in enumerate(links):
+        assert not is_fork(link, links[:number])
+
+
+@given(
+    st.lists(st.integers(1, 5), max_size=3),
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.integers(0, 99),
+)
+def test_a_fork_is_noticed_at_the_latest_when_all_pieces_are_there(trunk, one, other, seed):
+    before = chain("t", trunk)
+    previous = before[-1].id if before else NONE
+    start = sum(trunk) + 1
+    links = before + chain("a", one, start, previous) + chain("b", other, start, previous)
+    random.Random(seed).shuffle(links)
+    assert any(is_fork(link, links[:number]) for number, link in enumerate(links))

@@ -1,0 +1,278 @@
+"""The command line of devices: `shala device ...`."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+from shala_agent import durable
+from shala_agent.wire import EnrolAnswer, EnrolRequest
+
+from shala_central.config import CentralConfig
+from shala_central.failure import UsageError
+from shala_central.options import Group, config_option, counted, json_option, print_json
+from shala_central.report import table
+from shala_central.zone_commands import open_zones
+
+if TYPE_CHECKING:
+    from shala_central.zones import Device
+
+_MAX_REQUEST_FILE = 64 << 10  # bytes
+
+
+@click.group("device", cls=Group)
+def device_group() -> None:
+    """Devices: the servers of a zone, each known by its key.
+
+    \b
+    Examples:
+      shala device create --zone mz-aizawl --name 2031017-mz17
+      shala device list --zone mz-aizawl
+    """
+
+
+@device_group.command("create", short_help="Make a one-time token for a server.")
+@click.option("--zone", "zone_name", required=True, metavar="ZONE", help="The zone that it will belong to.")
+@click.option("--name", default="", metavar="SERVER", help="Only this server may use it, e.g. 2031017-mz17.")
+@click.option("--days", type=click.IntRange(1, 3650), help="How long it is good.  [default: 30]")
+@click.option("--replace", is_flag=True, help="The server has a new disk: its old device is revoked then.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the token there (mode 0600) and not to the terminal.",
+)
+@config_option
+@json_option
+def device_create(  # noqa: PLR0917 - click's
+    zone_name: str,
+    name: str,
+    days: int | None,
+    replace: bool,
+    token_file: Path | None,
+    config: CentralConfig,
+    as_json: bool,
+) -> int:
+    """Make a token with which one server enrols itself in a zone, once.
+
+    \b
+    Examples:
+      shala device create --zone mz-aizawl --name 2031017-mz17
+      shala device create --zone mz-aizawl --name 2031017-mz17 --replace     its disk was changed
+      shala device create --zone mz-aizawl --token-file /root/token
+    """
+    from shala_central.enrolment import create_token
+
+    zones = open_zones(config)
+    lasts = days or config.zones.token_days
+    with zones.database.writing() as session:
+        token = create_token(session, zones.zone(session, zone_name), name, lasts, replaces=replace)
+        if token_file is not None:
+            durable.write(token_file, f"{token}\n".encode(), mode=0o600)
+    if as_json:
+        shown = {"token_file": str(token_file)} if token_file else {"token": token}
+        print_json({"zone": zone_name, "name": name, "days": lasts, **shown})
+        return 0
+    if token_file is None:
+        click.echo(token)
+    click.echo(
+        f"Good once, for {name or 'one server'}, within {counted(lasts, 'day')}."
+        " Next, on the server: shala-agent enrol",
+        err=True,
+    )
+    return 0
+
+
+@device_group.command("approve", short_help="Enrol a server by the request file that was carried here.")
+@click.argument("request_file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--zone", "zone_name", required=True, metavar="ZONE", help="The zone that it will belong to.")
+@click.option("--replace", is_flag=True, help="The server has a new disk: its old device is revoked.")
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The approval file, to be carried back.",
+)
+@config_option
+@json_option
+def device_approve(  # noqa: PLR0917 - click's
+    request_file: Path, zone_name: str, replace: bool, output: Path, config: CentralConfig, as_json: bool
+) -> int:
+    """Enrol a server that never had a network: by the request that it wrote and somebody carried here.
+
+    Look at the name before you say yes: whoever made the file becomes that server.
+
+    \b
+    Example:
+      shala device approve /media/usb/mz17.request --zone mz-aizawl --output /media/usb/mz17.approval
+    """
+    from shala_central.enrolment import approve
+
+    request = _read_request(request_file)
+    zones = open_zones(config)
+    with zones.database.writing() as session:
+        zone = zones.zone(session, zone_name)
+        _write_approval(output, approve(zones, session, zone, request, replaces=replace))
+    if as_json:
+        print_json({"zone": zone_name, "name": request.name, "approval": str(output)})
+    else:
+        click.echo(f"{request.name} belongs to {zone_name}. Carry {output} back to it: shala-agent enrol")
+    return 0
+
+
+@device_group.command("list", short_help="List devices.")
+@click.option("--zone", "zone_name", default="", metavar="ZONE", help="Only those of this zone.")
+@config_option
+@json_option
+def device_list(zone_name: str, config: CentralConfig, as_json: bool) -> int:
+    """List the devices, those that were revoked as well.
+
+    \b
+    Example:
+      shala device list --zone mz-aizawl
+    """
+    zones = open_zones(config)
+    with zones.database.reading() as session:
+        devices = zones.devices(session, zones.zone(session, zone_name) if zone_name else None)
+    if as_json:
+        print_json({"devices": [_as_json(device) for device in devices]})
+        return 0
+    rows = [
+        {
+            "server": device.name,
+            "zone": device.zone_name,
+            "device": device.id.hex()[:12],
+            "state": "revoked" if device.revoked is not None else "enrolled",
+            "last contact": _date(device.contact),
+        }
+        for device in devices
+    ]
+    for line in table(rows, ("server", "zone", "device", "state", "last contact")):
+        click.echo(line)
+    click.echo(f"{counted(len(devices), 'device')}. More: shala device show NAME, shala zone status")
+    return 0
+
+
+@device_group.command("show", short_help="Show one device.")
+@click.argument("name")
+@config_option
+@json_option
+def device_show(name: str, config: CentralConfig, as_json: bool) -> int:
+    """Show what is known of one device. NAME is its server name, or the beginning of its id.
+
+    \b
+    Example:
+      shala device show 2031017-mz17
+    """
+    zones = open_zones(config)
+    with zones.database.reading() as session:
+        device = zones.find_device(session, name)
+        logs = zones.logs(session, zones.zone(session, device.zone_name), device.key)
+    if as_json:
+        print_json({**_as_json(device), "logs": {log.hex(): list(haves) for log, haves in logs.items()}})
+        return 0
+    click.echo(f"{device.name} in {device.zone_name}, device {device.id.hex()}")
+    click.echo(f"  enrolled {_date(device.enrolled)}")
+    if device.revoked is not None:
+        click.echo(f"  revoked {_date(device.revoked)}{': ' if device.reason else ''}{device.reason}")
+    click.echo(f"  last contact {_date(device.contact)}, software {device.software or 'not known'}")
+    click.echo(f"  entries here: {sum(map(len, logs.values())):,} in {counted(len(logs), 'log')}")
+    click.echo(f"More: shala zone status {device.zone_name}")
+    return 0
+
+
+@device_group.command("move", short_help="Move a device to another zone.")
+@click.argument("name")
+@click.option("--zone", "zone_name", required=True, metavar="ZONE", help="The zone that it moves to.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write an approval file, for a server without a network.",
+)
+@config_option
+@json_option
+def device_move(name: str, zone_name: str, output: Path | None, config: CentralConfig, as_json: bool) -> int:
+    """Move a device to another zone: it is revoked in the old one, and what it wrote there stays there.
+
+    It learns of it with `shala-agent enrol` (no token is needed), or by the approval file.
+
+    \b
+    Example:
+      shala device move 2031017-mz17 --zone mz-lunglei
+    """
+    from shala_central.enrolment import move
+
+    zones = open_zones(config)
+    with zones.database.writing() as session:
+        device = zones.find_device(session, name)
+        approval = move(zones, session, device, zones.zone(session, zone_name))
+        if output is not None:
+            _write_approval(output, approval)
+    if as_json:
+        print_json({"name": device.name, "from": device.zone_name, "to": zone_name})
+        return 0
+    way = f"carry {output} to it" if output else "on the server"
+    click.echo(f"{device.name} moved from {device.zone_name} to {zone_name}. Next, {way}: shala-agent enrol")
+    return 0
+
+
+@device_group.command("revoke", short_help="Cut a device off.")
+@click.argument("name")
+@click.option("--reason", default="", metavar="TEXT", help="Shown wherever its entries are held back.")
+@config_option
+@json_option
+def device_revoke(name: str, reason: str, config: CentralConfig, as_json: bool) -> int:
+    """Cut a device off. What the centre has of it goes on to count; nothing that comes later does.
+
+    \b
+    Example:
+      shala device revoke 2031017-mz17 --reason "stolen"
+    """
+    if len(reason) > 500:
+        raise UsageError("--reason has more than 500 characters")
+    zones = open_zones(config)
+    with zones.database.writing() as session:
+        device = zones.find_device(session, name)
+        if device.revoked is not None:
+            raise UsageError(f"'{device.name}' is revoked already (since {_date(device.revoked)})")
+        zones.revoke(session, device, reason)
+    if as_json:
+        print_json({"name": device.name, "device": device.id.hex(), "zone": device.zone_name})
+    else:
+        click.echo(f"{device.name} is revoked. Enrol it anew: shala device create --zone {device.zone_name}")
+    return 0
+
+
+def _read_request(path: Path) -> EnrolRequest:
+    if path.stat().st_size > _MAX_REQUEST_FILE:
+        raise UsageError(f"{path} is no request for enrolment: far too large")
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=EnrolRequest)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise UsageError(f"{path} is no request for enrolment: {error}") from None
+
+
+def _write_approval(path: Path, approval: EnrolAnswer) -> None:
+    # Within the transaction: who cannot be given his approval is not enrolled.
+    durable.write(path, msgspec.json.encode(approval) + b"\n", mode=0o644)
+
+
+def _as_json(device: Device) -> dict[str, Any]:
+    return {
+        "name": device.name,
+        "device": device.id.hex(),
+        "zone": device.zone_name,
+        "enrolled": device.enrolled,
+        "revoked": device.revoked,
+        "reason": device.reason,
+        "contact": device.contact,
+        "software": device.software,
+    }
+
+
+def _date(at: int | None) -> str:
+    if at is None:
+        return "never"
+    return datetime.datetime.fromtimestamp(at, datetime.UTC).strftime("%Y-%m-%d %H:%M")

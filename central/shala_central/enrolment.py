@@ -1,0 +1,172 @@
+"""Enrolment: how a device becomes one of a zone, by a one-time token or by files that are carried, how it
+moves to another one, and how a server goes on after its disk was changed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+
+from shala_agent.device import device_id
+from shala_agent.wire import FORMAT, EnrolAnswer, EnrolRequest, SignatureRefused, enrol_text, verify
+
+from shala_central.database import Session
+from shala_central.failure import UsageError
+from shala_central.refusal import Refusal
+from shala_central.zones import Device, Zone, Zones, check_server_name, now
+
+DAY = 86400
+
+
+def create_token(session: Session, zone: Zone, name: str, days: int, *, replaces: bool) -> str:
+    """Return a new one-time token for a zone; only its digest is kept. Raises UsageError."""
+    if name:
+        check_server_name(name)
+        if not replaces and _holder(session, name, b""):
+            raise UsageError(
+                f"'{name}' is enrolled already (was its disk changed? --replace revokes the old device then)"
+            )
+    elif replaces:
+        raise UsageError("--replace needs --name")
+    token = secrets.token_hex(24)  # never begins with a "-"
+    made = now()
+    session.query(
+        "INSERT INTO token (digest, zone, name, replaces, created, expires) VALUES (?, ?, ?, ?, ?, ?)",
+        (_digest(token), zone.id, name, replaces, made, made + days * DAY),
+    )
+    return token
+
+
+def enrol_by_token(zones: Zones, session: Session, request: EnrolRequest, url: str) -> EnrolAnswer:
+    """Enrol the device that asks. The same device may ask again: an answer can get lost. Raises Refusal."""
+    try:
+        check_request(request)
+    except UsageError as error:
+        raise Refusal(422, str(error)) from None
+    key = bytes.fromhex(request.key)
+    id_ = bytes.fromhex(device_id(request.key))
+    if not request.token:
+        known = zones.device(session, id_)
+        if known is None or known.revoked is not None:
+            raise Refusal(403, "this device is not enrolled, and names no token (shala device create)")
+        return _answer(zones, session, _zone_of(known), key, url, everything=False)
+    found = session.query(
+        "SELECT z.name, t.name, t.replaces, t.expires, t.device FROM token t JOIN zone z ON z.id = t.zone"  # noqa: S608 - constants
+        f" WHERE t.digest = ?{session.locking}",
+        (_digest(request.token),),
+    )
+    if not found:
+        raise Refusal(403, "the token is not known here (shala device create makes one)")
+    known = zones.device(session, id_)  # only now: whoever used the token at the same moment is done
+    zone_name, name, replaces, expires, used_by = found[0]
+    zone = zones.zone(session, zone_name)
+    if used_by is not None:
+        if known is None or bytes(used_by) != known.id or known.revoked is not None or known.zone != zone.id:
+            raise Refusal(403, "the token was used already (shala device create makes another one)")
+        return _answer(zones, session, zone, key, url, everything=False)
+    if expires < now():
+        raise Refusal(403, "the token has expired (shala device create makes another one)")
+    if name and name != request.name:
+        raise Refusal(403, f"the token is for the server '{name}', this is '{request.name}'")
+    try:
+        _admit(zones, session, zone, key, request.name, known, replaces=bool(replaces))
+    except UsageError as error:
+        raise Refusal(403, str(error)) from None
+    session.query(
+        "UPDATE token SET used = ?, device = ? WHERE digest = ?",
+        (now(), hashlib.sha256(key).digest(), _digest(request.token)),
+    )
+    return _answer(zones, session, zone, key, url, everything=False)
+
+
+def approve(
+    zones: Zones, session: Session, zone: Zone, request: EnrolRequest, *, replaces: bool
+) -> EnrolAnswer:
+    """Enrol the device whose request was carried here; return what is carried back. Raises UsageError."""
+    check_request(request)
+    key = bytes.fromhex(request.key)
+    known = zones.device(session, hashlib.sha256(key).digest())
+    if known is None or known.revoked is not None or known.zone != zone.id:
+        _admit(zones, session, zone, key, request.name, known, replaces=replaces)
+    return _answer(zones, session, zone, key, zones.url, everything=True)
+
+
+def move(zones: Zones, session: Session, device: Device, zone: Zone) -> EnrolAnswer:
+    """Take a device out of its zone into another one; return the approval for it. Raises UsageError."""
+    if device.revoked is not None:
+        raise UsageError(f"'{device.name}' is revoked (shala device create enrols it anew)")
+    if device.zone == zone.id:
+        raise UsageError(f"'{device.name}' is in the zone '{zone.name}' already")
+    _admit(zones, session, zone, device.key, device.name, device, replaces=False)
+    return _answer(zones, session, zone, device.key, zones.url, everything=True)
+
+
+def check_request(request: EnrolRequest) -> None:
+    """Raise UsageError unless a request is of this format, names a server, and is signed by its key."""
+    if request.format != FORMAT:
+        raise UsageError(
+            f"the request is of format {request.format}, this shala reads {FORMAT} (update shala)"
+        )
+    check_server_name(request.name)
+    try:
+        text = enrol_text(request.key, request.name, request.token)
+        verify(bytes.fromhex(request.key), text, request.signature)
+    except SignatureRefused:
+        raise UsageError("the request is not signed by the key that it names") from None
+
+
+def _admit(  # noqa: PLR0917 - all of them, three times
+    zones: Zones,
+    session: Session,
+    zone: Zone,
+    key: bytes,
+    name: str,
+    known: Device | None,
+    *,
+    replaces: bool,
+) -> None:
+    id_ = hashlib.sha256(key).digest()
+    for lock in sorted({zone.id, known.zone if known else zone.id}):
+        session.lock_zone(lock)
+    for other in _holder(session, name, id_):
+        if not replaces:
+            raise UsageError(
+                f"the name '{name}' is another device's (was the disk changed? shala device create --replace)"
+            )
+        holder = zones.device(session, other)
+        if holder is not None:
+            zones.revoke(session, holder, "replaced by another device of this name")
+    if known is not None and known.revoked is None and known.zone != zone.id:
+        zones.revoke(session, known, f"moved to the zone {zone.name}")
+    zones.enrol(session, zone, key, id_, name)
+
+
+def _holder(session: Session, name: str, id_: bytes) -> list[bytes]:
+    """Return the living devices of a name, without this one."""
+    rows = session.query("SELECT id FROM device WHERE name = ? AND revoked IS NULL AND id <> ?", (name, id_))
+    return [bytes(row[0]) for row in rows]
+
+
+def _answer(
+    zones: Zones, session: Session, zone: Zone, key: bytes, url: str, *, everything: bool
+) -> EnrolAnswer:
+    """Return what a device needs to know: online its own statements (the others come with the next sync),
+    in a file all of them.
+    """
+    only, parameters = ("", (zone.id,)) if everything else (' AND s."key" = ?', (zone.id, key))
+    rows = session.query(
+        "SELECT s.data FROM statement s JOIN arrival a ON a.id = s.id"  # noqa: S608 - constants
+        f" WHERE s.zone = ?{only} ORDER BY a.place",
+        parameters,
+    )
+    statements = [base64.b64encode(bytes(data)).decode() for (data,) in rows]
+    return EnrolAnswer(zone=zone.name, centre=zones.public_key.hex(), url=url, statements=statements)
+
+
+def _zone_of(device: Device) -> Zone:
+    return Zone(device.zone, device.zone_name, "")
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

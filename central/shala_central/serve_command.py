@@ -1,0 +1,75 @@
+"""`shala serve`: runs the server of zone sync."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from shala_central.config import CONFIG_PATH, read_config
+from shala_central.failure import UsageError
+
+# Seconds: from one request of a device to its next, while it works on what it got.
+_KEEP_ALIVE = 30
+
+
+@click.command("serve", short_help="Run the server of zone sync.")
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    default=CONFIG_PATH,
+    envvar="SHALA_CENTRAL_CONFIG",
+    show_default=True,
+    help="The centre's configuration.",
+)
+@click.option("--listen", default="", metavar="HOST:PORT", help="Instead of zones.listen.")
+@click.option("--workers", type=click.IntRange(1, 64), help="Instead of zones.workers.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for machines.")
+def serve_command(config_path: Path, listen: str, workers: int | None, as_json: bool) -> int:
+    """Run the server that the devices of all zones sync with. TLS is put in front of it by nginx.
+
+    It makes its database with the first start and upgrades it after an update. It may be stopped or killed at
+    any time: what a device was told to be here is here.
+
+    \b
+    Examples:
+      shala serve
+      shala serve --listen 127.0.0.1:8470 --workers 4
+    """
+    import uvicorn
+
+    from shala_central.options import print_json
+    from shala_central.zones import Zones
+
+    config = read_config(config_path)
+    listen = listen or config.zones.listen
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"'{listen}' is not of the form HOST:PORT (e.g. 127.0.0.1:8470)")
+    # Before the workers: the first one would make what the second one makes, too.
+    zones = Zones.open(config.zones)
+    name = zones.database.name
+    zones.database.close()
+    number = workers or config.zones.workers
+    if as_json:
+        print_json({"listen": listen, "workers": number, "database": name})
+    else:
+        click.echo(f"Serving zones on {listen} with {number} workers from {name}", err=True)
+    os.environ["SHALA_CENTRAL_CONFIG"] = str(config_path.absolute())
+    uvicorn.run(
+        "shala_central.server:application",
+        factory=True,
+        host=host.strip("[]"),
+        port=int(port),
+        workers=number,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        log_level="warning",
+        timeout_keep_alive=_KEEP_ALIVE,
+        # Beyond it uvicorn answers 503 by itself: each connection may hold a part of a segment in memory.
+        limit_concurrency=512,
+    )
+    return 0

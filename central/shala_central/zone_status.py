@@ -1,0 +1,236 @@
+"""Zone status: how far each device is behind, what is in dispute, and where a record is. Only reads."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from shala_agent.merge import Value, parsed
+from shala_agent.segment import log_id
+from shala_agent.store import Store
+
+from shala_central import arrivals
+from shala_central.database import Session
+from shala_central.zones import Device, Zone, Zones, now
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """What a device and the centre still lack of each other, as of the device's last contact."""
+
+    name: str
+    device: str
+    revoked: bool
+    contact: int | None
+    age_seconds: int | None
+    counter: int  # of the newest change that it said it has cut
+    held: int  # of those, how many are here
+    up_entries: int
+    up_bytes: int
+    down_entries: int
+    down_bytes: int
+
+    @property
+    def is_behind(self) -> bool:
+        """Return whether something has still to travel."""
+        return bool(self.up_entries or self.up_bytes or self.down_entries)
+
+
+@dataclass(slots=True)
+class ZoneStatus:
+    """One zone."""
+
+    zone: str
+    organization: str
+    devices: list[Lag] = field(default_factory=list)
+    segments: int = 0
+    records: int = 0
+    conflicts: list[str] = field(default_factory=list)
+    waiting: dict[str, int] = field(default_factory=dict)  # by the record that they wait for
+    quarantined: list[str] = field(default_factory=list)
+    held: dict[str, int] = field(default_factory=dict)  # segments, by the reason
+    forks: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One sibling of a record: who wrote it, as which of his changes, and who has it."""
+
+    author: str
+    counter: int
+    at: int
+    value: Value | None
+    at_servers: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a record is."""
+
+    zone: str
+    type: str
+    key: str
+    value: Value | None
+    conflict: bool
+    waits: str | None
+    versions: list[Version]
+    missing_at: list[str]  # living devices that lack one of the versions, as far as known
+
+
+def zone_status(zones: Zones, session: Session, zone: Zone, *, shown: int) -> ZoneStatus:
+    """Return how a zone is; of what may be many at most `shown` are named."""
+    status = ZoneStatus(zone.name, zone.organization)
+    devices = zones.devices(session, zone)
+    status.devices = [_lag(zones, session, zone, device) for device in devices]
+    names = _Names(zones, session, zone)
+    ((status.records,),) = session.query(
+        "SELECT COUNT(*) FROM record WHERE zone = ? AND value IS NOT NULL AND waits IS NULL", (zone.id,)
+    )
+    ((status.segments,),) = session.query("SELECT COUNT(*) FROM segment WHERE zone = ?", (zone.id,))
+    status.conflicts = [
+        f"{type_} {key}"
+        for type_, key in session.query(
+            "SELECT type, key FROM record WHERE zone = ? AND conflict = 1 ORDER BY type, key LIMIT ?",
+            (zone.id, shown),
+        )
+    ]
+    status.waiting = _counts(
+        session,
+        "SELECT waits, COUNT(*) FROM record WHERE zone = ? AND waits IS NOT NULL GROUP BY waits"
+        " ORDER BY waits LIMIT ?",
+        zone,
+        shown,
+    )
+    status.held = _counts(
+        session,
+        "SELECT held, COUNT(*) FROM segment WHERE zone = ? AND held IS NOT NULL GROUP BY held"
+        " ORDER BY held LIMIT ?",
+        zone,
+        shown,
+    )
+    status.quarantined = [
+        f"{names.author(bytes(log))}, entry {counter}: {reason}"
+        for log, counter, reason in session.query(
+            "SELECT l.log, q.counter, q.reason FROM quarantine q JOIN log l ON l.id = q.log"
+            " WHERE q.zone = ? ORDER BY q.log, q.counter LIMIT ?",
+            (zone.id, shown),
+        )
+    ]
+    status.forks = list(_forks(session, zone, names))
+    return status
+
+
+def place_of(zones: Zones, session: Session, zone: Zone, type_: str, key: str) -> Place | None:
+    """Return where a record of a zone is, None if it was never there."""
+    store = zones.store(session, zone.id, zone.name)
+    found = store.tables.record(type_, key) if type_ in store.tables.types else None
+    if found is None:
+        return None
+    names = _Names(zones, session, zone)
+    devices = [device for device in zones.devices(session, zone) if device.revoked is None]
+    versions = []
+    for one in found.siblings:
+        segment = names.segment_of(one.log, one.counter)
+        there = [device.name for device in devices if _has(session, device, segment)]
+        value = None if one.value is None else parsed(one.value)
+        versions.append(Version(names.author(one.log), one.counter, one.at, value, there))
+    missing = [
+        device.name for device in devices if any(device.name not in one.at_servers for one in versions)
+    ]
+    return Place(zone.name, type_, key, found.value, found.conflict, found.waits, versions, missing)
+
+
+class _Names:
+    """Finds out whose a log is, branches of forked logs as well."""
+
+    def __init__(self, zones: Zones, session: Session, zone: Zone) -> None:
+        self._session, self._zone = session, zone
+        self._store: Store = zones.store(session, zone.id, zone.name)
+        self._branches = {
+            self._store.label(bytes(log), bytes(id_)): (bytes(log), bytes(id_))
+            for log, id_ in session.query(
+                "SELECT s.log, s.id FROM segment s JOIN fork f ON f.zone = s.zone AND f.log = s.log"
+                ' WHERE s.zone = ? ORDER BY s."first" DESC',
+                (zone.id,),
+            )
+        }
+
+    def author(self, log: bytes) -> str:
+        """Return the name of the device that wrote a log."""
+        trunk = self._branches.get(log, (log, b""))[0]
+        rows = self._session.query(
+            'SELECT "key" FROM segment WHERE zone = ? AND log = ? LIMIT 1', (self._zone.id, trunk)
+        )
+        if not rows:
+            return f"log {log.hex()}"
+        key = bytes(rows[0][0])
+        return self._store.member(key).name or f"device {hashlib.sha256(key).hexdigest()[:12]}"
+
+    def segment_of(self, log: bytes, counter: int) -> tuple[bytes, bytes] | None:
+        """Return id and author's key of the segment that holds an entry."""
+        trunk = self._branches.get(log, (log, b""))[0]
+        rows = self._session.query(
+            'SELECT id, "key" FROM segment WHERE zone = ? AND log = ? AND "first" <= ? AND "last" >= ?',
+            (self._zone.id, trunk, counter, counter),
+        )
+        for id_, key in rows:
+            if self._store.label(trunk, bytes(id_)) == log:
+                return bytes(id_), bytes(key)
+        return None
+
+
+def _has(session: Session, device: Device, segment: tuple[bytes, bytes] | None) -> bool:
+    """Return whether a device is known to have a segment: as its author, or by its cursor."""
+    if segment is None:
+        return False
+    id_, key = segment
+    return key == device.key or arrivals.place(session, id_) <= device.place
+
+
+def _lag(zones: Zones, session: Session, zone: Zone, device: Device) -> Lag:
+    logs = zones.logs(session, zone, device.key)
+    here = logs.get(log_id(device.key, device.epoch)) if device.epoch is not None else None
+    missing = device.counter if here is None else sum(b - a + 1 for a, b in here.missing(device.counter))
+    rows = session.query(
+        'SELECT COALESCE(SUM(s."last" - s."first" + 1), 0), COALESCE(SUM(s.size), 0) FROM arrival a'
+        ' JOIN segment s ON s.id = a.id WHERE a.zone = ? AND a.place > ? AND s."key" <> ?',
+        (zone.id, device.place, device.key),
+    )
+    down = (0, 0) if device.revoked is not None else rows[0]
+    return Lag(
+        name=device.name,
+        device=device.id.hex(),
+        revoked=device.revoked is not None,
+        contact=device.contact,
+        age_seconds=None if device.contact is None else max(0, now() - device.contact),
+        counter=device.counter,
+        held=device.counter - missing,
+        up_entries=missing,
+        up_bytes=device.wanted,
+        down_entries=int(down[0]),
+        down_bytes=int(down[1]),
+    )
+
+
+def _counts(session: Session, sql: str, zone: Zone, shown: int) -> dict[str, int]:
+    return {str(name): int(number) for name, number in session.query(sql, (zone.id, shown))}
+
+
+def _forks(session: Session, zone: Zone, names: _Names) -> Iterator[str]:
+    for (log,) in session.query("SELECT log FROM fork WHERE zone = ? ORDER BY log", (zone.id,)):
+        yield (
+            f"{names.author(bytes(log))}: its log was continued twice (a copied disk or a restored backup)."
+            " Both sides' records are kept and it counts anew by itself; if two servers run from one disk"
+            " image, remove the device key on the copy and enrol that one: shala device create"
+        )
+    disputed = session.query(
+        "SELECT d.name FROM contact c JOIN device d ON d.id = c.device"
+        " WHERE c.zone = ? AND c.disputed IS NOT NULL GROUP BY d.name ORDER BY d.name",
+        (zone.id,),
+    )
+    for (name,) in disputed:
+        yield (
+            f"{name}: somebody else spoke in its name, or it was set back (a copied disk, a restored backup)."
+            " It goes on in a new epoch by itself; if there is a copy, enrol that one: shala device create"
+        )
