@@ -40,6 +40,7 @@ from shala_agent.wire import (
 MAX_ANSWER = 16 << 20  # bytes of JSON; a thousand items and the statements among them
 MAX_PROBLEM = 16 << 10  # bytes of the body of a refusal
 PIECE = 16 << 10  # bytes that are sent at once: the limit is kept in such steps
+BUSY_TRIES = 3  # of a request that the centre has no time for
 QUIET = 30.0  # seconds without a byte after which the link counts as dead
 
 Answer = TypeVar("Answer")
@@ -165,12 +166,29 @@ class Centre:
                 said[SESSION_HEADER] = self.session
         if method != "GET":
             said["Content-Length"] = str(len(body))
+        response = self._sent(method, path, said, body)
+        for _ in range(BUSY_TRIES):
+            # Not where a number goes along that is good for once.
+            if response.status_code != 429 or method == "POST":
+                break
+            response.close()
+            self._sleep(_seconds(response.headers.get("Retry-After", "")))
+            response = self._sent(method, path, said, body)
+        try:
+            yield response
+        except httpx.TransportError as error:
+            raise self._explained(error) from None
+        finally:
+            response.close()
+
+    def _sent(self, method: str, path: str, headers: dict[str, str], body: bytes) -> httpx.Response:
+        """Send a request; return its answer, of which only the headers have been read."""
         try:
             client = self._connection()
             request = client.build_request(
                 method,
                 self.url.rstrip("/") + path,
-                headers=said,
+                headers=headers,
                 content=self._outgoing(body) if method != "GET" else None,
                 timeout=httpx.Timeout(self._patience(), connect=min(self.connect_seconds, self._patience())),
             )
@@ -179,13 +197,8 @@ class Centre:
             response = client.send(request, stream=True)
         except (httpx.TransportError, httpx.InvalidURL, OSError) as error:
             raise self._explained(error) from None
-        try:
-            self.traffic.down += 15 + len(response.reason_phrase) + _size(response.headers)
-            yield response
-        except httpx.TransportError as error:
-            raise self._explained(error) from None
-        finally:
-            response.close()
+        self.traffic.down += 15 + len(response.reason_phrase) + _size(response.headers)
+        return response
 
     def _connection(self) -> httpx.Client:
         if self._client is None:
@@ -219,11 +232,13 @@ class Centre:
 
     def _pass(self, size: int) -> None:
         """Wait as long as the limit has it. Raises OutOfTime."""
-        wait = self.bandwidth.take(size)
-        if wait >= self.remaining() or self.remaining() <= 0:
+        self._sleep(self.bandwidth.take(size))
+
+    def _sleep(self, seconds: float) -> None:
+        if seconds >= self.remaining() or self.remaining() <= 0:
             raise OutOfTime
-        if wait:
-            time.sleep(wait)
+        if seconds:
+            time.sleep(seconds)
 
     def _patience(self) -> float:
         remaining = self.remaining()
@@ -266,6 +281,11 @@ class Centre:
                 " (is the clock right? set sync.ca_file to the certificate of your own authority)"
             )
         return CentreSilent(f"{self.url} does not answer: {reason}")
+
+
+def _seconds(retry_after: str) -> float:
+    """Return how long a centre wants to be left alone, within reason."""
+    return float(min(60, max(1, int(retry_after)))) if re.fullmatch(r"\d{1,6}", retry_after) else 10.0
 
 
 def _path(id_: bytes) -> str:

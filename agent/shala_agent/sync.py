@@ -122,7 +122,7 @@ def sync(records: Records, centre: Centre, parts: Path, watch: Watch | None = No
             result.reason = (
                 f"{max(len(result.refused), len(run.left_out))} segments or statements were left out"
             )
-        records.keep(last_sync=msgspec.json.encode(result).decode())
+        records.keep(last_sync=msgspec.json.encode(result).decode(), part=run.part)
     return result
 
 
@@ -153,14 +153,14 @@ class _Run:
     result: SyncResult = field(default_factory=SyncResult)
     left_out: dict[str, _LeftOut] = field(default_factory=dict)
     _key: SigningKey = field(init=False)
-    _part: int = PART
+    part: int = PART
     _sessions: int = 0
     _seen_first: bool = False
     _to_come: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._key = self.centre.key
-        self._part = min(PART, max(SMALL_PART, int(self.records.kept("part") or PART)))
+        self.part = min(PART, max(SMALL_PART, int(self.records.kept("part") or PART)))
         self.result.started, self.result.url = now(), self.centre.url
         for one in _remembered(self.records.kept("left_out")):
             self.left_out[one.id] = one
@@ -185,7 +185,6 @@ class _Run:
             self._measure_unsent(result.lag_after)
         result.lag_after.segments_down = len(self._to_come)
         result.lag_after.bytes_down = sum(self._to_come.values())
-        self.records.keep(part=self._part)
 
     def _measure_unsent(self, lag: Lag) -> None:
         unsent = self.records.unsent()
@@ -324,10 +323,10 @@ class _Run:
         while True:
             began = time.monotonic()
             try:
-                receipt = self.centre.put(id_, len(data), offset, data[offset : offset + self._part])
+                receipt = self.centre.put(id_, len(data), offset, data[offset : offset + self.part])
             except (CentreSilent, OutOfTime):
                 # What does not get through before the line breaks is not tried in the same size for ever.
-                self._part = max(SMALL_PART, self._part // 4)
+                self.part = max(SMALL_PART, self.part // 4)
                 raise
             self._pace(time.monotonic() - began, len(data) - offset)
             if receipt.refused:
@@ -350,9 +349,9 @@ class _Run:
     def _pace(self, seconds: float, left: int) -> None:
         """Make the parts as large as the line carries in some seconds."""
         if seconds > LONG:
-            self._part = max(SMALL_PART, self._part // 2)
-        elif seconds < SHORT and left > self._part:
-            self._part = min(PART, self._part * 2)
+            self.part = max(SMALL_PART, self.part // 2)
+        elif seconds < SHORT and left > self.part:
+            self.part = min(PART, self.part * 2)
 
     def _refuse_up(self, id_: bytes, reason: str) -> None:
         self.records.set_refused([id_])
@@ -385,6 +384,8 @@ class _Run:
 
     def _state(self, items: Sequence[Item]) -> None:
         """Keep statements; one that is wrong is left out alone."""
+        if not items:
+            return
         good = [data for item in items if (data := self._statement(item)) is not None]
         try:
             self.result.statements += self.records.state(good)

@@ -12,10 +12,12 @@ import re
 import secrets
 import socket
 import sqlite3
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import msgspec
 from nacl.signing import SigningKey
@@ -44,6 +46,7 @@ class LittleCentre:
         # What goes wrong, once each:
         self.cut_upload_after = self.cut_download_after = -1
         self.session_expires = False
+        self.busy = 0  # so many times
         # And for as long as it is set:
         self.lies_about: dict[str, bytes] = {}  # id -> what is sent instead
         self.lies_in_statements = False
@@ -193,6 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return self.connection.shutdown(socket.SHUT_RDWR)
             body = self.rfile.read(length)
+            if centre.busy:
+                centre.busy -= 1
+                return self.answer(429, b'{"error": "too often"}', {"Retry-After": "1"})
             if centre.session_expires or self.device(body, offset) is None:
                 centre.session_expires = False
                 return self.answer(401, b'{"error": "no session"}')
@@ -256,13 +262,18 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def served(centre: LittleCentre) -> Iterator[LittleCentre]:
-    """Give the centre a port of the loopback while the block runs."""
+def served(centre: LittleCentre, certificate: Path | None = None) -> Iterator[LittleCentre]:
+    """Give the centre a port of the loopback while the block runs; with TLS where a certificate is given."""
     handler = type("Handler", (_Handler,), {"centre": centre})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    centre.url = f"http://127.0.0.1:{server.server_address[1]}"
+    scheme = "http" if certificate is None else "https"
+    centre.url = f"{scheme}://127.0.0.1:{server.server_address[1]}"
     try:
         yield centre
     finally:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import random
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -270,6 +271,37 @@ def test_a_session_that_has_expired_is_opened_anew(hill: Server, centre: LittleC
     result = hill.sync()
     assert result.outcome == "done"
     assert len([method for method, _, _ in centre.requests if method == "POST"]) == 2
+
+
+def test_a_centre_that_has_no_time_is_asked_again_after_a_while(hill: Server, centre: LittleCentre):
+    hill.learn("green-apple-mz17", "unit0")
+    centre.busy = 1
+    began = time.monotonic()
+    assert hill.sync().outcome == "done"
+    assert time.monotonic() - began >= 1
+    hill.learn("green-apple-mz17", "unit1")
+    centre.busy = 1
+    assert hill.sync(remaining=iter_time(0.9)).reason == "the time for sync is over"
+
+
+def test_only_a_centre_with_a_certificate_of_the_known_authority_is_spoken_to(tmp_path: Path):
+    pem = tmp_path / "centre.pem"
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+            "-keyout", pem, "-out", tmp_path / "ca.pem", "-days", "2", "-subj", "/CN=shala lab",
+            "-addext", "subjectAltName=IP:127.0.0.1",
+        ],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    pem.write_bytes(pem.read_bytes() + (tmp_path / "ca.pem").read_bytes())
+    with served(LittleCentre(), pem) as centre:
+        server = server_in(tmp_path / "hill", "2031017-mz17", centre)
+        server.learn("green-apple-mz17", "unit0")
+        refused = server.sync()
+        assert refused.outcome == "refused"
+        assert "set sync.ca_file" in refused.reason
+        assert server.sync(ca_file=str(tmp_path / "ca.pem")).outcome == "done"
 
 
 def test_long_lists_come_in_pages(hill: Server, lake: Server, centre: LittleCentre):
