@@ -26,7 +26,7 @@ from shala_agent.collection import read_collection, write_collection
 from shala_agent.device import SIGNATURE, Device, SignatureWrong, device_id, signer_of
 from shala_agent.failure import AgentError
 from shala_agent.identity import IdentityRefused
-from shala_agent.manifest import File, bagit_lines, fold, read_changes
+from shala_agent.manifest import File, bagit_lines, read_changes, sort_key
 from shala_agent.outcome import Result, failed
 
 
@@ -117,12 +117,15 @@ def test_changes_say_how_each_collection_came_from_the_one_before(school):
         school.collect()
         held.append(list(school.spool.files()))
     assert school.spool.sequences() == [1, 2, 3]
-    folded: list[File] = []
+    folded: dict[str, File] = {}
     for number, files in enumerate(held, 1):
         changes = (school.root / f"spool/changes/{number:08d}.txt").read_bytes().splitlines(keepends=True)
         assert len(changes) < 5 or number == 1
-        folded = list(fold(folded, read_changes(changes)))
-        assert folded == files
+        for change in read_changes(changes):
+            folded.pop(change.path, None)
+            if isinstance(change, File):
+                folded[change.path] = change
+        assert sorted(folded.values(), key=lambda file: sort_key(file.path)) == files
 
 
 def test_a_file_that_becomes_a_folder_and_back_is_replaced(school):
