@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -678,6 +679,48 @@ def test_what_the_mirror_has_lost_is_not_carried(school):
         ledger.finish(ledger.start("by hand"), "mongo-dump", failed("MongoDB: it does not answer"))
     kept = item(school.collect(), "db")
     assert (kept.outcome, kept.carried_from, kept.files) == ("failed", 1, 1)
+    judge(school)
+
+
+@pytest.mark.parametrize("lost", ["lost", "cut"])
+def test_what_the_mirror_has_lost_is_not_listed_when_its_folder_cannot_be_read(school, monkeypatch, lost):
+    school.write("data/rcs-repo/Nodes/a/b/c/y.json,v", "head 1.2;\n")
+    school.collect()
+    gone = school.bag() / "data/gstudio/rcs-repo/Nodes/a/b/c/x.json,v"
+    gone.unlink()
+    if lost == "cut":
+        gone.write_bytes(b"head")
+    scandir = os.scandir
+    broken = (school.data / "rcs-repo/Nodes/a").stat().st_ino
+
+    def failing(folder="."):
+        if isinstance(folder, int) and os.fstat(folder).st_ino == broken:
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    repo = item(school.collect(), "rcs-repo")
+    assert (repo.outcome, repo.files) == ("suspect", 1)
+    assert repo.reasons[0] == "the mirror has lost files that are to be carried on: 1"
+    listed = (school.bag() / "manifest-sha256.txt").read_text()
+    assert "y.json,v" in listed
+    assert "x.json,v" not in listed
+    judge(school)
+
+
+@pytest.mark.parametrize("how", ["the folder is gone", "the folder cannot be opened"])
+def test_an_item_that_is_carried_whole_lists_nothing_that_the_mirror_has_lost(school, how):
+    school.write("data/rcs-repo/y.json", "{}")
+    school.collect()
+    (school.bag() / "data/gstudio/rcs-repo/Nodes/a/b/c/x.json,v").unlink()
+    if how == "the folder is gone":
+        shutil.rmtree(school.data / "rcs-repo")
+    else:
+        (school.data / "rcs-repo").rename(school.data / "aside")
+        (school.data / "rcs-repo").symlink_to(school.data / "aside")
+    repo = item(school.collect(), "rcs-repo")
+    assert (repo.outcome, repo.files, repo.carried_from) == ("failed", 1, 1)
+    assert repo.reasons[0] == "the mirror has lost files that are to be carried on: 1"
     judge(school)
 
 
