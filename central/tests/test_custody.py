@@ -18,9 +18,10 @@ from central_school import School, received
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shala_agent.device import Device
+from shala_central import cold as cold_module
 from shala_central.archive import Archive
 from shala_central.bag import BagRefused, survey
-from shala_central.cold import CHAIN, Cold, ColdDamaged
+from shala_central.cold import CHAIN, Cold, ColdDamaged, ColdFailed
 from shala_central.config import Limits
 from shala_central.export import export
 from shala_central.failure import CentralError, UsageError
@@ -245,6 +246,66 @@ def test_a_cut_between_packing_and_removing_loses_nothing(archive, school, day, 
     archive.prune(keep_days=1000, keep_months=0)
     archive.checkout(archive.version(school.name, 1), tmp_path / "out")
     assert (tmp_path / "out/gstudio/db/a").read_bytes() == b"text " * 1000
+
+
+def test_a_table_that_takes_no_more_is_told_in_one_line_and_loses_nothing(archive, school, day, tmp_path):
+    days = [{"gstudio/db/a": random.Random(number).randbytes(60_000).hex().encode()} for number in range(4)]
+    for files in days:
+        day(files)
+    archive.objects.cold._opened().execute("PRAGMA max_page_count = 20")
+    with pytest.raises(
+        ColdFailed, match=r"cold\.sqlite: database or disk is full \(is the disk full"
+    ) as told:
+        archive.prune(keep_days=1000, keep_months=0)
+    assert "\n" not in str(told.value)
+    assert damaged_objects(archive, school.name) == []
+    archive.objects.cold._opened().execute("PRAGMA max_page_count = 100000")
+    archive.prune(keep_days=1000, keep_months=0)
+    assert len(list(archive.objects.cold.stored(school.name))) == 3
+    for number, files in enumerate(days, 1):
+        archive.checkout(archive.version(school.name, number), tmp_path / str(number))
+        assert (tmp_path / str(number) / "gstudio/db/a").read_bytes() == files["gstudio/db/a"]
+
+
+def test_a_packed_file_that_does_not_fit_on_the_disk_leaves_nothing_half(archive, school, day, monkeypatch):
+    day({"gstudio/db/a": random.Random(1).randbytes(400_000).hex().encode()})
+    day({"gstudio/db/a": b"other"})
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cold_module.os, "fsync", full)
+        with pytest.raises(ColdFailed, match=r"\.cold: No space left on device \(free some space"):
+            archive.prune(keep_days=1000, keep_months=0)
+    assert list((archive.hidden / "objects").rglob("*.part")) == []
+    assert damaged_objects(archive, school.name) == []
+    assert archive.prune(keep_days=1000, keep_months=0).packed > 300_000
+
+
+@pytest.mark.parametrize("deed", ["prune", "scrub"])
+def test_a_table_that_is_locked_or_no_table_is_told_and_no_content_is_named_damaged(
+    archive, school, day, monkeypatch, deed
+):
+    monkeypatch.setattr(cold_module, "BUSY_SECONDS", 0.1)
+    day({"gstudio/db/a": b"text " * 1000})
+    day({"gstudio/db/a": b"other"})
+    deeds = {
+        "prune": lambda: archive.prune(keep_days=1000, keep_months=0),
+        "scrub": lambda: scrub(archive, 1),
+    }
+    table = archive.hidden / "cold.sqlite"
+    table.write_bytes(b"no table at all" * 1000)
+    with pytest.raises(ColdFailed, match=r"is not a database .bring back the copy of last night"):
+        deeds[deed]()
+    table.unlink()
+    with sqlite3.connect(table, isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(ColdFailed, match=r"is locked .is the disk full, or another run at work"):
+            deeds[deed]()
+        other.execute("ROLLBACK")
+    deeds[deed]()
+    assert damaged_objects(archive, school.name) == []
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

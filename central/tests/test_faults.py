@@ -308,6 +308,25 @@ def test_a_disk_that_fills_up_during_a_pull_hurts_nothing(
     assert_finished(centre, school, BIG, [1, 2])
 
 
+@pytest.mark.parametrize("size", [200_000, 3_000_000], ids=["in the table", "in a file"])
+def test_a_disk_that_is_full_while_old_content_is_packed_costs_one_line(centre, school, small_disk, size):
+    archive = centre.archive
+    archive.open()
+    days = [{"gstudio/db/a": random.Random(number).randbytes(size).hex().encode()} for number in range(3)]
+    for number, files in enumerate(days, 1):
+        school.sequence = number
+        received(archive, school, files)
+    small_disk(180 << 10)
+    done = centre.shala("archive", "prune")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"shala: \S+/(cold\.sqlite|[0-9a-f]{64}\.cold): [^\n]+ \([^\n]+\)\n", done.stderr)
+    assert centre.shala("archive", "verify", "--deep").returncode == 0
+    small_disk(0)
+    assert centre.shala("archive", "prune").returncode == 0
+    assert centre.shala("archive", "verify", "--deep").returncode == 0
+    assert json.loads(centre.shala("archive", "objects", "--json").stdout)["places"]["packed_objects"] == 2
+
+
 def test_a_disk_without_inodes_hurts_nothing(centre, school, online, small_disk):
     online(school).seal(DAY_1)
     centre.pull()
