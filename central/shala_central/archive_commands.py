@@ -275,19 +275,21 @@ def archive_scrub(days: int | None, config: CentralConfig, as_json: bool) -> int
 @config_option
 @json_option
 def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralConfig, as_json: bool) -> int:
-    """Mend damaged or lost content from a second copy of the archive.
+    """Mend damaged or lost content from a second copy of the archive, plain or packed there.
 
-    What no copy has can be asked of the school again, if its newest collection holds it: shala pull --again.
+    The copy is only read; its disk may be mounted read-only. What no copy has can be asked of the school
+    again, if its newest collection holds it: shala pull --again.
 
     \b
     Examples:
       shala archive repair --from /mnt/second-disk/archive
       shala archive repair 2031017-mz17
     """
-    from shala_central.integrity import repair
+    from shala_central.integrity import SecondCopy, repair
 
     archive = open_archive(config, writing=True)
-    answers = [repair(archive, name, second) for name in list(names) or archive.servers()]
+    copy = SecondCopy(archive, second) if second is not None else None
+    answers = [repair(archive, name, copy) for name in list(names) or archive.servers()]
     if as_json:
         print_json({"servers": answers})
     else:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -45,11 +47,16 @@ class ColdFailed(CentralError):
 
 
 class Cold:
-    """The packed contents of all pools; `root` is the folder of the objects."""
+    """The packed contents of all pools; `root` is the folder of the objects.
 
-    def __init__(self, root: Path) -> None:
+    With `read_only` nothing is ever written beside it: it may be a copy on a disk that is mounted so.
+    """
+
+    def __init__(self, root: Path, *, read_only: bool = False) -> None:
         self._root = root
         self._path = root.parent / "cold.sqlite"
+        self._read_only = read_only
+        self._aside: tempfile.TemporaryDirectory[str] | None = None
         self._db: sqlite3.Connection | None = None
 
     def has(self, pool: str, sha256: str) -> bool:
@@ -191,6 +198,8 @@ class Cold:
             return self._opened().execute(query, values).fetchall()
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from None
+        except OSError as error:
+            raise ColdFailed(f"{self._path}: {error.strerror}") from None
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[sqlite3.Connection]:
@@ -208,6 +217,8 @@ class Cold:
         return ColdFailed(f"{self._path}: {error} ({way})")
 
     def _opened(self) -> sqlite3.Connection:
+        if self._db is None and self._read_only:
+            self._db = self._opened_to_read()
         if self._db is None:
             # Threads of one pull take turns: each statement is whole, and SQLite locks.
             db = sqlite3.connect(self._path, timeout=BUSY_SECONDS, check_same_thread=False)
@@ -221,6 +232,18 @@ class Cold:
                 raise
             self._db = db
         return self._db
+
+    def _opened_to_read(self) -> sqlite3.Connection:
+        """Open the table so that nothing is written, not even SQLite's own files beside it."""
+        path = self._path.resolve()
+        log = path.with_name(f"{path.name}-wal")
+        if log.is_file() and log.stat().st_size:
+            # Copied from an archive at work: the newest rows are in the log, which only a writer can read.
+            self._aside = tempfile.TemporaryDirectory(prefix="shala-cold-")
+            for file in (path, log):
+                shutil.copyfile(file, Path(self._aside.name, file.name))
+            return sqlite3.connect(Path(self._aside.name, path.name))
+        return sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)
 
     def _file(self, pool: str, sha256: str) -> Path:
         return self._root / pool / sha256[:2] / f"{sha256}.cold"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import errno
+import logging
 import math
 import os
 import shutil
@@ -13,10 +16,11 @@ import msgspec
 from shala_agent.manifest import File
 
 from shala_central.archive import Archive, Damage
-from shala_central.cold import ColdDamaged
-from shala_central.objects import digest_of
+from shala_central.cold import ColdDamaged, ColdFailed
+from shala_central.objects import ObjectDamaged, digest_of
 from shala_central.publish import sync_file_system, write_file
 
+logger = logging.getLogger(__name__)
 BUCKETS = 256  # the first two digits of a digest
 
 
@@ -35,6 +39,46 @@ class Repaired(msgspec.Struct, frozen=True):
     name: str
     mended: list[str]
     lost: list[str]
+
+
+class SecondCopy:
+    """Another copy of an archive, by its root; nothing is ever written there."""
+
+    def __init__(self, archive: Archive, root: Path) -> None:
+        self._root = root
+        self._objects = archive.objects.of_copy(root / ".shala" / "objects")
+        self._told: set[str] = set()
+
+    def fetch(self, name: str, file: File, target: Path) -> bool:
+        """Write a content to a file: of the copy's objects, plain or packed, or of its trees.
+
+        Returns whether it is there, as it should be.
+        """
+        path = file.path.removeprefix("data/")
+        with self._trying(), target.open("wb") as staged:
+            self._objects.copy(name, path, file.sha256, staged)
+            return True
+        for candidate in sorted(self._root.glob(f"[0-9][0-9][0-9][0-9]/*/{name}/{_literal(path)}")):
+            with self._trying():
+                shutil.copyfile(candidate, target)
+                if digest_of(target) == file.sha256:
+                    return True
+        return False
+
+    @contextlib.contextmanager
+    def _trying(self) -> Iterator[None]:
+        """Pass over what the copy cannot give; that its table of packed contents is none is said once."""
+        try:
+            yield
+        except ObjectDamaged:
+            pass
+        except ColdFailed as failed:
+            if str(failed) not in self._told:
+                logger.warning("of the second copy nothing packed can be used: %s", failed)
+            self._told.add(str(failed))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # that is this disk
+                raise
 
 
 class _Readings(msgspec.Struct):
@@ -89,7 +133,7 @@ def scrub(archive: Archive, days: int) -> Scrubbed:
     return Scrubbed(objects, size, damage, oldest)
 
 
-def repair(archive: Archive, name: str, second: Path | None) -> Repaired:
+def repair(archive: Archive, name: str, second: SecondCopy | None = None) -> Repaired:
     """Mend what is damaged of a server's kept collections from a second copy of the archive.
 
     Raises CentralError while the server is pulled.
@@ -106,16 +150,11 @@ def repair(archive: Archive, name: str, second: Path | None) -> Repaired:
             ):
                 mended.append(path)
                 continue
-            found = _in_copy(archive, second, name, file) if second is not None else None
-            if found is None:
-                lost.append(path)
-                continue
             staged = archive.staging(name) / "mended"
-            shutil.copyfile(found, staged)
-            os.utime(staged, ns=(file.mtime_ns, file.mtime_ns))
-            if digest_of(staged) != file.sha256:
+            if second is None or not second.fetch(name, file, staged):
                 lost.append(path)
                 continue
+            os.utime(staged, ns=(file.mtime_ns, file.mtime_ns))
             sync_file_system(archive.staging(name))
             archive.objects.add(staged, name, path, file.sha256)
             mended.append(path)
@@ -137,21 +176,6 @@ def _damaged(archive: Archive, name: str) -> Iterator[tuple[str, str, File]]:
             seen.add(key)
             if problem := archive.objects.problem(name, file):
                 yield path, problem, file
-
-
-def _in_copy(archive: Archive, second: Path, name: str, file: File) -> Path | None:
-    """Return where another copy of the archive holds a content, among its objects or in its trees."""
-    path = file.path.removeprefix("data/")
-    place = Path(os.fsdecode(archive.objects.place(name, path.encode(), file.sha256.encode())))
-    candidates = [second / place.relative_to(archive.root)]
-    candidates += sorted(second.glob(f"[0-9][0-9][0-9][0-9]/*/{name}/{_literal(path)}"))
-    for candidate in candidates:
-        try:
-            if digest_of(candidate) == file.sha256:
-                return candidate
-        except OSError:
-            continue
-    return None
 
 
 def _literal(path: str) -> str:

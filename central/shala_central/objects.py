@@ -46,14 +46,19 @@ class Objects:
         remote: Remote | None = None,
         *,
         on_demand: bool = False,
+        read_only: bool = False,
     ) -> None:
         self.root = root
         self.remote = remote
         self.on_demand = on_demand and remote is not None
-        self.cold = Cold(root)
+        self.cold = Cold(root, read_only=read_only)
         self._bytes_root = os.fsencode(root)
         self._shared = tuple(f"{item.rstrip('/')}/" for item in shared_items)
         self._shared_bytes = tuple(item.encode() for item in self._shared)
+
+    def of_copy(self, root: Path) -> Objects:
+        """Return the objects of another copy of the archive, of which nothing but reading is asked."""
+        return Objects(root, self._shared, read_only=True)
 
     def place(self, server: str, path: bytes, sha256: bytes) -> bytes:
         """Return where the content of a server's file stands, if it is there: a path, as bytes.

@@ -25,7 +25,7 @@ from shala_central.cold import CHAIN, Cold, ColdDamaged, ColdFailed
 from shala_central.config import Limits
 from shala_central.export import export
 from shala_central.failure import CentralError, UsageError
-from shala_central.integrity import damaged_objects, repair, scrub
+from shala_central.integrity import SecondCopy, damaged_objects, repair, scrub
 from shala_central.provenance import provenance
 
 
@@ -366,9 +366,9 @@ def test_damage_is_mended_from_a_second_copy_in_every_view(archive, school, day,
         "gstudio/qbank/q",
         "gstudio/db/a",
     }
-    alone = repair(archive, school.name, None)
+    alone = repair(archive, school.name)
     assert (alone.mended, sorted(alone.lost)) == ([], ["gstudio/db/a", "gstudio/qbank/q"])
-    done = repair(archive, school.name, tmp_path / "copy")
+    done = repair(archive, school.name, SecondCopy(archive, tmp_path / "copy"))
     assert (sorted(done.mended), done.lost) == (["gstudio/db/a", "gstudio/qbank/q"], [])
     assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
     assert seen(archive, school)["gstudio/qbank/q"] == b"q1"
@@ -380,7 +380,61 @@ def test_a_second_copy_that_is_damaged_itself_mends_nothing(archive, school, day
     for root in (archive.root, tmp_path / "copy"):
         inside = object_of(archive, school, "gstudio/db/a", b"good").relative_to(archive.root)
         damage(root / inside, b"gold")
-    assert repair(archive, school.name, tmp_path / "copy").lost == ["gstudio/db/a"]
+    assert repair(archive, school.name, SecondCopy(archive, tmp_path / "copy")).lost == ["gstudio/db/a"]
+
+
+def everything_in(root: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in root.rglob("*")}
+
+
+@pytest.mark.parametrize("at_rest", [True, False], ids=["copied at rest", "copied while it was at work"])
+def test_what_the_second_copy_holds_packed_mends_and_the_copy_is_only_read(
+    archive, school, day, tmp_path, at_rest
+):
+    contents = [big(1), big(2), big(3)]
+    for content in contents:
+        day({"gstudio/db/big": content, "gstudio/logs/l": hashlib.sha256(content).hexdigest().encode() * 200})
+    archive.prune(keep_days=1000, keep_months=0)
+    if at_rest:
+        archive.objects.cold._opened().close()
+        archive.objects.cold._db = None
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-a", str(archive.root), str(copy)], check=True)
+    assert (copy / ".shala/cold.sqlite-wal").exists() != at_rest
+    before = everything_in(copy)
+    pool = school.name
+    packed = [digest for digest, _ in archive.objects.cold.stored(pool)]
+    assert len(packed) == 4
+    archive.objects.cold.remove(pool, packed)
+    assert repair(archive, school.name).mended == []
+    done = repair(archive, school.name, SecondCopy(archive, copy))
+    assert (len(done.mended), done.lost) == (4, [])
+    assert everything_in(copy) == before
+    assert damaged_objects(archive, school.name) == []
+    archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+    assert (tmp_path / "out/gstudio/db/big").read_bytes() == contents[0]
+
+
+def test_a_second_copy_whose_packed_contents_are_lost_still_gives_its_plain_ones(
+    archive, school, day, tmp_path, caplog
+):
+    day(GOOD)
+    subprocess.run(["cp", "-a", str(archive.root), str(tmp_path / "copy")], check=True)
+    (tmp_path / "copy/.shala/cold.sqlite").write_bytes(b"nothing" * 1000)
+    for path, content in (
+        ("gstudio/db/a", b"good"),
+        ("gstudio/qbank/q", b"q1"),
+        ("gstudio/db/b", b"good too"),
+    ):
+        object_of(archive, school, path, content).unlink()
+    for content in (b"q1", b"good too"):
+        next((tmp_path / "copy").rglob(hashlib.sha256(content).hexdigest())).unlink()
+    for tree in (archive.root, tmp_path / "copy"):
+        (tree / f"2026/mz/{school.name}/gstudio/qbank").chmod(0o750)
+        (tree / f"2026/mz/{school.name}/gstudio/qbank/q").unlink()
+    done = repair(archive, school.name, SecondCopy(archive, tmp_path / "copy"))
+    assert (sorted(done.mended), done.lost) == (["gstudio/db/a", "gstudio/db/b"], ["gstudio/qbank/q"])
+    assert caplog.text.count("nothing packed can be used") == 1
 
 
 # -- where it comes from, and taking it elsewhere ------------------------------------------------------------
@@ -608,7 +662,7 @@ def test_the_collection_that_the_tree_of_an_earlier_year_shows_is_always_kept(ar
     archive.prune(keep_days=0, keep_months=0)
     assert 2 in [version.sequence for version in archive.versions(school.name)]
     assert archive.verify(school.name) == []
-    repair(archive, school.name, None)
+    repair(archive, school.name)
     assert seen(archive, school, 2025) == {"gstudio/db/a": b"dec31"}
 
 
@@ -637,7 +691,7 @@ def test_nothing_is_published_from_a_damaged_record(archive, school, day):
     day(BAD, "db")
     record = archive.committed(school.name).record / "files.txt"
     damage(record, record.read_bytes().replace(b"gstudio/db/a", b"gstudio/db/c"))
-    assert "record" in repair(archive, school.name, None).lost[0]
+    assert "record" in repair(archive, school.name).lost[0]
     for deed in (
         lambda: archive.accept(school.name),
         lambda: archive.restore(school.name, archive.version(school.name, 1)),
