@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS cold (pool TEXT, sha256 BLOB, size INTEGER, base BLOB
 PRAGMA user_version = {VERSION};
 """
 
-Plain = Callable[[str, str], Path | None]  # (pool, sha256) -> the plain object, if there is one
+Plain = Callable[[str, str], bytes | None]  # (pool, sha256) -> a content that is not packed, if there is one
 
 
 class ColdDamaged(CentralError):
@@ -154,8 +154,8 @@ class Cold:
         return True
 
     def _content(self, pool: str, sha256: str, plain: Plain, depth: int = 0) -> bytes:
-        place = plain(pool, sha256)
-        return place.read_bytes() if place is not None else self.read(pool, sha256, plain, depth)
+        content = plain(pool, sha256)
+        return content if content is not None else self.read(pool, sha256, plain, depth)
 
     def _keep(  # noqa: PLR0917 - a row
         self, pool: str, sha256: str, packed: bytes, base: str | None, size: int, height: int

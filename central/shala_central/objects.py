@@ -13,8 +13,10 @@ there is removed here.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +25,7 @@ from typing import IO
 
 from shala_agent.manifest import File
 
-from shala_central.cold import Cold, ColdDamaged
+from shala_central.cold import PATCHABLE, Cold, ColdDamaged
 from shala_central.publish import FILE_MODE, make_folders, sync_folder
 from shala_central.remote import Local, Remote, RemoteDamaged, Sent
 
@@ -145,10 +147,22 @@ class Objects:
         """Return the name of the pool in which the content of a server's file stands."""
         return SHARED if self.is_shared(path) else server
 
-    def plain(self, pool: str, sha256: str) -> Path | None:
-        """Return the plain object of a pool, if there is one; what is in the bucket alone is fetched."""
+    def plain(self, pool: str, sha256: str) -> bytes | None:
+        """Return a content that others may be packed against, if it is there and not packed itself.
+
+        What is in the bucket alone comes into memory, and never onto the disk.
+        """
         place = self.root / pool / sha256[:2] / sha256
-        return place if place.is_file() or self.bring_back(pool, sha256) else None
+        if place.is_file():
+            return place.read_bytes() if place.stat().st_size <= PATCHABLE else None
+        if self.remote is None or not self.remote.has(pool, sha256):
+            return None
+        content = io.BytesIO()
+        with contextlib.suppress(RemoteDamaged):
+            if self.remote.size(pool, sha256) <= PATCHABLE:
+                self.remote.copy(pool, sha256, content)
+                return content.getvalue()
+        return None
 
     def thaw(self, server: str, path: str, sha256: str) -> bool:
         """Make a plain object of a content that is packed; return whether it was. Raises ColdDamaged."""

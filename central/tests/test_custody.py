@@ -320,15 +320,15 @@ def test_any_chain_of_contents_is_packed_and_read_as_it_was(tmp_path_factory, co
         places[digest].parent.mkdir(parents=True, exist_ok=True)
         places[digest].write_bytes(content)
 
-    def plain(_pool: str, digest: str) -> Path | None:
-        return places[digest] if places[digest].exists() else None
+    def plain(_pool: str, digest: str) -> bytes | None:
+        return places[digest].read_bytes() if places[digest].exists() else None
 
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
     for digest, base in zip(digests, [*digests[1:], None], strict=True):
         cold.pack("p", digest, places[digest], base, plain)
     for digest, content in zip(digests, contents, strict=True):
-        place = plain("p", digest)
-        assert (place.read_bytes() if place else cold.read("p", digest, plain)) == content
+        here = plain("p", digest)
+        assert (cold.read("p", digest, plain) if here is None else here) == content
     with pytest.raises(ColdDamaged):
         cold.read("p", "0" * 64, plain)
 

@@ -25,6 +25,7 @@ from shala_central import moving
 from shala_central import remote as module
 from shala_central.archive import Archive
 from shala_central.failure import CentralError
+from shala_central.integrity import damaged_objects, scrub
 from shala_central.remote import PART, Bucket, Remote, RemoteDamaged, RemoteFailed
 
 pytestmark = pytest.mark.ssh
@@ -460,6 +461,33 @@ def test_an_archive_that_was_on_this_disk_moves_to_the_bucket_and_back(bucket, s
     received(back, school, {**DAYS[2], "gstudio/db/c": b"four"})
     assert back.committed(school.name).pull.files_received == 1
     assert tree_of(back.committed(school.name).tree) == {**DAYS[2], "gstudio/db/c": b"four"}
+
+
+def big(number: int) -> bytes:
+    """Return a database of which a little differs from number to number."""
+    raw = bytearray(random.Random(1).randbytes(400_000))
+    raw[number * 4096 : number * 4096 + 8] = b"changed!"
+    return bytes(raw)
+
+
+@pytest.fixture
+def packed(bucket: Bucket, school: School, tmp_path: Path) -> Archive:
+    """An archive that was pruned on the disk, then moved to the bucket: old versions are packed here."""
+    here = opened(tmp_path / "archive", None, on_demand=False)
+    pulled(here, school, [{"gstudio/db/big": big(number)} for number in (1, 2, 3)])
+    assert here.prune(keep_days=10_000, keep_months=0).packed > 500_000
+    moved = Archive(here.root, SHARED, bucket, on_demand=True)
+    moving.upload(moved)
+    return moved
+
+
+def test_what_packed_content_stands_on_is_read_from_the_bucket_and_not_left_here(packed, school, tmp_path):
+    assert local_objects(packed) == set()
+    packed.checkout(packed.version(school.name, 1), tmp_path / "out")
+    assert tree_of(tmp_path / "out") == {"gstudio/db/big": big(1)}
+    assert damaged_objects(packed, school.name) == []
+    assert scrub(packed, 1).damage == []
+    assert local_objects(packed) == set()
 
 
 def test_damage_in_the_bucket_is_found_and_fetched_again_from_the_school(archive, school, tmp_path):
