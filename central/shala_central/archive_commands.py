@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shala_central.archive import Committed, Entry
+from shala_central.archive import Archive, Committed, Entry
 from shala_central.bag import count_items
 from shala_central.config import CentralConfig
 from shala_central.failure import UsageError
 from shala_central.fleet import read_fleet, select
-from shala_central.moving import places, reindex, upload
+from shala_central.moving import only_packed_here, places, reindex, upload
 from shala_central.options import (
     FAILED,
     MAX_SHOWN,
@@ -328,12 +328,14 @@ def archive_status(limit: str, html_file: Path | None, config: CentralConfig, as
     from shala_central.completeness import by_state, completeness, page
 
     archive = open_archive(config)
+    only_objects, only_bytes = only_packed_here(archive)
     entries = completeness(archive, select(read_fleet(Path(config.fleet)), (), limit))
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
     if html_file is not None:
         html_file.write_text(page(entries, f"made {made}"), encoding="utf-8")
     if as_json:
-        print_json({"made": made, "states": by_state(entries), "servers": entries})
+        only = {"objects": only_objects, "bytes": only_bytes}
+        print_json({"made": made, "states": by_state(entries), "servers": entries, "only_packed_here": only})
         return 0
     rows = [{**row, "bytes": size(int(str(row["bytes"])))} for row in by_state(entries)]
     numbers = ("servers", "delivered", "whole", "bytes")
@@ -347,6 +349,7 @@ def archive_status(limit: str, html_file: Path | None, config: CentralConfig, as
         rows = [_lack(entry) for entry in lacking]
         for line in table(rows, ("server", "collection", "pulled", "items", "lacks"), ("collection",)):
             click.echo(line)
+    _print_only(archive, only_objects, only_bytes)
     whole = f"{len(entries) - len(lacking)} of {counted(len(entries), 'server')} whole"
     click.echo(f"\n{whole}. More: shala archive show NAME")
     return 0
@@ -703,6 +706,13 @@ def archive_prune(dry_run: bool, config: CentralConfig, as_json: bool) -> int:
     return 0
 
 
+def _print_only(archive: Archive, objects: int, size_here: int) -> None:
+    """Say what the bucket does not have and never gets."""
+    if objects:
+        what = f"{counted(objects, 'packed object')}, {size(size_here)}"
+        click.echo(f"  only on this disk: {what} of earlier collections (keep a copy of {archive.hidden})")
+
+
 @archive_group.command("objects", short_help="Say where content is: on this disk, in a bucket.")
 @click.option("--upload", "sending", is_flag=True, help="Send what is only on this disk.")
 @click.option("--reindex", "listing", is_flag=True, help="List the bucket to learn what is in it.")
@@ -712,7 +722,8 @@ def archive_objects(sending: bool, listing: bool, config: CentralConfig, as_json
     """Say where content is, how many objects and how many bytes; bring it to the bucket.
 
     With archive.view = "on-demand", --upload removes from this disk what is in the bucket, and the tree. It
-    may be interrupted at any moment; the same command goes on from there.
+    may be interrupted at any moment; the same command goes on from there. What prune has packed of earlier
+    collections is not sent: it stays on this disk, and .shala must be copied elsewhere as well.
 
     \b
     Examples:
@@ -732,6 +743,7 @@ def archive_objects(sending: bool, listing: bool, config: CentralConfig, as_json
     click.echo(f"{archive.root}: {counted(found.local_objects, 'object')}, {size(found.local_bytes)}")
     if found.packed_objects:
         click.echo(f"  packed: {counted(found.packed_objects, 'object')}, {size(found.packed_bytes)}")
+    _print_only(archive, found.only_objects, found.only_bytes)
     if found.remote is not None:
         click.echo(f"{found.bucket}: {counted(found.remote.objects, 'object')}, {size(found.remote.bytes)}")
         if found.remote.unfinished:

@@ -490,6 +490,27 @@ def test_what_packed_content_stands_on_is_read_from_the_bucket_and_not_left_here
     assert local_objects(packed) == set()
 
 
+def test_what_stays_packed_on_this_disk_is_said_wherever_one_looks(packed, bucket, centre, school, tmp_path):
+    centre.root.symlink_to(packed.root)
+    centre.archive_settings = settings_of(bucket)
+    school.port = 22
+    centre.schools.append(school)
+    said = "only on this disk: 2 packed objects"
+    for command in (("objects", "--upload"), ("objects",), ("status",)):
+        done = centre.shala("archive", *command)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
+        assert f"keep a copy of {centre.root}/.shala" in done.stdout
+    places = json.loads(centre.shala("archive", "objects", "--json").stdout)["places"]
+    status = json.loads(centre.shala("archive", "status", "--json").stdout)
+    assert (places["only_objects"], places["only_bytes"]) == tuple(status["only_packed_here"].values())
+    # A content that is packed and in the bucket as well is safe, and not counted.
+    place = tmp_path / "again"
+    place.write_bytes(big(1))
+    packed.objects.remote.put(place, school.name, hashlib.sha256(big(1)).hexdigest())
+    assert moving.only_packed_here(packed)[0] == 1
+
+
 def test_damage_in_the_bucket_is_found_and_fetched_again_from_the_school(archive, school, tmp_path):
     pulled(archive, school, DAYS[:1])
     remote = archive.objects.remote
@@ -506,11 +527,15 @@ def test_damage_in_the_bucket_is_found_and_fetched_again_from_the_school(archive
     assert archive.verify(school.name) == []
 
 
-def test_the_commands_work_with_a_bucket(bucket, centre, school, tmp_path):
-    centre.archive_settings = (
+def settings_of(bucket: Bucket, view: str = "on-demand") -> str:
+    return (
         f'objects_url = "s3://{bucket.name}/{bucket.prefix}"\nobjects_endpoint = "{bucket.endpoint}"\n'
-        f'objects_credentials = "{bucket.credentials}"\nview = "on-demand"\nshared_items = ["gstudio/media"]\n'
+        f'objects_credentials = "{bucket.credentials}"\nview = "{view}"\nshared_items = ["gstudio/media"]\n'
     )
+
+
+def test_the_commands_work_with_a_bucket(bucket, centre, school, tmp_path):
+    centre.archive_settings = settings_of(bucket)
     pulled(opened(centre.root, bucket), school)
     run: Callable[..., subprocess.CompletedProcess[str]] = centre.shala
     done = run("archive", "objects")
