@@ -236,31 +236,48 @@ def archive_verify(
 
 @archive_group.command("scrub", short_help="Read a share of all content again; for the timer.")
 @click.option("--days", type=click.IntRange(1, 3650), help="Within so many days everything is read once.")
+@click.option(
+    "--bucket",
+    "percent",
+    type=click.FloatRange(0, 100),
+    metavar="PERCENT",
+    help="Read back so much of what is in the bucket; the rest is looked up by name and size.",
+)
 @config_option
 @json_option
-def archive_scrub(days: int | None, config: CentralConfig, as_json: bool) -> int:
+def archive_scrub(days: int | None, percent: float | None, config: CentralConfig, as_json: bool) -> int:
     """Read again what has not been read for longest: run daily, everything within archive.scrub_days.
+
+    In the bucket all names and sizes are compared in the same time, and archive.objects_scrub_percent of the
+    contents read back, others each time: that is traffic that may have to be paid for.
 
     \b
     Examples:
       shala archive scrub
-      shala archive scrub --days 1        everything, now
+      shala archive scrub --days 1                everything, now
+      shala archive scrub --days 1 --bucket 100   the bucket too
     """
     from shala_central.integrity import scrub
 
-    done = scrub(open_archive(config, writing=True), days or config.archive.scrub_days)
+    settings = config.archive
+    if percent is None:
+        percent = settings.objects_scrub_percent
+    done = scrub(open_archive(config, writing=True), days or settings.scrub_days, percent)
     if as_json:
         print_json(done)
     else:
         for damage in done.damage[:MAX_SHOWN]:
             click.echo(f"{damage.path} {damage.problem}")
+        if done.failed:
+            click.echo(f"shala: {done.failed}", err=True)
         hint = " Mend: shala archive repair" if done.damage else ""
+        listed = f", {counted(done.listed, 'object')} of the bucket looked up" if done.listed else ""
         click.echo(
-            f"{counted(done.objects, 'object')}, {size(done.bytes)} read:"
-            f" {counted(len(done.damage), 'one') if done.damage else 'none'} damaged."
+            f"{counted(done.objects, 'object')}, {size(done.bytes)} read{listed}:"
+            f" {len(done.damage) or 'none'} damaged."
             f" The oldest reading is of {done.oldest or 'never'}.{hint}"
         )
-    return FAILED if done.damage else 0
+    return FAILED if done.damage or done.failed else 0
 
 
 @archive_group.command("repair", short_help="Mend damaged or lost content from a second copy.")

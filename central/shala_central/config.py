@@ -40,6 +40,8 @@ class ArchiveSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     objects_region: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]{1,63}$")] = "us-east-1"
     # Of mode 0600: access_key_id and secret_access_key.
     objects_credentials: str = "/etc/shala/s3.toml"
+    # Of what scrubbing looks up in the bucket by name and size, so many percent are read back as well.
+    objects_scrub_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 5
     # disk: the tree of plain files, as ever. on-demand: none; a checkout fetches what it needs.
     view: Annotated[str, msgspec.Meta(pattern="^(disk|on-demand)$")] = "disk"
 

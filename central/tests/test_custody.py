@@ -356,6 +356,38 @@ def test_everything_is_read_again_within_the_period_whatever_is_cut(archive, sch
     assert [path.rpartition("/")[2] for path in found] == [hashlib.sha256(b"7").hexdigest()]
 
 
+def test_what_is_unpacked_or_packed_while_it_is_read_is_not_damage(archive, school, day, monkeypatch):
+    text = b"text " * 1000
+    day({"gstudio/db/a": text})
+    day({"gstudio/db/a": b"other " * 1000})
+    archive.prune(keep_days=1000, keep_months=0)
+    stored, plain, asked = Cold.stored, archive.objects.plain, []
+
+    def unpacked_meanwhile(cold, pool, bucket=""):
+        for row in list(stored(cold, pool, bucket)):
+            archive.objects.thaw(school.name, "gstudio/db/a", row[0])
+            yield row
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cold, "stored", unpacked_meanwhile)
+        assert scrub(archive, 1).damage == []
+
+    def packed_meanwhile(pool, sha256):
+        asked.append(sha256)
+        if len(asked) == 1:
+            raise FileNotFoundError(sha256)
+        return plain(pool, sha256)
+
+    for number in (1, 2):
+        day({"gstudio/db/a": big(number)})
+    archive.prune(keep_days=1000, keep_months=0)
+    monkeypatch.setattr(archive.objects, "plain", packed_meanwhile)
+    assert scrub(archive, 1).damage == []
+    asked.clear()
+    assert damaged_objects(archive, school.name) == []
+    assert len(asked) > 1
+
+
 def test_damage_is_mended_from_a_second_copy_in_every_view(archive, school, day, tmp_path):
     day(GOOD)
     day({**GOOD, "gstudio/db/a": b"newer"})

@@ -25,7 +25,7 @@ from shala_central import moving
 from shala_central import remote as module
 from shala_central.archive import Archive
 from shala_central.failure import CentralError
-from shala_central.integrity import damaged_objects, scrub
+from shala_central.integrity import SecondCopy, damaged_objects, repair, scrub
 from shala_central.remote import PART, Bucket, Remote, RemoteDamaged, RemoteFailed
 
 pytestmark = pytest.mark.ssh
@@ -461,6 +461,104 @@ def test_an_archive_that_was_on_this_disk_moves_to_the_bucket_and_back(bucket, s
     received(back, school, {**DAYS[2], "gstudio/db/c": b"four"})
     assert back.committed(school.name).pull.files_received == 1
     assert tree_of(back.committed(school.name).tree) == {**DAYS[2], "gstudio/db/c": b"four"}
+
+
+def spoil(remote: Remote, key: str, content: bytes | None) -> None:
+    """Change an object behind the back of the index, or remove it."""
+    if content is None:
+        obstore.delete(remote._store(), key)
+    else:
+        obstore.put(remote._store(), key, content, use_multipart=False)
+
+
+def key_of(pool: str, content: bytes) -> str:
+    digest = hashlib.sha256(content).hexdigest()
+    return f"{pool}/{digest[:2]}/{digest}"
+
+
+@pytest.mark.parametrize(
+    "key, content, problem",
+    [
+        (key_of("2031017-mz17", b"one"), None, "is gone"),
+        (key_of("2031017-mz17", b"one"), b"o", "has another size than was sent"),
+        (f"{key_of('shared', b'v' * 9 * MIB)}/00002-of-00002", None, "1 of its 2 parts are gone"),
+    ],
+)
+def test_what_the_bucket_has_lost_is_named_without_reading_a_byte_of_it(
+    relay, school, tmp_path, key, content, problem
+):
+    archive = opened(tmp_path / "archive", bucket_at(relay.port, tmp_path))
+    pulled(archive, school, DAYS[:1])
+    assert scrub(archive, 1).damage == []
+    spoil(archive.objects.remote, key, content)
+    relay.down = 0
+    done = scrub(archive, 1)
+    assert [damage.problem for damage in done.damage] == [problem]
+    assert done.damage[0].path == f"{archive.objects.remote.bucket}: {key.removesuffix('/00002-of-00002')}"
+    assert (done.listed, done.bytes) == (3, 0)
+    assert relay.down < MIB
+
+
+def test_everything_in_the_bucket_is_looked_up_within_the_period_and_so_much_is_read_as_is_wanted(
+    archive, school
+):
+    pulled(archive, school, DAYS[:1])
+    spoil(archive.objects.remote, key_of(school.name, b"one"), b"0ne")
+    runs = [scrub(archive, 4) for _ in range(4)]
+    assert (sum(run.listed for run in runs), [run.damage for run in runs]) == (3, [[]] * 4)
+    assert runs[3].oldest
+    done = scrub(archive, 1, 100)
+    assert (done.listed, done.objects, done.bytes) == (3, 3, 9 * MIB + 3)
+    assert ["has changed" in damage.problem for damage in done.damage] == [True]
+
+
+def test_what_the_bucket_has_lost_is_sent_again_by_a_repair_and_not_thrown_away_first(
+    bucket, school, tmp_path
+):
+    archive = opened(tmp_path / "archive", bucket, on_demand=False)
+    pulled(archive, school, DAYS[:1])
+    remote = archive.objects.remote
+    for content in (None, b"0ne"):
+        spoil(remote, key_of(school.name, b"one"), content)
+        assert len(scrub(archive, 1, 100).damage) == 1
+        done = repair(archive, school.name)
+        assert (done.mended, done.lost) == ([f"{key_of(school.name, b'one')} in the bucket"], [])
+        assert scrub(archive, 1, 100).damage == []
+        assert repair(archive, school.name).mended == []
+    # Where nobody has a good one, what is left of it stays.
+    archive.objects.find(school.name, "gstudio/db/a", hashlib.sha256(b"one").hexdigest()).unlink()
+    spoil(remote, key_of(school.name, b"one"), b"0ne")
+    scrub(archive, 1, 100)
+    assert repair(archive, school.name).lost == ["gstudio/db/a"]
+    assert key_of(school.name, b"one") in keys_of(remote)
+
+
+def test_what_a_second_copy_mends_on_demand_replaces_what_is_damaged_in_the_bucket(archive, school, tmp_path):
+    pulled(archive, school, DAYS[:1])
+    copy = opened(tmp_path / "copy", None, on_demand=False)
+    pulled(copy, school, DAYS[:1])
+    spoil(archive.objects.remote, key_of(school.name, b"one"), b"0ne")
+    assert repair(archive, school.name, SecondCopy(archive, copy.root)).mended == ["gstudio/db/a"]
+    moving.upload(archive)
+    assert local_objects(archive) == set()
+    assert archive.verify(school.name) == []
+
+
+def test_a_bucket_that_does_not_answer_stops_no_reading_of_the_disk(
+    server, centre, school, tmp_path, monkeypatch
+):
+    bucket = bucket_at(server, tmp_path)
+    here = opened(centre.root, bucket, on_demand=False)
+    pulled(here, school, DAYS[:1])
+    place = here.objects.find(school.name, "gstudio/db/a", hashlib.sha256(b"one").hexdigest())
+    place.chmod(0o640)
+    place.write_bytes(b"0ne")
+    centre.archive_settings = settings_of(bucket_at(free_port(), tmp_path), "disk")
+    done = centre.shala("archive", "scrub", "--days", "1")
+    assert done.returncode == 1
+    assert "cannot be reached" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "3 objects, 9.4 MB read: 1 damaged" in done.stdout
 
 
 def big(number: int) -> bytes:
