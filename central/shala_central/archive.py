@@ -93,6 +93,8 @@ class PullRecord(msgspec.Struct, frozen=True):
     held: dict[str, int] = msgspec.field(default_factory=dict)
     # Suspect items that the operator has taken for good.
     accepted: list[str] = msgspec.field(default_factory=list)
+    # Of view.txt, "" where there is none: it is the one list that no signature covers.
+    view_sha256: str = ""
     format: int = 1
 
 
@@ -343,12 +345,8 @@ class Archive:
         return folder / current.record
 
     def is_whole(self, record: Path) -> bool:
-        """Return whether FILES of a record is still the one that the school sealed."""
-        try:
-            head = msgspec.json.decode((record / "HEAD").read_bytes(), type=Head)
-            return digest_of(record / FILES) == head.files_sha256
-        except (OSError, msgspec.MsgspecError):
-            return False
+        """Return whether the lists of a record are those that the school sealed and that were published."""
+        return _has_sealed_list(record) and _has_published_list(record)
 
     def servers(self) -> list[str]:
         """Return the names of all servers with a committed collection."""
@@ -422,9 +420,15 @@ class Archive:
             if file.is_file():
                 (record / file.name).hardlink_to(file)
         previous = self.committed(name)
+        known = previous is None or self.mend_view(name, previous)
         if previous is not None and (previous.pull.year, previous.pull.state) != (pull.year, pull.state):
             previous = None  # another tree: there is nothing in it to be replaced
         held = _held(previous, bag.collection)
+        if held and not known:
+            logger.warning(
+                "what was held back of %s is not known any more: readers see what is suspect", name
+            )
+            held = {}
         if previous is not None and held:
             _write_view(record, lines_of(received / FILES), readable(previous.view()), held)
         self._publish(name, record, msgspec.structs.replace(pull, held=held), fresh=fresh)
@@ -507,6 +511,30 @@ class Archive:
             with contextlib.suppress(ObjectsLost):
                 self._publish(name, record, committed.pull, fresh=True)
 
+    def mend_view(self, name: str, committed: Committed) -> bool:
+        """Return whether the list of what is published is whole, if need be made anew of what it was made of.
+
+        Its digest tells whether it came to the same again. Call with the lock held.
+        """
+        if _has_published_list(committed.record):
+            return True
+        held, kept = committed.pull.held, {version.sequence: version for version in self.versions(name)}
+        if not _has_sealed_list(committed.record) or not kept.keys() >= set(held.values()):
+            return False
+        made = self.staging(name) / VIEW
+        lines = select(committed.files(), [f"data/{item}" for item in held], inside=False)
+        for item, number in held.items():
+            lines = merged(lines, select(self.files(kept[number]), [f"data/{item}"], inside=True))
+        with made.open("wb") as view:
+            view.writelines(lines)
+        if digest_of(made) != committed.pull.view_sha256:
+            made.unlink()
+            return False
+        sync_file_system(made.parent)
+        made.rename(committed.record / VIEW)
+        sync_folder(committed.record)
+        return True
+
     def _copy_record(self, name: str, committed: Committed) -> Path:
         """Begin a record of the same collection with another view. Raises CentralError for a damaged one."""
         if not self.is_whole(committed.record):
@@ -528,8 +556,9 @@ class Archive:
         """
         staging = self.staging(name)
         tree = staging / "tree"
-        (record / "pull.json").write_bytes(msgspec.json.encode(pull) + b"\n")
         files, view = record / FILES, record / VIEW
+        pull = msgspec.structs.replace(pull, view_sha256=digest_of(view) if view.is_file() else "")
+        (record / "pull.json").write_bytes(msgspec.json.encode(pull) + b"\n")
         lists = (files, view) if view.is_file() else (files,)
         # Before the record names it: what a bucket is to have is there for good.
         for listed in lists if self.objects.remote is not None else ():
@@ -666,6 +695,10 @@ class Archive:
                 old = old if self.is_whole(record) else readable(old)
                 back = changes_between(lines_of(newest / FILES), old)
                 pull = msgspec.json.decode(files["pull.json"], type=PullRecord)
+                if VIEW in files and not _has_published_list(record):
+                    files[VIEW] = b"".join(readable(lines_in(files[VIEW])))
+                    pull = msgspec.structs.replace(pull, view_sha256=hashlib.sha256(files[VIEW]).hexdigest())
+                    files["pull.json"] = msgspec.json.encode(pull) + b"\n"
                 with self.history() as history:
                     history.add(name, pull.pulled, files, back)
             # Otherwise an earlier run was cut while it removed what is remembered.
@@ -776,13 +809,22 @@ class Archive:
             yield from history.files(version, newest)
 
     def view(self, version: Version) -> Iterator[bytes]:
-        """Yield the lines of the list of what was published of a kept collection."""
+        """Yield the lines of the list of what was published of a kept collection.
+
+        Raises CentralError if it is damaged.
+        """
         if version.id == 0:
-            yield from self._require(version.server).view()
+            yield from self._published_list(self._require(version.server))
             return
         with self.history() as history:
-            view = history.record(version).get(VIEW)
+            view = _view_of(version, history.record(version))
         yield from lines_in(view) if view is not None else self.files(version)
+
+    @staticmethod
+    def _published_list(committed: Committed) -> Iterator[bytes]:
+        if not _has_published_list(committed.record):
+            raise _damaged_view(committed.name)
+        return committed.view()
 
     def diff(self, old: Version, new: Version) -> list[Difference]:
         """Return which files differ in content between two kept collections, in the order of manifests."""
@@ -860,9 +902,14 @@ class Archive:
                 if not pretend:
                     history.forget(superfluous_ones)
                 own: set[str] = set()
-                for file in self.needed(name, history):
-                    to_all = self.objects.is_shared(file.path.removeprefix("data/"))
-                    (shared if to_all else own).add(file.sha256)
+                try:
+                    for file in self.needed(name, history):
+                        to_all = self.objects.is_shared(file.path.removeprefix("data/"))
+                        (shared if to_all else own).add(file.sha256)
+                except CentralError as damaged:
+                    logger.warning("%s", damaged)
+                    left_alone.add(name)
+                    continue
                 bases, bases_of_all = self._bases(name, history)
                 shared_bases |= bases_of_all
                 self._sweep(name, own, bases, counts, pretend=pretend)
@@ -922,13 +969,16 @@ class Archive:
         return own, to_all
 
     def needed(self, name: str, history: History) -> Iterator[File]:
-        """Yield every file whose content a server's collections need, or what is published of them."""
+        """Yield every file whose content a server's collections need, or what is published of them.
+
+        Raises CentralError where a list of what was published is damaged: nobody knows what it named.
+        """
         committed = self._require(name)
-        for lines in (committed.files(), committed.view()):
+        for lines in (committed.files(), self._published_list(committed)):
             yield from map(file_of, lines)
         yield from history.digests(name)
         for version in history.versions(name):
-            if (view := history.record(version).get(VIEW)) is not None:
+            if (view := _view_of(version, history.record(version))) is not None:
                 yield from map(file_of, lines_in(view))
 
     def _sweep(
@@ -1069,6 +1119,8 @@ class Archive:
             if survey(committed.files(), NO_LIMITS).manifest_sha256 != committed.pull.manifest_sha256:
                 damage.append(Damage(FILES, "of the record is not the one that was committed"))
             damage += _signature_damage(committed)
+            if not _has_published_list(committed.record):
+                damage.append(Damage(VIEW, "of the record is not the one that was published"))
             if self.objects.on_demand:
                 damage += self._content_damage(committed, share)
             else:
@@ -1223,6 +1275,37 @@ def _view_in(record: Path) -> Path:
     """Return the list of what is published by a record."""
     view = record / VIEW
     return view if view.is_file() else record / FILES
+
+
+def _has_sealed_list(record: Path) -> bool:
+    """Return whether FILES of a record is still the one that the school sealed."""
+    try:
+        head = msgspec.json.decode((record / "HEAD").read_bytes(), type=Head)
+        return digest_of(record / FILES) == head.files_sha256
+    except (OSError, msgspec.MsgspecError):
+        return False
+
+
+def _has_published_list(record: Path) -> bool:
+    """Return whether VIEW of a record is still the one that was published; an older shala noted no digest."""
+    try:
+        wanted = msgspec.json.decode((record / "pull.json").read_bytes(), type=PullRecord).view_sha256
+        return not wanted or digest_of(record / VIEW) == wanted
+    except (OSError, msgspec.MsgspecError):
+        return False
+
+
+def _view_of(version: Version, record: Mapping[str, bytes]) -> bytes | None:
+    """Return VIEW of the record of an earlier collection, None where there is none. Raises CentralError."""
+    view = record.get(VIEW)
+    wanted = msgspec.json.decode(record["pull.json"], type=PullRecord).view_sha256
+    if wanted and hashlib.sha256(view or b"").hexdigest() != wanted:
+        raise _damaged_view(f"collection {version.sequence} of {version.server}")
+    return view
+
+
+def _damaged_view(whose: str) -> CentralError:
+    return CentralError(f"{VIEW} in the record of {whose} is damaged (shala archive repair)")
 
 
 def _held(previous: Committed | None, collection: Collection) -> dict[str, int]:

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
-from shala_agent.manifest import File
+from shala_agent.manifest import File, ManifestError
 
-from shala_central.archive import Archive, Damage
+from shala_central.archive import VIEW, Archive, Damage
 from shala_central.cold import ColdDamaged, ColdFailed
 from shala_central.failure import CentralError
 from shala_central.objects import SHARED, ObjectDamaged, Objects, digest_of
@@ -105,7 +105,12 @@ class _Readings(msgspec.Struct):
 
 def damaged_objects(archive: Archive, name: str) -> list[Damage]:
     """Return what is damaged of all that a server's kept collections need."""
-    return [Damage(path, problem) for path, problem, _ in _damaged(archive, name)]
+    damage: list[Damage] = []
+    try:
+        damage += [Damage(path, problem) for path, problem, _ in _damaged(archive, name)]
+    except (CentralError, ManifestError) as error:
+        damage.append(Damage("the record", str(error)))
+    return damage
 
 
 def scrub(archive: Archive, days: int, percent: float = 0) -> Scrubbed:
@@ -217,6 +222,9 @@ def repair(archive: Archive, name: str, second: SecondCopy | None = None) -> Rep
     lost: list[str] = []
     with archive.changing(name):
         committed = archive.committed(name)
+        whole = committed is None or archive.is_whole(committed.record)
+        if committed is not None and not whole and archive.mend_view(name, committed):
+            mended.append(VIEW)
         if committed is None or not archive.is_whole(committed.record):
             return Repaired(name, mended, ["the record of its collection (shala pull --again)"])
         for path, _problem, file in list(_damaged(archive, name)):

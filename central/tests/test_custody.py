@@ -137,6 +137,81 @@ def test_the_view_of_an_earlier_year_keeps_what_it_held(archive, school, day):
     assert seen(archive, school)["gstudio/db/a"] == b"good"
 
 
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    damage(path, bytes(content))
+
+
+def view_of(archive: Archive, school: School) -> Path:
+    return archive.committed(school.name).record / "view.txt"
+
+
+def test_a_bit_that_flipped_anywhere_in_the_list_of_what_is_in_view_is_found_and_mended(archive, school, day):
+    day(GOOD)
+    day(BAD, "db")
+    whole = view_of(archive, school).read_bytes()
+    for at in range(0, len(whole), 13):
+        flip(view_of(archive, school), at)
+        assert "view.txt" in {found.path for found in archive.verify(school.name)}
+        assert len(damaged_objects(archive, school.name)) == 1
+        assert repair(archive, school.name).mended == ["view.txt"]
+        assert view_of(archive, school).read_bytes() == whole
+    view_of(archive, school).unlink()
+    assert "view.txt" in {found.path for found in archive.verify(school.name)}
+    assert repair(archive, school.name).lost == []
+    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+    assert seen(archive, school) == {**GOOD, "gstudio/qbank/q": b"q2"}
+
+
+@pytest.mark.parametrize("wrong", [b"gstudio/db/a\n", b"gstudio/db/b\n", b" 4 "])
+def test_nothing_that_a_damaged_list_names_is_published(archive, school, day, wrong):
+    day(GOOD)
+    day(BAD, "db")
+    place = view_of(archive, school)
+    flip(place, place.read_bytes().index(wrong) + len(wrong) - 2)
+    for deed in (
+        lambda: archive.accept(school.name),
+        lambda: archive.restore(school.name, archive.version(school.name, 1)),
+    ):
+        with pytest.raises(CentralError, match=r"is damaged .shala pull --again"):
+            deed()
+    day({**BAD, "gstudio/db/a": b"still half"}, "db")
+    assert seen(archive, school) == {**GOOD, "gstudio/qbank/q": b"q2"}
+    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+
+
+def test_where_nobody_knows_what_was_held_back_readers_see_what_came_and_the_log_says_so(
+    archive, school, day, caplog
+):
+    day(GOOD)
+    day(BAD, "db")
+    place = view_of(archive, school)
+    flip(place, place.read_bytes().index(b"gstudio/db/a") + 11)
+    with archive.history() as history:
+        history.forget(history.versions(school.name))
+    assert "record" in repair(archive, school.name).lost[0]
+    worse = {**BAD, "gstudio/db/a": b"still half"}
+    day(worse, "db")
+    assert seen(archive, school) == worse
+    assert archive.committed(school.name).pull.held == {}
+    assert "was held back of 2031017-mz17 is not known any more" in caplog.text
+    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+
+
+def test_pruning_leaves_a_server_alone_whose_list_of_what_is_in_view_is_damaged(archive, school, day):
+    day(GOOD)
+    day(BAD, "db")
+    with archive.history() as history:
+        history.forget(history.versions(school.name))
+    place = view_of(archive, school)
+    at = place.read_bytes().index(hashlib.sha256(b"good").hexdigest().encode())
+    flip(place, at)
+    archive.prune(keep_days=0, keep_months=0)
+    flip(place, at)
+    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+
+
 # -- restore -------------------------------------------------------------------------------------------------
 
 
