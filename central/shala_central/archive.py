@@ -31,7 +31,7 @@ from shala_agent.manifest import File, Gone, ManifestError, sort_key
 from shala_agent.outcome import SUSPECT
 
 from shala_central.assembly import MAX_LOST, ObjectsLost, assemble
-from shala_central.bag import FILES, MANIFEST, PLATFORMS, TAG_MANIFEST, Bag, BagRefused, Head, survey
+from shala_central.bag import FILES, MANIFEST, PLATFORMS, TAG_MANIFEST, Bag, BagRefused, Broken, Head, survey
 from shala_central.config import ArchiveSettings, Limits
 from shala_central.failure import CentralError, UsageError
 from shala_central.fleet import SERVER_NAME
@@ -139,6 +139,22 @@ class Committed(msgspec.Struct, frozen=True):
             return msgspec.json.decode(path.read_bytes(), type=Collection)
         except (OSError, msgspec.MsgspecError) as error:
             raise CentralError(f"the record {path} is damaged: {error}") from None
+
+
+class Release(msgspec.Struct, frozen=True):
+    """The operator's word on a collection that was refused: which rules it may break, who said so and when.
+
+    `folder` is its place in quarantine, "" where it never came there.
+    """
+
+    server_name: str
+    sequence: int | None
+    broken: list[Broken]
+    by: str
+    at: str
+    how: str
+    folder: str = ""
+    format: int = 1
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -738,37 +754,69 @@ class Archive:
             "digest": digest,
             "reasons": refused.reasons,
             "paths": refused.paths,
-            "by_rule": refused.by_rule,
+            "broken": refused.broken,
         }
         write_file(folder / "reason.json", msgspec.json.format(msgspec.json.encode(reason), indent=1) + b"\n")
         for earlier in self.quarantined(name)[:-QUARANTINED]:
             remove_tree(Path(str(earlier["folder"])))
         return folder
 
-    def release(self, name: str) -> Path:
-        """Let the newest refused collection of a server in, the next time it is asked for; return its folder.
+    def release(self, name: str) -> Release:
+        """Let the newest refused collection of a server in, the next time it is asked for.
 
-        Raises UsageError if there is none, or if it is not a rule that stands against it.
+        Only what it was refused for is lifted, and only for it; returns what that is. Raises UsageError if
+        there is none, or if it is not a rule that stands against it.
         """
         found = self.quarantined(name)
         if not found:
             raise UsageError(f"nothing of '{name}' is in quarantine (shala archive quarantine list)")
-        if not found[-1].get("by_rule"):
-            reasons = found[-1].get("reasons")
+        newest = found[-1]
+        broken = msgspec.convert(newest.get("broken") or [], list[Broken])
+        if not broken:
+            reasons = newest.get("reasons")
             first = reasons[0] if isinstance(reasons, list) and reasons else "it is not whole"
             raise UsageError(
                 f"the collection of {name} cannot be let in: {first} (shala pull {name} asks again)"
             )
-        folder = Path(str(found[-1]["folder"]))
-        write_file(folder / "released", b"")
-        return folder
+        folder = Path(str(newest["folder"]))
+        sequence = msgspec.convert(newest.get("sequence"), int | None)
+        release = self.note_release(name, sequence, broken, "shala archive quarantine release", folder.name)
+        write_file(folder / "released", msgspec.json.encode(release) + b"\n")
+        return release
 
-    def is_released(self, name: str, head: bytes) -> bool:
-        """Return whether the operator lets the collection with this HEAD in."""
-        return any(
-            (folder / "released").exists() and (folder / "HEAD").read_bytes() == head
-            for folder in (Path(str(entry["folder"])) for entry in self.quarantined(name))
-        )
+    def note_release(
+        self, name: str, sequence: int | None, broken: Sequence[Broken], how: str, folder: str = ""
+    ) -> Release:
+        """Write down for good which rules the operator has lifted for which collection."""
+        release = Release(name, sequence, list(broken), _operator(), _now(), how, folder)
+        place = self.hidden / "releases"
+        make_folders(place)
+        raw = msgspec.json.format(msgspec.json.encode(release), indent=1) + b"\n"
+        write_file(place / f"{name}-{_stamp()}.json", raw)
+        return release
+
+    def releases(self, name: str) -> list[Release]:
+        """Return which rules were ever lifted for collections of a server, oldest first."""
+        if not SERVER_NAME.fullmatch(name):
+            return []
+        found: list[Release] = []
+        for place in sorted((self.hidden / "releases").glob(f"{name}-*.json")):
+            try:
+                found.append(msgspec.json.decode(place.read_bytes(), type=Release))
+            except msgspec.MsgspecError as error:
+                logger.warning("%s is damaged: %s", place, error)
+        return found
+
+    def lifted(self, name: str, head: bytes) -> list[Broken]:
+        """Return the rules that the operator has lifted for the collection with this HEAD."""
+        lifted: list[Broken] = []
+        for entry in self.quarantined(name):
+            folder = Path(str(entry["folder"]))
+            with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError):
+                release = msgspec.json.decode((folder / "released").read_bytes(), type=Release)
+                if (folder / "HEAD").read_bytes() == head:
+                    lifted += release.broken
+        return lifted
 
     def discard(self, name: str) -> int:
         """Remove what is in quarantine of a server; return how many refused collections that was."""
@@ -1393,6 +1441,12 @@ def _holds(path: Path, sha256: str) -> bool:
         return digest_of(path) == sha256
     except OSError:
         return False
+
+
+def _operator() -> str:
+    """Return who runs this command, also behind sudo."""
+    user, behind = _user(os.geteuid()), os.environ.get("SUDO_USER", "")
+    return f"{behind} (as {user})" if behind else user
 
 
 def _user(uid: int) -> str:

@@ -114,7 +114,7 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
         raise UsageError(
             f"nothing of '{name}' is in the archive (shala archive tree --depth 2 shows what is)"
         )
-    history = archive.records(name)
+    history, releases = archive.records(name), archive.releases(name)
     if as_json:
         print_json(
             {
@@ -124,6 +124,7 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
                 "pull": committed.pull if committed else None,
                 "history": history,
                 "quarantine": quarantined,
+                "releases": releases,
             }
         )
         return 0
@@ -141,6 +142,9 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
             f"  {size(record.bytes)} in {counted(record.files, 'file')},"
             f" {size(record.bytes_received)} received"
         )
+    for release in releases[-MAX_SHOWN:]:
+        what = "; ".join(f"{broken.rule}: {broken.fact}" for broken in release.broken)
+        click.echo(f"  let in: number {release.sequence}, {release.at[:19]} by {visible(release.by)}: {what}")
     for entry in quarantined[-MAX_SHOWN:]:
         reasons = entry.get("reasons")
         click.echo(f"\nQuarantine: {entry['folder']} (seen {entry.get('times', 1)} times)")
@@ -651,18 +655,23 @@ def quarantine_list(names: tuple[str, ...], config: CentralConfig, as_json: bool
 def quarantine_release(name: str, config: CentralConfig, as_json: bool) -> int:
     """Let the newest refused collection of a server in, if what stood against it was a rule.
 
-    Rules are: numbers and years only go up, one device stays one device. What differs from its own manifest
-    cannot be let in: shala pull asks for it again.
+    Rules are: numbers and years only go up, one device stays one device. Only those are lifted that it was
+    refused for, and only for this collection: if it breaks another one, or comes signed by yet another
+    device, it is refused again. Who lifted what and when is kept in .shala/releases. What differs from its
+    own manifest cannot be let in: shala pull asks for it again.
 
     \b
     Example:
       shala archive quarantine release 2031017-mz17
     """
-    folder = open_archive(config, writing=True).release(name)
+    release = open_archive(config, writing=True).release(name)
     if as_json:
-        print_json({"name": name, "folder": str(folder)})
-    else:
-        click.echo(f"{folder.name} will be let in. Now: shala pull {name}")
+        print_json(release)
+        return 0
+    click.echo(f"{release.folder} will be let in, although")
+    for broken in release.broken:
+        click.echo(f"  {broken.rule}: {broken.fact}")
+    click.echo(f"Said by {visible(release.by)}. Now: shala pull {name}")
     return 0
 
 

@@ -38,6 +38,7 @@ from shala_central.bag import (
     TAG_MANIFEST,
     Bag,
     BagRefused,
+    Broken,
     Head,
     count_items,
     fold_files,
@@ -65,6 +66,12 @@ RETRY_SECONDS = 2.0  # in which a school has put a new collection into its mirro
 ASKED_AHEAD = 3  # so many changes are asked for together with HEAD, to save a round trip
 PAYLOAD = "bag/data"  # where it lies in a spool
 RESERVE = 64 << 20  # bytes left free on the archive's disk
+SHORT = 12  # digits of a device id that a person compares
+QUESTIONS = {
+    "sequence": "was the server re-installed, restored or copied?",
+    "year": "has the server's clock fallen back?",
+    "device": "was the server re-installed, restored or copied?",
+}
 
 
 class ServerResult(msgspec.Struct):
@@ -209,7 +216,7 @@ class _ServerPull:
         self.result = result
         self.accept_reset = accept_reset
         self.again = again
-        self.let_in = accept_reset
+        self.lifted: Sequence[Broken] = ()
         self.payload_done = self.payload_total = 0
         self.started = time.monotonic()
         self.tag_files: dict[str, bytes] = {}
@@ -284,8 +291,7 @@ class _ServerPull:
             await _to_its_end(remove_tree, received)
             self._unchanged(committed)
             return
-        released = await asyncio.to_thread(self.archive.is_released, server.name, self.tag_files["HEAD"])
-        self.let_in = self.accept_reset or released
+        self.lifted = await asyncio.to_thread(self.archive.lifted, server.name, self.tag_files["HEAD"])
         self._require_progress(head, committed)
         # A record that a disk has damaged tells nothing of what is here.
         whole = committed
@@ -461,35 +467,38 @@ class _ServerPull:
 
     def _require_progress(self, head: Head, committed: Committed | None) -> None:
         """A school's numbers only go up. Where they do not, a disk was restored, re-installed or copied."""
-        if committed is None or self.let_in:
+        if committed is None:
             return
-        if head.year < committed.pull.year:
-            reason = (
-                f"its collection is of {head.year}, but one of {committed.pull.year} is committed already:"
-                " has the server's clock fallen back? If it is right:"
-                f" shala pull --accept-reset {self.server.name}"
-            )
-            raise BagRefused([reason], by_rule=True)
-        if head.sequence > committed.pull.sequence or self._same(committed, head):
-            return
-        reason = (
-            f"its collection is number {head.sequence}, but {committed.pull.sequence} is committed already:"
-            " was the server re-installed, restored or copied? If it is the right one:"
-            f" shala pull --accept-reset {self.server.name}"
-        )
-        raise BagRefused([reason], by_rule=True)
+        broken: list[Broken] = []
+        if head.year < (year := committed.pull.year):
+            fact = f"its collection is of {head.year}, but one of {year} is committed already"
+            broken.append(Broken("year", fact))
+        if head.sequence <= (last := committed.pull.sequence) and not self._same(committed, head):
+            fact = f"its collection is number {head.sequence}, but {last} is committed already"
+            broken.append(Broken("sequence", fact))
+        self._require_lifted(broken)
 
     def _require_device(self, bag: Bag, committed: Committed | None) -> None:
         """A device that has signed once stays the one that signs, until the operator says otherwise."""
         known = committed.pull.public_key if committed is not None else ""
-        if not known or self.let_in or bag.public_key == known:
+        if not known or bag.public_key == known:
             return
-        said = "is signed by another device than before" if bag.public_key else "is not signed any more"
-        reason = (
-            f"its collection {said}: was the server re-installed, restored or copied?"
-            f" If it is the right one: shala pull --accept-reset {self.server.name}"
-        )
-        raise BagRefused([reason], by_rule=True)
+        new = device_id(bag.public_key) if bag.public_key else ""
+        said = f"is signed by another device than before, {new[:SHORT]}" if new else "is not signed any more"
+        fact = f"its collection {said} (before: {device_id(known)[:SHORT]})"
+        self._require_lifted([Broken("device", fact, new)])
+
+    def _require_lifted(self, broken: Sequence[Broken]) -> None:
+        """Raise BagRefused for the rules that the operator has not lifted for this very collection."""
+        name = self.server.name
+        standing = [one for one in broken if not any(one.is_lifted_by(other) for other in self.lifted)]
+        if not standing:
+            return
+        if self.accept_reset:
+            self.archive.note_release(name, self.result.sequence, standing, "shala pull --accept-reset")
+            return
+        way = f"If it is the right one: shala pull --accept-reset {name}"
+        raise BagRefused([f"{one.fact}: {QUESTIONS[one.rule]} {way}" for one in standing], broken=standing)
 
     def _is_published(self, committed: Committed, head: Head) -> bool:
         return self._same(committed, head) and self.archive.is_in_view(committed)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import random
+import shutil
 import sqlite3
 import subprocess
 import tarfile
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from shala_agent.device import Device
 from shala_central import cold as cold_module
 from shala_central.archive import Archive
-from shala_central.bag import BagRefused, survey
+from shala_central.bag import BagRefused, Broken, survey
 from shala_central.cold import CHAIN, Cold, ColdDamaged, ColdFailed
 from shala_central.config import Limits
 from shala_central.export import export
@@ -602,16 +603,25 @@ def test_nothing_half_is_left_of_an_export_that_fails(archive, school, day, tmp_
     assert not [path for path in tmp_path.iterdir() if "out.tar" in path.name]
 
 
+RULE = Broken("sequence", "its collection is number 2, but 3 is committed already")
+
+
 # -- quarantine and signatures -------------------------------------------------------------------------------
 
 
 def test_what_a_rule_stands_against_can_be_let_in_and_nothing_else(archive, school):
     with pytest.raises(UsageError, match="nothing of"):
         archive.release(school.name)
-    archive.quarantine(school.name, 1, BagRefused(["went back"], by_rule=True), {"HEAD": b"one"})
-    archive.release(school.name)
-    assert archive.is_released(school.name, b"one")
-    assert not archive.is_released(school.name, b"two")
+    broken = Broken("sequence", "went back")
+    archive.quarantine(school.name, 1, BagRefused(["went back"], broken=[broken]), {"HEAD": b"one"})
+    release = archive.release(school.name)
+    assert (release.sequence, release.broken, release.how) == (
+        1,
+        [broken],
+        "shala archive quarantine release",
+    )
+    assert archive.lifted(school.name, b"one") == [broken]
+    assert archive.lifted(school.name, b"two") == []
     archive.quarantine(school.name, 2, BagRefused(["it is not whole"]), {"HEAD": b"two"})
     with pytest.raises(UsageError, match="cannot be let in: it is not whole"):
         archive.release(school.name)
@@ -650,6 +660,69 @@ def test_a_device_that_signed_once_stays_the_one_that_signs(centre, school, onli
     code, results = centre.pull()
     assert (code, results[school.name]["result"]) == (0, "committed")
     assert centre.archive.committed(school.name).pull.device == other.id
+
+
+def reinstalled(school: School, device: Device) -> None:
+    """Let a school begin anew, with another key."""
+    shutil.rmtree(school.spool / "bag")
+    shutil.rmtree(school.spool / "changes")
+    school.sequence = 0
+    school.seal(BAD)
+    signed(school, device)
+
+
+@pytest.mark.ssh
+def test_a_release_names_what_it_lifts_and_lifts_nothing_else(centre, school, online, tmp_path):
+    devices = [Device(tmp_path / f"{number}.key") for number in range(3)]
+    online(school).seal(GOOD)
+    school.seal({**GOOD, "gstudio/db/a": b"day two"})
+    signed(school, devices[0])
+    centre.pull()
+    reinstalled(school, devices[1])
+    short = [device.id[:12] for device in devices]
+    for refused, lifted, how in (
+        ("number 1, but 2", "sequence: its collection is number 1, but 2 is committed already\n", None),
+        (f"another device than before, {short[1]}", f"before, {short[1]} (before: {short[0]})\n", devices[2]),
+        (f"another device than before, {short[2]}", f"before, {short[2]} (before: {short[0]})\n", None),
+    ):
+        _, results = centre.pull()
+        assert results[school.name]["result"] == "quarantined"
+        assert refused in results[school.name]["reason"]
+        done = centre.shala("archive", "quarantine", "release", school.name)
+        assert done.returncode == 0
+        assert lifted in done.stdout
+        assert done.stdout.count("  ") == 1
+        if how is not None:
+            signed(school, how)
+    code, results = centre.pull()
+    assert (code, results[school.name]["result"]) == (0, "committed")
+    assert centre.archive.committed(school.name).pull.device == devices[2].id
+    releases = centre.archive.releases(school.name)
+    assert [broken.rule for release in releases for broken in release.broken] == [
+        "sequence",
+        "device",
+        "device",
+    ]
+    assert all(release.by and release.at.startswith("20") for release in releases)
+    assert "let in: number 1, " in centre.shala("archive", "show", school.name).stdout
+
+
+@pytest.mark.ssh
+def test_what_is_accepted_while_pulling_is_written_down_as_well(centre, school, online):
+    online(school).seal(GOOD)
+    school.seal({**GOOD, "gstudio/db/a": b"day two"})
+    centre.pull()
+    school.sequence, school.year = 0, 2025
+    school.seal(BAD)
+    reason = centre.pull()[1][school.name]["reason"]
+    assert "number 1, but 2" in reason
+    assert "of 2025, but one of 2026" in reason
+    assert centre.pull("--accept-reset", school.name)[0] == 0
+    (release,) = centre.archive.releases(school.name)
+    assert ([b.rule for b in release.broken], release.how) == (
+        ["year", "sequence"],
+        "shala pull --accept-reset",
+    )
 
 
 @pytest.mark.ssh
@@ -811,20 +884,21 @@ def test_nothing_is_published_from_a_damaged_record(archive, school, day):
 def test_quarantine_goes_by_time_and_not_by_the_number_a_school_gives(archive, school):
     for number in (101, 102, 103, 104, 105, 2):
         archive.quarantine(
-            school.name, number, BagRefused([str(number)], by_rule=True), {"HEAD": b"%d" % number}
+            school.name, number, BagRefused([str(number)], broken=[RULE]), {"HEAD": b"%d" % number}
         )
     assert [entry["sequence"] for entry in archive.quarantined(school.name)] == [102, 103, 104, 105, 2]
     archive.release(school.name)
-    assert archive.is_released(school.name, b"2")
+    assert archive.lifted(school.name, b"2") == [RULE]
 
 
 def test_what_was_let_in_is_let_in_once(archive, school, day):
     day(GOOD)
     head = (archive.committed(school.name).record / "HEAD").read_bytes()
-    archive.quarantine(school.name, 2, BagRefused(["rule"], by_rule=True), {"HEAD": head})
+    archive.quarantine(school.name, 2, BagRefused(["rule"], broken=[RULE]), {"HEAD": head})
     archive.release(school.name)
     archive._close_release(school.name)
-    assert not archive.is_released(school.name, head)
+    assert archive.lifted(school.name, head) == []
+    assert [release.broken for release in archive.releases(school.name)] == [[RULE]]
 
 
 @pytest.mark.parametrize("mode", ["4755", "2755", "1777"])
