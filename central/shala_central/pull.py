@@ -52,7 +52,14 @@ from shala_central.listing import BUFFER, lines_of
 from shala_central.probe import Target, probe
 from shala_central.publish import remove_tree
 from shala_central.staging import Staging
-from shala_central.transport import Transfer, TransferFailed, Transport, missing_programs, require_rsync
+from shala_central.transport import (
+    SLACK,
+    Transfer,
+    TransferFailed,
+    Transport,
+    missing_programs,
+    require_rsync,
+)
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -66,6 +73,7 @@ RETRY_SECONDS = 2.0  # in which a school has put a new collection into its mirro
 ASKED_AHEAD = 3  # so many changes are asked for together with HEAD, to save a round trip
 PAYLOAD = "bag/data"  # where it lies in a spool
 RESERVE = 64 << 20  # bytes left free on the archive's disk
+LEAST_LIST = 1 << 20  # bytes of a list that may come even then: those of some 7,000 files
 SHORT = 12  # digits of a device id that a person compares
 QUESTIONS = {
     "sequence": "was the server re-installed, restored or copied?",
@@ -271,6 +279,9 @@ class _ServerPull:
         finally:
             with contextlib.suppress(OSError):
                 await transport.close()
+            # What a school has sent in vain takes no room until it is asked again.
+            for lists in ("received", "again"):
+                remove_tree(self.archive.staging(self.server.name) / lists)
 
     async def _once(self, transport: Transport) -> None:
         server, result = self.server, self.result
@@ -338,11 +349,12 @@ class _ServerPull:
     async def _ask(self, transport: Transport, received: Path, committed: Committed | None) -> Head:
         """Fetch HEAD, the small tag files, and the changes of a few collections, and return HEAD."""
         known = committed.pull.sequence if committed is not None else None
-        ahead = range(known + 1, known + 1 + ASKED_AHEAD) if known is not None else ()
+        limit = self._list_limit(ASKED_AHEAD)
+        ahead = range(known + 1, known + 1 + ASKED_AHEAD) if known is not None and limit else ()
         limits = {
             **dict.fromkeys(("HEAD", "NEXT"), MAX_HEAD),
             **{f"bag/{name}": MAX_SMALL_TAG_FILE for name in SMALL_TAG_FILES},
-            **{_changes_of(sequence): MAX_FILES for sequence in ahead},
+            **{_changes_of(sequence): limit for sequence in ahead},
         }
         arrived = functools.partial(_has_arrived, received, committed)
         await self._fetch_named(transport, ".", limits, received, only_new=True, until=arrived)
@@ -366,17 +378,24 @@ class _ServerPull:
         # The number is a stranger's word: nothing is made of it before it is bounded.
         since = range(known + 1, head.sequence + 1) if head.sequence - known <= MAX_CHAIN else range(0)
         names = [_changes_of(sequence) for sequence in since]
-        lacking = {name: MAX_FILES for name in names if not (received / name).exists()}
-        if lacking:
-            await self._fetch_named(transport, ".", lacking, received)
+        lacking = [name for name in names if not (received / name).exists()]
+        if lacking and (limit := self._list_limit(len(lacking))):
+            await self._fetch_named(transport, ".", dict.fromkeys(lacking, limit), received)
         chain = [received / name for name in names]
         if committed is not None and chain and all(path.exists() for path in chain):
             folded = await _to_its_end(_fold, committed, chain, received / FILES, head.files_sha256)
         else:
             folded = False
         if not folded:
-            await self._fetch_named(transport, "bag", {FILES: MAX_FILES}, received)
+            limit = self._list_limit(1) or LEAST_LIST
+            await self._fetch_named(transport, "bag", {FILES: limit}, received)
             if not (received / FILES).exists():
+                if limit < MAX_FILES:  # a larger one may be there, and was not sent
+                    free = shutil.disk_usage(self.archive.root).free >> 20
+                    raise CentralError(
+                        f"the archive's disk has {free} MiB free, too few for a list of files of more than"
+                        f" {limit >> 20} MiB"
+                    )
                 raise BagRefused([f"{FILES} is missing"], [FILES])
         return await _to_its_end(
             read_bag, self.tag_files, lines_of(received / FILES), head, self.server, self.config.limits
@@ -512,6 +531,16 @@ class _ServerPull:
             head.sequence,
         )
 
+    def _list_limit(self, count: int) -> int:
+        """Return how many bytes each of so many lists may have now, 0 if too few to ask for them.
+
+        The reserve stays free whatever is sent: half is for what they come to, which is written beside them,
+        and each of the pulls that go on at once has its share.
+        """
+        room = shutil.disk_usage(self.archive.root).free - RESERVE
+        limit = room // 2 // self.config.pull.parallel // count - SLACK
+        return min(MAX_FILES, limit) if limit >= LEAST_LIST else 0
+
     def _require_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.archive.root).free
         if needed + RESERVE > free:
@@ -624,11 +653,14 @@ def _tag_files_in(received: Path) -> dict[str, bytes]:
 def _fold(committed: Committed, chain: Sequence[Path], target: Path, wanted: str) -> bool:
     """Write FILES after the changes of a chain; return whether it comes to the wanted digest."""
     digest = hashlib.sha256()
+    left = MAX_FILES
     try:
         with target.open("wb", buffering=BUFFER) as files:
             for line in fold_files(committed.files(), [lines_of(path) for path in chain]):
                 digest.update(line)
                 files.write(line)
+                if (left := left - len(line)) < 0:
+                    raise BagRefused([f"{FILES} would be larger than {MAX_FILES} bytes"], [FILES])
     except (OSError, BagRefused):
         target.unlink(missing_ok=True)
         return False
