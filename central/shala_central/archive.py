@@ -961,12 +961,43 @@ class Archive:
                 bases, bases_of_all = self._bases(name, history)
                 shared_bases |= bases_of_all
                 self._sweep(name, own, bases, counts, pretend=pretend)
+            for pool in self._abandoned(left_alone, pretend=pretend):
+                self._sweep(pool, set(), {}, counts, pretend=pretend)
+                if not pretend:
+                    remove_tree(self.objects.root / pool)
+                    (self.hidden / "abandoned" / pool).unlink()
             for name in left_alone:
                 logger.warning("%s is left alone: its record is not whole, or its pull not done", name)
             if not left_alone:
                 # What is shared may be needed by any server, and so only goes when all are clear.
                 self._sweep(SHARED, shared, shared_bases, counts, pretend=pretend)
         return Pruned(gone, counts.objects, counts.bytes, counts.packed)
+
+    def _abandoned(self, left_alone: set[str], *, pretend: bool) -> list[str]:
+        """Return the pools of servers that have had no record, no pull and no tree for UNFINISHED_SECONDS.
+
+        Not at once: records may be lost by accident, and brought back from a copy.
+        """
+        remote, marks = self.objects.remote, self.hidden / "abandoned"
+        pools = {*self.objects.pools(), *(remote.pools() if remote is not None else ())}
+        named = {*left_alone, *self.servers()}
+        due: list[str] = []
+        for pool in sorted(filter(SERVER_NAME.fullmatch, pools)):
+            mark = marks / pool
+            if pool in named or any(self.root.glob(f"[0-9][0-9][0-9][0-9]/*/{pool}")):
+                if not pretend:
+                    mark.unlink(missing_ok=True)
+                continue
+            if not pretend and not mark.exists():
+                make_folders(marks)
+                mark.touch()
+            since = mark.stat().st_mtime if mark.exists() else time.time()
+            if time.time() - since >= UNFINISHED_SECONDS:
+                due.append(pool)
+                continue
+            day = datetime.datetime.fromtimestamp(since + UNFINISHED_SECONDS, datetime.UTC).date()
+            logger.warning("%s has content and no record: it goes on %s (or bring back .shala)", pool, day)
+        return due
 
     def _recover_all(self) -> None:
         """Finish the commits that were cut: until then nothing says what they need."""

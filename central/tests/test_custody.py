@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import random
 import shutil
 import sqlite3
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 
 import bagit
@@ -28,6 +30,7 @@ from shala_central.export import export
 from shala_central.failure import CentralError, UsageError
 from shala_central.integrity import SecondCopy, damaged_objects, repair, scrub
 from shala_central.provenance import provenance
+from shala_central.publish import remove_tree
 
 
 @pytest.fixture
@@ -832,6 +835,57 @@ def test_what_an_unfinished_pull_has_fetched_stays(archive, school, day):
     (archive.staging(school.name) / "data").rmdir()
     archive.prune(keep_days=0, keep_months=0)
     assert not place.exists()
+
+
+def later(archive: Archive, name: str, days: int) -> None:
+    """Let so many days pass since a pool was first seen without a record."""
+    mark = archive.hidden / "abandoned" / name
+    os.utime(mark, (time.time() - days * 86400, time.time() - days * 86400))
+
+
+def pool_without_records(archive: Archive, school: School, day) -> Path:
+    """Leave content of a server of which nothing else is left."""
+    for number in (1, 2):
+        day({"gstudio/db/a": b"text %d" % number * 1000})
+    archive.prune(keep_days=1000, keep_months=0)
+    for gone in ("collections", "staging", "spare"):
+        remove_tree(archive.hidden / gone / school.name)
+    remove_tree(archive.root / "2026")
+    (archive.hidden / "history.sqlite").unlink()
+    return archive.objects.root / school.name
+
+
+def test_content_of_a_server_without_any_trace_goes_after_a_while_and_is_announced(
+    archive, school, day, caplog
+):
+    pool = pool_without_records(archive, school, day)
+    assert archive.prune(keep_days=0, keep_months=0).objects == 0
+    assert f"{school.name} has content and no record: it goes on " in caplog.text
+    later(archive, school.name, 59)
+    assert archive.prune(keep_days=0, keep_months=0).objects == 0
+    later(archive, school.name, 61)
+    assert archive.prune(keep_days=0, keep_months=0, pretend=True).objects == 2
+    assert pool.is_dir()
+    assert archive.prune(keep_days=0, keep_months=0).objects == 2
+    assert list(archive.objects.pools()) == []
+
+
+@pytest.mark.parametrize("trace", ["a first pull that was cut", "a tree", "its records, brought back"])
+def test_content_of_a_server_with_any_trace_stays(archive, school, day, trace):
+    pool = pool_without_records(archive, school, day)
+    archive.prune(keep_days=0, keep_months=0)
+    later(archive, school.name, 61)
+    if trace == "a tree":
+        archive.tree_of(2026, "mz", school.name).mkdir(parents=True)
+    elif trace == "a first pull that was cut":
+        (archive.staging(school.name) / "data").mkdir()
+    else:
+        (archive.hidden / "collections" / school.name).mkdir()
+    assert archive.prune(keep_days=0, keep_months=0).objects == 0
+    assert pool.is_dir()
+    assert not (archive.hidden / "abandoned" / school.name).exists()
+    with archive.in_use(), pytest.raises(CentralError, match="a pull is at work"):
+        archive.prune(keep_days=0, keep_months=0)
 
 
 def test_the_collection_that_the_tree_of_an_earlier_year_shows_is_always_kept(archive, school, day):
