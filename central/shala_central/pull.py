@@ -379,7 +379,7 @@ class _ServerPull:
             needed = sum(file.size for file in batch)
             self.payload_total += needed
             self.watcher.step(self.server.name, "fetching")
-            self._require_space(needed)
+            self._require_space(staging.room_for(batch))
             self._count(
                 await transport.fetch(
                     "bag/data",
