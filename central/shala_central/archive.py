@@ -1361,7 +1361,7 @@ def _without_clashes(lines: Iterable[bytes]) -> Iterator[bytes]:
     last = b"\0"
     for line in lines:
         path = path_of(line)
-        name = path.decode().removeprefix("data/")
+        name = path[5:].decode()
         if path == last or path.startswith(last + b"/"):
             raise BagRefused([f"'{name}' has a name that an encrypted file has here (*{SUFFIX})"], [name])
         if path.endswith(SUFFIX.encode()) and len(path.rpartition(b"/")[2]) > MAX_NAME:

@@ -179,6 +179,16 @@ class Ciphertexts:
             except sqlite3.DatabaseError as error:
                 raise self._failure(error) from None
 
+    def forget(self, server: str, file: File) -> None:
+        """Forget the age file of a content: it is lost, and the content has come again, to stay plain."""
+        if self.as_stored(server, file) is not file:
+            item = item_of(file.path.removeprefix("data/"))
+            with self._lock, self._opened() as db:
+                db.execute(
+                    "DELETE FROM content WHERE server = ? AND item = ? AND sha256 = ?",
+                    (server, item, bytes.fromhex(file.sha256)),
+                )
+
     def keep(self, server: str, needed: Collection[str]) -> None:
         """Forget of a server the age files that are not needed."""
         vain = [

@@ -83,7 +83,7 @@ class Staging:
             if self._sensitive(_inner(file)):
                 sensitive.append(file)
             else:
-                self._objects.add(self.folder / _inner(file), self._server, _inner(file), file.sha256)
+                self._add(file)
         self._encrypt(sensitive)
         if reasons:
             raise BagRefused(reasons, paths)
@@ -99,6 +99,12 @@ class Staging:
     def _kind(self, path: str) -> str | bool:
         """Return what must be the same of two files for one content to be fetched for both."""
         return item_of(path) if self._sensitive(path) else self._objects.is_shared(path)
+
+    def _add(self, file: File) -> None:
+        path = _inner(file)
+        self._objects.add(self.folder / path, self._server, path, file.sha256)
+        if self._any_encrypted:
+            self._objects.ciphertexts.forget(self._server, file)
 
     def _encrypt(self, files: Sequence[File]) -> None:
         """Keep what stands here, whole, as age files; the plain content goes when they are there for good."""
@@ -126,7 +132,7 @@ class Staging:
         self._clear_way(path)
         if self._problem(file):
             return False
-        self._objects.add(self.folder / path, self._server, path, file.sha256)
+        self._add(file)
         return True
 
     def _is_encrypted(self, file: File) -> bool:

@@ -514,6 +514,15 @@ def test_turned_off_what_is_new_is_plain_and_what_is_encrypted_stays(plain, arch
     assert off.verify(school.name) == damaged_objects(off, school.name) == []
 
 
+def test_turned_off_an_age_file_that_is_lost_comes_again_in_plain(plain, archive, school, day):
+    day(archive, DAY_1)
+    object_of(archive, QBANK, DAY_1[QBANK]).unlink()
+    off = opened(archive.root)
+    day(off, {**DAY_1, "gstudio/db/a": b"more"})
+    assert seen(off) == {f"{DUMP}.age": DAY_1[DUMP], QBANK: DAY_1[QBANK], "gstudio/db/a": b"more"}
+    assert off.verify(school.name) == damaged_objects(off, school.name) == []
+
+
 def test_other_recipients_read_what_came_since_and_the_old_ones_what_came_before(tmp_path, school, day):
     day(opened(tmp_path / "archive", RESEARCHER), DAY_1)
     later = opened(tmp_path / "archive", ANOTHER)
