@@ -1031,10 +1031,10 @@ class Archive:
     def needed(self, name: str, history: History) -> Iterator[File]:
         """Yield every file, as it is kept, that a server's collections need or what is published of them."""
         ciphertexts = self.objects.ciphertexts
-        yield from map(file_of, self._require(name).view())
         if not ciphertexts.items(name):
             yield from self.sealed(name, history)
             return
+        yield from map(file_of, self._require(name).view())
         for file in self.sealed(name, history):
             yield ciphertexts.as_stored(name, file)
 
@@ -1477,6 +1477,7 @@ def _decrypt(stored: Path, file: File, identities: Identities) -> None:
     """Put the content of an age file in its place, under the name, time and permissions of the school's."""
     target = stored.with_name(stored.name.removesuffix(SUFFIX))
     target.unlink(missing_ok=True)  # of a run that was cut
+    stored.chmod(0o600)
     with stored.open("rb") as source, target.open("xb") as plain:
         os.fchmod(plain.fileno(), 0o600)
         decrypt(source, plain, file, identities)

@@ -148,13 +148,16 @@ def _add_file(
     entry = tarfile.TarInfo(f"{version.server}/{file.path}")
     entry.size, entry.mode, entry.mtime = file.size, file.mode & 0o777, file.mtime_ns // 1_000_000_000
     # In a file of its own first: a tar cannot take back what was damaged.
-    with tempfile.TemporaryFile() as content, tempfile.TemporaryFile() as plain:
+    with tempfile.TemporaryFile() as content:
         try:
             archive.objects.copy(version.server, stored.path.removeprefix("data/"), stored.sha256, content)
         except ObjectDamaged as damaged:
             raise CentralError(f"{file.path} of {version.server}: {damaged} (shala archive repair)") from None
         content.seek(0)
-        if stored is not file:
+        if stored is file:
+            tar.addfile(entry, content)
+            return
+        with tempfile.TemporaryFile() as plain:
             decrypt(content, plain, file, identities)
             plain.seek(0)
-        tar.addfile(entry, content if stored is file else plain)
+            tar.addfile(entry, plain)
