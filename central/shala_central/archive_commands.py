@@ -11,6 +11,7 @@ import click
 
 from shala_central.archive import Archive, Committed, Entry
 from shala_central.bag import count_items
+from shala_central.ciphertext import read_identities
 from shala_central.config import CentralConfig
 from shala_central.failure import UsageError
 from shala_central.fleet import read_fleet, select
@@ -23,6 +24,7 @@ from shala_central.options import (
     bar,
     config_option,
     counted,
+    identity_option,
     items_line,
     json_option,
     open_archive,
@@ -122,6 +124,7 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
                 "tree": str(committed.tree) if committed else None,
                 "collection": committed.collection() if committed else None,
                 "pull": committed.pull if committed else None,
+                "encrypted": committed.encrypted() if committed else [],
                 "history": history,
                 "quarantine": quarantined,
                 "releases": releases,
@@ -135,6 +138,8 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
     for item, number in committed.pull.held.items() if committed else ():
         way = f"(shala archive accept {name} {visible(item)})"
         click.echo(f"  readers see {visible(item)} of collection {number} {way}")
+    for item in committed.encrypted() if committed else ():
+        click.echo(f"  encrypted to the researchers' keys: {visible(item)}")
     click.echo(f"\nHistory: {counted(len(history), 'collection')}")
     for record in history[-MAX_SHOWN:]:
         click.echo(
@@ -455,21 +460,33 @@ def archive_diff(name: str, old: int, new: int | None, config: CentralConfig, as
 @click.argument("number", type=int)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--item", default="", metavar="PATH", help="Only what is below this, e.g. gstudio/db.")
+@identity_option
 @config_option
 @json_option
 def archive_checkout(  # noqa: PLR0917 - click's
-    name: str, number: int, folder: Path, item: str, config: CentralConfig, as_json: bool
+    name: str,
+    number: int,
+    folder: Path,
+    item: str,
+    identity: Path | None,
+    config: CentralConfig,
+    as_json: bool,
 ) -> int:
     """Write a collection of a server, as it was sealed, to a folder that does not exist yet.
+
+    What is encrypted is an age file there; with the key of a researcher it is decrypted and compared with
+    what the school sealed.
 
     \b
     Examples:
       shala archive checkout 2031017-mz17 3 /tmp/mz17-3
       shala archive checkout 2031017-mz17 3 /tmp/db --item gstudio/db
+      shala archive checkout 2031017-mz17 3 /tmp/users --item gstudio/postgres-dump --identity key.txt
     """
     archive = open_archive(config)
     version = archive.version(name, number)
-    files, written = archive.checkout(version, folder, item.strip("/"))
+    identities = read_identities(identity) if identity is not None else ()
+    files, written = archive.checkout(version, folder, item.strip("/"), identities)
     if as_json:
         print_json(
             {"name": name, "collection": version, "folder": str(folder), "files": files, "bytes": written}
@@ -565,6 +582,7 @@ def archive_provenance(path: str, config: CentralConfig, as_json: bool) -> int:
 @click.option(
     "--to", "target", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.tar[.zst]"
 )
+@identity_option
 @config_option
 @json_option
 def archive_export(  # noqa: PLR0917 - click's
@@ -573,10 +591,13 @@ def archive_export(  # noqa: PLR0917 - click's
     items: tuple[str, ...],
     number: int | None,
     target: Path,
+    identity: Path | None,
     config: CentralConfig,
     as_json: bool,
 ) -> int:
     """Write what servers sealed to one tar file: a BagIt bag for each, with its manifest.
+
+    What is encrypted is an age file there, or decrypted with the key of a researcher.
 
     \b
     Examples:
@@ -598,7 +619,8 @@ def archive_export(  # noqa: PLR0917 - click's
         )
     if not versions:
         raise UsageError("no chosen server has a collection (shala archive status shows which have)")
-    done = export(archive, versions, items, target)
+    identities = read_identities(identity) if identity is not None else ()
+    done = export(archive, versions, items, target, identities)
     if as_json:
         print_json(done)
     else:
@@ -737,6 +759,49 @@ def _print_only(archive: Archive, objects: int, size_here: int) -> None:
     if objects:
         what = f"{counted(objects, 'packed object')}, {size(size_here)}"
         click.echo(f"  only on this disk: {what} of earlier collections (keep a copy of {archive.hidden})")
+
+
+@archive_group.command("encrypt", short_help="Encrypt what is in plain of sensitive items.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@config_option
+@json_option
+def archive_encrypt(names: tuple[str, ...], config: CentralConfig, as_json: bool) -> int:
+    """Encrypt to archive.recipients what came of archive.sensitive_items before they were named.
+
+    In all kept collections and the tree, of every server without NAME. There is no way back but the keys of
+    the recipients. It may be interrupted at any moment; the same command goes on from there.
+
+    \b
+    Example:
+      shala archive encrypt
+    """
+    from shala_central.encryption import encrypt
+
+    if not config.archive.recipients:
+        raise UsageError("there is nobody to encrypt to (archive.recipients in the configuration: age1...)")
+    archive = open_archive(config, writing=True)
+    chosen = list(names) or archive.servers()
+    if unknown := [name for name in names if archive.committed(name) is None]:
+        raise UsageError(f"nothing of '{unknown[0]}' is in the archive (shala archive tree shows what is)")
+    with bar(chosen, "Encrypting", quiet=as_json) as moving:
+        answers = [encrypt(archive, name) for name in moving]
+    left = [answer for answer in answers if answer.left]
+    if as_json:
+        print_json({"servers": answers})
+    else:
+        for answer in left:
+            click.echo(f"{answer.name}: {len(answer.left)} left (damaged or gone)")
+            for path in answer.left[:MAX_SHOWN]:
+                click.echo(f"  {visible(path)}")
+        objects, encrypted = sum(a.objects for a in answers), sum(a.bytes for a in answers)
+        hint = f"; left: {counted(len(left), 'server')}. Mend: shala archive repair" if left else ""
+        click.echo(
+            f"{counted(objects, 'content')} encrypted, {size(encrypted)};"
+            f" {counted(sum(a.removed for a in answers), 'plain one')} removed{hint}"
+        )
+    if not left:
+        return 0
+    return PARTLY if len(left) < len(answers) or any(answer.objects for answer in left) else FAILED
 
 
 @archive_group.command("objects", short_help="Say where content is: on this disk, in a bucket.")

@@ -128,6 +128,15 @@ class History:
             raise HistoryError(f"collection {version.sequence} of {version.server} is not kept any more")
         return msgspec.msgpack.decode(_unpacked(row[0]), type=dict[str, bytes])
 
+    def mark(self, version: Version, name: str, content: bytes) -> None:
+        """Put a file into the record of an earlier collection, or replace it."""
+        record = {**self.record(version), name: content}
+        with self._written():
+            self._db.execute(
+                "UPDATE collection SET record = ? WHERE id = ?",
+                (_packed(msgspec.msgpack.encode(record)), version.id),
+            )
+
     def files(self, version: Version, newest: Iterable[bytes]) -> Iterator[bytes]:
         """Given the list of files of the newest collection, yield the lines of that of an earlier one."""
         rows = self._ask(

@@ -415,7 +415,7 @@ class _ServerPull:
             needed = sum(file.size for file in batch)
             self.payload_total += needed
             self.watcher.step(self.server.name, "fetching")
-            self._require_space(needed)
+            self._require_space(staging.room_for(batch))
             names = [file.path.removeprefix("data/") for file in batch]
             await transport.fetch(
                 PAYLOAD,

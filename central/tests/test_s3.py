@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import obstore
+import pyrage
 import pytest
 from central_school import School, received
 from conftest import free_port
 from shala_central import moving
 from shala_central import remote as module
 from shala_central.archive import Archive
+from shala_central.encryption import encrypt
 from shala_central.failure import CentralError
 from shala_central.integrity import SecondCopy, damaged_objects, repair, scrub
 from shala_central.remote import PART, Bucket, Remote, RemoteDamaged, RemoteFailed
@@ -169,8 +171,12 @@ def archive(bucket: Bucket, tmp_path: Path) -> Archive:
     return opened(tmp_path / "archive", bucket)
 
 
-def opened(root: Path, bucket: Bucket | None, *, on_demand: bool = True) -> Archive:
-    archive = Archive(root, SHARED, bucket, on_demand=on_demand)
+def opened(
+    root: Path, bucket: Bucket | None, *, on_demand: bool = True, recipients: tuple[str, ...] = ()
+) -> Archive:
+    archive = Archive(
+        root, SHARED, bucket, on_demand=on_demand, recipients=recipients, sensitive_items=["postgres-dump"]
+    )
     archive.open()
     return archive
 
@@ -326,6 +332,59 @@ def test_on_demand_every_collection_comes_back_and_nothing_stays_on_this_disk(ar
     assert archive.records(school.name)[1].files_received == 1
     # What is there already moves neither way again.
     assert archive.objects.remote.kept() == module.Kept(5, 9 * MIB + 3 + 0 + 3 + 5, 0)
+
+
+SECRETS: list[dict[str, bytes]] = [
+    {"gstudio/db/a": b"one", "gstudio/postgres-dump/p.sql": b"a secret" * MIB},
+    {"gstudio/db/a": b"one", "gstudio/postgres-dump/p.sql": b"a secret of day 2"},
+    {"gstudio/db/a": b"two", "gstudio/postgres-dump/p.sql": b"a secret of day 3"},
+]
+
+
+def in_clear(archive: Archive) -> list[str]:
+    """Return the keys of the bucket under which a secret can be read."""
+    store = archive.objects.remote._store()
+    return [
+        key
+        for key in keys_of(archive.objects.remote)
+        if b"a secret" in bytes(obstore.get(store, key).bytes())
+    ]
+
+
+@pytest.mark.parametrize("on_demand", [True, False])
+def test_a_bucket_gets_sensitive_items_as_age_files_alone(bucket, school, tmp_path, on_demand):
+    researcher = pyrage.x25519.Identity.generate()
+    archive = opened(
+        tmp_path / "archive", bucket, on_demand=on_demand, recipients=(str(researcher.to_public()),)
+    )
+    pulled(archive, school, SECRETS)
+    assert in_clear(archive) == []
+    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+    archive.checkout(archive.version(school.name, 1), tmp_path / "closed")
+    assert (tmp_path / "closed/gstudio/postgres-dump/p.sql.age").stat().st_size > 8 * MIB
+    archive.checkout(archive.version(school.name, 1), tmp_path / "open", identities=[researcher])
+    assert tree_of(tmp_path / "open") == SECRETS[0]
+    assert "p.sql.age" in [entry.name for entry in archive.tree(depth=5)]
+    archive.prune(keep_days=0, keep_months=1000)
+    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+
+
+@pytest.mark.parametrize("on_demand", [True, False])
+def test_what_is_in_a_bucket_in_plain_is_encrypted_there_too(bucket, school, tmp_path, on_demand):
+    researcher = pyrage.x25519.Identity.generate()
+    pulled(opened(tmp_path / "archive", bucket, on_demand=on_demand), school, SECRETS)
+    archive = opened(
+        tmp_path / "archive", bucket, on_demand=on_demand, recipients=(str(researcher.to_public()),)
+    )
+    assert in_clear(archive)
+    assert encrypt(archive, school.name).objects == 3
+    assert in_clear(archive) == []
+    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+    archive.checkout(archive.version(school.name, 1), tmp_path / "open", identities=[researcher])
+    assert tree_of(tmp_path / "open") == SECRETS[0]
+    school.sequence = 4
+    received(archive, school, SECRETS[0])
+    assert archive.committed(school.name).pull.files_received == 0
 
 
 def test_the_tree_is_the_same_whether_it_is_on_the_disk_or_only_listed(bucket, school, tmp_path):
