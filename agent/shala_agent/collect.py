@@ -132,6 +132,7 @@ class _Gathering:
     found: bool = False
     files: int = 0
     size: int = 0
+    lost: int = 0  # files that were to be carried on, and that the mirror has no more
     tops: set[str] = field(default_factory=set)  # what its folder holds, where the item requires something
 
     def shown(self, path: str) -> str:
@@ -316,6 +317,8 @@ class _Collector:
             outcome, carried, reasons = self._judge(gathering, platform, step.outcome if step else None)
             if step is not None and step.outcome in (FAILED, SUSPECT):
                 reasons += [f"{item.step}: {reason}" for reason in step.reasons]
+        if gathering.lost:
+            reasons = [f"the mirror has lost files that are to be carried on: {gathering.lost}", *reasons]
         return ItemResult(
             platform=platform,
             name=item.name,
@@ -324,7 +327,7 @@ class _Collector:
             files=gathering.files,
             bytes=gathering.size,
             seconds=round(time.monotonic() - began, 3),
-            carried_from=carried,
+            carried_from=carried if gathering.files else None,
         )
 
     def _judge(  # noqa: PLR0911 - one case after the other
@@ -391,7 +394,7 @@ class _Collector:
         path = "/".join(part for part in (gathering.prefix, folder, below.rstrip("/")) if part)
         gathering.findings.append(f"{below or 'its folder'} could not be read: {error.strerror}")
         for known in gathering.beside.below(path):
-            if known.sealed_sha256 is not None:
+            if self._goes_on(gathering, known):
                 gathering.count(path_of(known.key), known.sealed_size)
 
     def _take_file(self, gathering: _Gathering, path: Path, relative: str) -> None:
@@ -543,7 +546,20 @@ class _Collector:
         self._seen.commit()
         self._copied_files = self._copied_bytes = 0
 
+    def _goes_on(self, gathering: _Gathering, known: Known) -> bool:
+        """Return whether what is sealed of a file is carried on; what the mirror has lost is left out."""
+        if known.sealed_sha256 is None:
+            return False
+        if self._spool.holds(path_of(known.key), known.sealed_size, known.sealed_mtime_ns):
+            return True
+        self._seen.lose(known.key, lost=True)
+        gathering.lost += 1
+        return False
+
     def _keep_previous(self, gathering: _Gathering) -> str:
+        gathering.lost = 0
+        for known in self._seen.known(gathering.prefix):
+            self._goes_on(gathering, known)
         gathering.files, gathering.size = self._seen.plan_sealed(gathering.prefix)
         return FAILED
 

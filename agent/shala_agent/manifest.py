@@ -92,26 +92,6 @@ def read_changes(lines: Iterable[bytes]) -> Iterator[Change]:
         yield change
 
 
-def fold(files: Iterable[File], changes: Iterable[Change]) -> Iterator[File]:
-    """Yield the files after changes, both in order. What is gone need not have been there."""
-    for old, change in _side_by_side(files, changes):
-        if change is None:
-            assert isinstance(old, File)  # noqa: S101 - by the signature
-            yield old
-        elif isinstance(change, File):
-            yield change
-
-
-def changes_between(old: Iterable[File], new: Iterable[File]) -> Iterator[Change]:
-    """Yield what changed from `old` to `new`, both in order."""
-    for before, after in _side_by_side(old, new):
-        if after is None:
-            assert before is not None  # noqa: S101 - one of them is there
-            yield Gone(before.path)
-        elif before != after:
-            yield after
-
-
 def compose(first: Iterable[Change], second: Iterable[Change]) -> Iterator[Change]:
     """Yield the changes that do what `first` and then `second` do."""
     for before, after in _side_by_side(first, second):

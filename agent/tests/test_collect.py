@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -26,7 +27,7 @@ from shala_agent.collection import read_collection, write_collection
 from shala_agent.device import SIGNATURE, Device, SignatureWrong, device_id, signer_of
 from shala_agent.failure import AgentError
 from shala_agent.identity import IdentityRefused
-from shala_agent.manifest import File, bagit_lines, fold, read_changes
+from shala_agent.manifest import File, bagit_lines, read_changes, sort_key
 from shala_agent.outcome import Result, failed
 
 
@@ -117,12 +118,15 @@ def test_changes_say_how_each_collection_came_from_the_one_before(school):
         school.collect()
         held.append(list(school.spool.files()))
     assert school.spool.sequences() == [1, 2, 3]
-    folded: list[File] = []
+    folded: dict[str, File] = {}
     for number, files in enumerate(held, 1):
         changes = (school.root / f"spool/changes/{number:08d}.txt").read_bytes().splitlines(keepends=True)
         assert len(changes) < 5 or number == 1
-        folded = list(fold(folded, read_changes(changes)))
-        assert folded == files
+        for change in read_changes(changes):
+            folded.pop(change.path, None)
+            if isinstance(change, File):
+                folded[change.path] = change
+        assert sorted(folded.values(), key=lambda file: sort_key(file.path)) == files
 
 
 def test_a_file_that_becomes_a_folder_and_back_is_replaced(school):
@@ -675,6 +679,48 @@ def test_what_the_mirror_has_lost_is_not_carried(school):
         ledger.finish(ledger.start("by hand"), "mongo-dump", failed("MongoDB: it does not answer"))
     kept = item(school.collect(), "db")
     assert (kept.outcome, kept.carried_from, kept.files) == ("failed", 1, 1)
+    judge(school)
+
+
+@pytest.mark.parametrize("lost", ["lost", "cut"])
+def test_what_the_mirror_has_lost_is_not_listed_when_its_folder_cannot_be_read(school, monkeypatch, lost):
+    school.write("data/rcs-repo/Nodes/a/b/c/y.json,v", "head 1.2;\n")
+    school.collect()
+    gone = school.bag() / "data/gstudio/rcs-repo/Nodes/a/b/c/x.json,v"
+    gone.unlink()
+    if lost == "cut":
+        gone.write_bytes(b"head")
+    scandir = os.scandir
+    broken = (school.data / "rcs-repo/Nodes/a").stat().st_ino
+
+    def failing(folder="."):
+        if isinstance(folder, int) and os.fstat(folder).st_ino == broken:
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    repo = item(school.collect(), "rcs-repo")
+    assert (repo.outcome, repo.files) == ("suspect", 1)
+    assert repo.reasons[0] == "the mirror has lost files that are to be carried on: 1"
+    listed = (school.bag() / "manifest-sha256.txt").read_text()
+    assert "y.json,v" in listed
+    assert "x.json,v" not in listed
+    judge(school)
+
+
+@pytest.mark.parametrize("how", ["the folder is gone", "the folder cannot be opened"])
+def test_an_item_that_is_carried_whole_lists_nothing_that_the_mirror_has_lost(school, how):
+    school.write("data/rcs-repo/y.json", "{}")
+    school.collect()
+    (school.bag() / "data/gstudio/rcs-repo/Nodes/a/b/c/x.json,v").unlink()
+    if how == "the folder is gone":
+        shutil.rmtree(school.data / "rcs-repo")
+    else:
+        (school.data / "rcs-repo").rename(school.data / "aside")
+        (school.data / "rcs-repo").symlink_to(school.data / "aside")
+    repo = item(school.collect(), "rcs-repo")
+    assert (repo.outcome, repo.files, repo.carried_from) == ("failed", 1, 1)
+    assert repo.reasons[0] == "the mirror has lost files that are to be carried on: 1"
     judge(school)
 
 

@@ -9,13 +9,8 @@ from hypothesis import strategies as st
 from shala_agent.manifest import (
     Change,
     File,
-    Gone,
     ManifestError,
     bagit_lines,
-    changes_between,
-    compose,
-    fold,
-    read_changes,
     read_files,
     sort_key,
     write_line,
@@ -47,23 +42,6 @@ def test_what_is_written_is_read_back(files: list[File]) -> None:
     assert list(read_files(lines_of(files))) == files
 
 
-@given(FILES, FILES)
-def test_changes_lead_from_one_collection_to_the_next(old: list[File], new: list[File]) -> None:
-    changes = list(read_changes(lines_of(changes_between(old, new))))
-    assert list(fold(old, changes)) == new
-
-
-@given(FILES, FILES, FILES)
-def test_changes_can_be_put_together(first: list[File], second: list[File], third: list[File]) -> None:
-    both = compose(changes_between(first, second), changes_between(second, third))
-    assert list(fold(first, read_changes(lines_of(both)))) == third
-
-
-@given(FILES)
-def test_nothing_new_is_no_change(files: list[File]) -> None:
-    assert list(changes_between(files, files)) == []
-
-
 @given(FILES)
 def test_a_folder_stands_together(files: list[File]) -> None:
     folders = [file.path.rpartition("/")[0] for file in files]
@@ -92,7 +70,3 @@ def test_the_lines_of_bagit_are_those_that_sha256sum_reads() -> None:
 def test_what_is_no_manifest_is_refused_by_its_line(lines: list[bytes], complaint: str) -> None:
     with pytest.raises(ManifestError, match=complaint):
         list(read_files(lines))
-
-
-def test_removing_what_is_not_there_is_no_error() -> None:
-    assert list(fold([], [Gone("a")])) == []

@@ -31,7 +31,8 @@ from shala_agent.manifest import File, Gone, ManifestError, sort_key
 from shala_agent.outcome import SUSPECT
 
 from shala_central.assembly import MAX_LOST, ObjectsLost, assemble
-from shala_central.bag import FILES, MANIFEST, PLATFORMS, TAG_MANIFEST, Bag, BagRefused, Head, survey
+from shala_central.bag import FILES, MANIFEST, PLATFORMS, TAG_MANIFEST, Bag, BagRefused, Broken, Head, survey
+from shala_central.ciphertext import SUFFIX, Ciphertexts, Identities, decrypt, item_of
 from shala_central.config import ArchiveSettings, Limits
 from shala_central.failure import CentralError, UsageError
 from shala_central.fleet import SERVER_NAME
@@ -61,7 +62,12 @@ from shala_central.remote import Bucket, Remote, in_parallel
 from shala_central.spare import Spare
 
 logger = logging.getLogger(__name__)
-VIEW = "view.txt"  # in a record: the list of what is published, where that is not all of the collection
+VIEW = "view.txt"  # in a record: the list of what is in view, where that is not all of the collection
+# In a record, where some of what is in view is encrypted: its paths at the school, and the list of the files
+# that are published. That list can be made again from the paths, and so is kept of the newest alone.
+ENCRYPTED = "encrypted.txt"
+PUBLISHED = "published.txt"
+MAX_NAME = 255  # bytes of a file's name
 BEFORE = "before.txt"  # in staging: the list of the tree that is being exchanged
 RECORD_FILES = ("HEAD", "collection.json", FILES, "bag-info.txt")
 NO_TREE = 0  # no inode has this number
@@ -93,6 +99,8 @@ class PullRecord(msgspec.Struct, frozen=True):
     held: dict[str, int] = msgspec.field(default_factory=dict)
     # Suspect items that the operator has taken for good.
     accepted: list[str] = msgspec.field(default_factory=list)
+    # Of view.txt, "" where there is none: it is the one list that no signature covers.
+    view_sha256: str = ""
     format: int = 1
 
 
@@ -126,9 +134,20 @@ class Committed(msgspec.Struct, frozen=True):
         """Yield the lines of FILES of the collection."""
         return lines_of(self.record / FILES)
 
+    def chosen(self) -> Iterator[bytes]:
+        """Yield the lines of the list of what is in view, as the school sealed it."""
+        return lines_of(_chosen_in(self.record))
+
     def view(self) -> Iterator[bytes]:
-        """Yield the lines of the list of what is published."""
+        """Yield the lines of the list of what is published: what is encrypted as it is kept."""
         return lines_of(_view_in(self.record))
+
+    def encrypted(self) -> list[str]:
+        """Return the items (`gstudio/postgres-dump`) of which something is published as age files."""
+        with contextlib.suppress(FileNotFoundError):
+            paths = (self.record / ENCRYPTED).read_text().splitlines()
+            return sorted({item_of(path.removeprefix("data/")) for path in paths})
+        return []
 
     def collection(self) -> Collection:
         """Return what the school said about it."""
@@ -137,6 +156,22 @@ class Committed(msgspec.Struct, frozen=True):
             return msgspec.json.decode(path.read_bytes(), type=Collection)
         except (OSError, msgspec.MsgspecError) as error:
             raise CentralError(f"the record {path} is damaged: {error}") from None
+
+
+class Release(msgspec.Struct, frozen=True):
+    """The operator's word on a collection that was refused: which rules it may break, who said so and when.
+
+    `folder` is its place in quarantine, "" where it never came there.
+    """
+
+    server_name: str
+    sequence: int | None
+    broken: list[Broken]
+    by: str
+    at: str
+    how: str
+    folder: str = ""
+    format: int = 1
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -191,11 +226,16 @@ class Archive:
         bucket: Bucket | None = None,
         *,
         on_demand: bool = False,
+        recipients: Sequence[str] = (),
+        sensitive_items: Sequence[str] = (),
     ) -> None:
         self.root = root
         self.hidden = root / ".shala"
         remote = Remote(bucket, self.hidden / "remote.sqlite") if bucket is not None else None
-        self.objects = Objects(self.hidden / "objects", shared_items, remote, on_demand=on_demand)
+        ciphertexts = Ciphertexts(self.hidden / "encrypted.sqlite", recipients, sensitive_items)
+        self.objects = Objects(
+            self.hidden / "objects", shared_items, remote, on_demand=on_demand, ciphertexts=ciphertexts
+        )
 
     @classmethod
     def of(cls, settings: ArchiveSettings) -> Archive:
@@ -213,6 +253,8 @@ class Archive:
             settings.shared_items,
             bucket if name else None,
             on_demand=settings.view == "on-demand",
+            recipients=settings.recipients,
+            sensitive_items=settings.sensitive_items,
         )
 
     def open(self) -> None:
@@ -230,6 +272,9 @@ class Archive:
         try:
             for folder in ("staging", "collections", "objects", "spare", "quarantine", "locks"):
                 make_folders(self.hidden / folder)
+            # What is to be encrypted lies there in plain, until it has come whole.
+            staging = self.hidden / "staging"
+            staging.chmod(0o700 | (staging.stat().st_mode & stat.S_ISGID))
             require_exchange(self.hidden / "staging")
             remote = self.objects.remote
             if self.objects.on_demand and remote is not None and not remote.is_known() and self.servers():
@@ -343,12 +388,8 @@ class Archive:
         return folder / current.record
 
     def is_whole(self, record: Path) -> bool:
-        """Return whether FILES of a record is still the one that the school sealed."""
-        try:
-            head = msgspec.json.decode((record / "HEAD").read_bytes(), type=Head)
-            return digest_of(record / FILES) == head.files_sha256
-        except (OSError, msgspec.MsgspecError):
-            return False
+        """Return whether the lists of a record are those that the school sealed and that were published."""
+        return _has_sealed_list(record) and _has_published_list(record)
 
     def servers(self) -> list[str]:
         """Return the names of all servers with a committed collection."""
@@ -422,11 +463,17 @@ class Archive:
             if file.is_file():
                 (record / file.name).hardlink_to(file)
         previous = self.committed(name)
+        known = previous is None or self.mend_view(name, previous)
         if previous is not None and (previous.pull.year, previous.pull.state) != (pull.year, pull.state):
             previous = None  # another tree: there is nothing in it to be replaced
         held = _held(previous, bag.collection)
+        if held and not known:
+            logger.warning(
+                "what was held back of %s is not known any more: readers see what is suspect", name
+            )
+            held = {}
         if previous is not None and held:
-            _write_view(record, lines_of(received / FILES), readable(previous.view()), held)
+            _write_view(record, lines_of(received / FILES), readable(previous.chosen()), held)
         self._publish(name, record, msgspec.structs.replace(pull, held=held), fresh=fresh)
         self._close_release(name)
 
@@ -458,7 +505,7 @@ class Archive:
             record = self._copy_record(name, committed)
             still = {item: number for item, number in held.items() if item not in accepted}
             if still:
-                _write_view(record, committed.files(), committed.view(), still)
+                _write_view(record, committed.files(), committed.chosen(), still)
             taken = sorted({*committed.pull.accepted, *accepted})
             pull = msgspec.structs.replace(committed.pull, held=still, accepted=taken)
             self._publish_kept(name, record, pull)
@@ -480,7 +527,7 @@ class Archive:
             chosen = list(items) or there
             record = self._copy_record(name, committed)
             prefixes = [f"data/{item}" for item in chosen]
-            others = select(committed.view(), prefixes, inside=False)
+            others = select(committed.chosen(), prefixes, inside=False)
             with (record / VIEW).open("wb") as view:
                 view.writelines(merged(others, select(self.files(version), prefixes, inside=True)))
             held = {item: number for item, number in committed.pull.held.items() if item not in chosen}
@@ -499,13 +546,63 @@ class Archive:
 
     def relink(self, name: str) -> None:
         """Publish what is published once more, of the objects as they are now. With the lock held."""
-        committed = self._require(name)
-        if committed.tree.is_dir():
-            record = self._copy_record(name, committed)
-            if (committed.record / VIEW).is_file():
-                (record / VIEW).hardlink_to(committed.record / VIEW)
+        if self._require(name).tree.is_dir():
             with contextlib.suppress(ObjectsLost):
-                self._publish(name, record, committed.pull, fresh=True)
+                self.republish(name)
+
+    def republish(self, name: str) -> None:
+        """Publish what is in view once more, as it is kept now. With the lock held. Raises ObjectsLost."""
+        committed = self._require(name)
+        record = self._copy_record(name, committed)
+        if (committed.record / VIEW).is_file():
+            (record / VIEW).hardlink_to(committed.record / VIEW)
+        self._publish(name, record, committed.pull, fresh=True)
+
+    def republish_year(self, version: Version) -> None:
+        """Publish the tree of an earlier year once more, as its content is kept now, in one step.
+
+        `version` is the collection that it shows. With the lock held; it may be cut at any moment and is then
+        to be repeated. Raises ObjectsLost.
+        """
+        name, state = version.server, self._require(version.server).pull.state
+        record = self.staging(name) / "record"
+        remove_tree(record)
+        record.mkdir(mode=0o750)
+        with self.history() as history:
+            with (record / VIEW).open("wb") as view:
+                view.writelines(self._chosen(version, history.record(version)))
+            published = self._write_published(name, record, record / VIEW)
+            tree, place = self.staging(name) / "tree", self.tree_of(version.year, state, name)
+            if place.is_dir():
+                assemble(tree, published, self.objects, name)
+                publish(tree, place)
+            history.mark(version, ENCRYPTED, (record / ENCRYPTED).read_bytes())
+        remove_tree(tree)
+        remove_tree(record)
+
+    def mend_view(self, name: str, committed: Committed) -> bool:
+        """Return whether the list of what is published is whole, if need be made anew of what it was made of.
+
+        Its digest tells whether it came to the same again. Call with the lock held.
+        """
+        if _has_published_list(committed.record):
+            return True
+        held, kept = committed.pull.held, {version.sequence: version for version in self.versions(name)}
+        if not _has_sealed_list(committed.record) or not kept.keys() >= set(held.values()):
+            return False
+        made = self.staging(name) / VIEW
+        lines = select(committed.files(), [f"data/{item}" for item in held], inside=False)
+        for item, number in held.items():
+            lines = merged(lines, select(self.files(kept[number]), [f"data/{item}"], inside=True))
+        with made.open("wb") as view:
+            view.writelines(lines)
+        if digest_of(made) != committed.pull.view_sha256:
+            made.unlink()
+            return False
+        sync_file_system(made.parent)
+        made.rename(committed.record / VIEW)
+        sync_folder(committed.record)
+        return True
 
     def _copy_record(self, name: str, committed: Committed) -> Path:
         """Begin a record of the same collection with another view. Raises CentralError for a damaged one."""
@@ -517,7 +614,7 @@ class Archive:
         remove_tree(record)
         record.mkdir(mode=0o750)
         for file in committed.record.iterdir():
-            if file.name not in (VIEW, "pull.json"):
+            if file.name not in (VIEW, ENCRYPTED, PUBLISHED, "pull.json"):
                 (record / file.name).hardlink_to(file)
         return record
 
@@ -528,20 +625,29 @@ class Archive:
         """
         staging = self.staging(name)
         tree = staging / "tree"
-        (record / "pull.json").write_bytes(msgspec.json.encode(pull) + b"\n")
         files, view = record / FILES, record / VIEW
+        pull = msgspec.structs.replace(pull, view_sha256=digest_of(view) if view.is_file() else "")
+        (record / "pull.json").write_bytes(msgspec.json.encode(pull) + b"\n")
         lists = (files, view) if view.is_file() else (files,)
+        published = self._write_published(name, record, lists[-1])
+        stored = self.objects.ciphertexts.lines
         # Before the record names it: what a bucket is to have is there for good.
         for listed in lists if self.objects.remote is not None else ():
-            self.objects.send(self.objects.local(name, lines_of(listed)))
-        if self.objects.on_demand:
-            for listed in lists:
-                self._require_content(name, lines_of(listed))
-            self._spare(name).drop()  # of a time when there was a tree
-            inode = NO_TREE
-        else:
-            self._assemble(name, tree, lists[-1], fresh=fresh)
-            inode = tree.stat().st_ino
+            self.objects.send(self.objects.local(name, stored(name, lines_of(listed))))
+        try:
+            if self.objects.on_demand:
+                for listed in lists:
+                    self._require_content(name, stored(name, lines_of(listed)))
+                self._spare(name).drop()  # of a time when there was a tree
+                inode = NO_TREE
+            else:
+                self._assemble(name, tree, published, fresh=fresh)
+                inode = tree.stat().st_ino
+        except ObjectsLost as lost:
+            # Under the names that the school knows: it is asked for them.
+            raise ObjectsLost(
+                [self.objects.ciphertexts.as_sealed(name, file) for file in lost.files]
+            ) from None
         before = self.committed(name)
         same_tree = before is not None and (before.pull.year, before.pull.state) == (pull.year, pull.state)
         if (
@@ -561,6 +667,23 @@ class Archive:
         if inode != NO_TREE:
             publish(tree, self.tree_of(pull.year, pull.state, name))
         self._finish(name, intent)
+
+    def _write_published(self, name: str, record: Path, chosen: Path) -> Path:
+        """Given the list of what is to be in view, return the list of what is published: age files too.
+
+        Raises BagRefused where an age file's name is taken or too long.
+        """
+        ciphertexts = self.objects.ciphertexts
+        if not ciphertexts.items(name):
+            return chosen
+        published, encrypted = record / PUBLISHED, record / ENCRYPTED
+        with published.open("wb") as lines, encrypted.open("wb") as paths:
+            lines.writelines(_without_clashes(ciphertexts.lines(name, lines_of(chosen), paths=paths)))
+        if encrypted.stat().st_size:
+            return published
+        published.unlink()
+        encrypted.unlink()
+        return chosen
 
     def _assemble(self, name: str, tree: Path, files: Path, *, fresh: bool) -> None:
         """Make a tree; what is not on this disk comes out of the bucket, where it is there."""
@@ -660,12 +783,17 @@ class Archive:
                 continue
             names = [file.name for file in record.iterdir()]
             if all(file in names for file in (*RECORD_FILES, "pull.json")):
-                files = {file: (record / file).read_bytes() for file in names if file != FILES}
+                names = [file for file in names if file not in (FILES, PUBLISHED)]
+                files = {file: (record / file).read_bytes() for file in names}
                 old = lines_of(record / FILES)
                 # Of a list that a disk has damaged stays what can be read.
                 old = old if self.is_whole(record) else readable(old)
                 back = changes_between(lines_of(newest / FILES), old)
                 pull = msgspec.json.decode(files["pull.json"], type=PullRecord)
+                if VIEW in files and not _has_published_list(record):
+                    files[VIEW] = b"".join(readable(lines_in(files[VIEW])))
+                    pull = msgspec.structs.replace(pull, view_sha256=hashlib.sha256(files[VIEW]).hexdigest())
+                    files["pull.json"] = msgspec.json.encode(pull) + b"\n"
                 with self.history() as history:
                     history.add(name, pull.pulled, files, back)
             # Otherwise an earlier run was cut while it removed what is remembered.
@@ -695,6 +823,9 @@ class Archive:
             # moved.
             if ".." in path.split("/") or path.startswith("/") or not _is_file_below(data, source):
                 continue
+            if self.objects.ciphertexts.is_sensitive(path):
+                source.unlink()
+                continue
             source.rename(folder / f"file-{number:04d}")
         reason = {
             "format": 1,
@@ -705,37 +836,69 @@ class Archive:
             "digest": digest,
             "reasons": refused.reasons,
             "paths": refused.paths,
-            "by_rule": refused.by_rule,
+            "broken": refused.broken,
         }
         write_file(folder / "reason.json", msgspec.json.format(msgspec.json.encode(reason), indent=1) + b"\n")
         for earlier in self.quarantined(name)[:-QUARANTINED]:
             remove_tree(Path(str(earlier["folder"])))
         return folder
 
-    def release(self, name: str) -> Path:
-        """Let the newest refused collection of a server in, the next time it is asked for; return its folder.
+    def release(self, name: str) -> Release:
+        """Let the newest refused collection of a server in, the next time it is asked for.
 
-        Raises UsageError if there is none, or if it is not a rule that stands against it.
+        Only what it was refused for is lifted, and only for it; returns what that is. Raises UsageError if
+        there is none, or if it is not a rule that stands against it.
         """
         found = self.quarantined(name)
         if not found:
             raise UsageError(f"nothing of '{name}' is in quarantine (shala archive quarantine list)")
-        if not found[-1].get("by_rule"):
-            reasons = found[-1].get("reasons")
+        newest = found[-1]
+        broken = msgspec.convert(newest.get("broken") or [], list[Broken])
+        if not broken:
+            reasons = newest.get("reasons")
             first = reasons[0] if isinstance(reasons, list) and reasons else "it is not whole"
             raise UsageError(
                 f"the collection of {name} cannot be let in: {first} (shala pull {name} asks again)"
             )
-        folder = Path(str(found[-1]["folder"]))
-        write_file(folder / "released", b"")
-        return folder
+        folder = Path(str(newest["folder"]))
+        sequence = msgspec.convert(newest.get("sequence"), int | None)
+        release = self.note_release(name, sequence, broken, "shala archive quarantine release", folder.name)
+        write_file(folder / "released", msgspec.json.encode(release) + b"\n")
+        return release
 
-    def is_released(self, name: str, head: bytes) -> bool:
-        """Return whether the operator lets the collection with this HEAD in."""
-        return any(
-            (folder / "released").exists() and (folder / "HEAD").read_bytes() == head
-            for folder in (Path(str(entry["folder"])) for entry in self.quarantined(name))
-        )
+    def note_release(
+        self, name: str, sequence: int | None, broken: Sequence[Broken], how: str, folder: str = ""
+    ) -> Release:
+        """Write down for good which rules the operator has lifted for which collection."""
+        release = Release(name, sequence, list(broken), _operator(), _now(), how, folder)
+        place = self.hidden / "releases"
+        make_folders(place)
+        raw = msgspec.json.format(msgspec.json.encode(release), indent=1) + b"\n"
+        write_file(place / f"{name}-{_stamp()}.json", raw)
+        return release
+
+    def releases(self, name: str) -> list[Release]:
+        """Return which rules were ever lifted for collections of a server, oldest first."""
+        if not SERVER_NAME.fullmatch(name):
+            return []
+        found: list[Release] = []
+        for place in sorted((self.hidden / "releases").glob(f"{name}-*.json")):
+            try:
+                found.append(msgspec.json.decode(place.read_bytes(), type=Release))
+            except msgspec.MsgspecError as error:
+                logger.warning("%s is damaged: %s", place, error)
+        return found
+
+    def lifted(self, name: str, head: bytes) -> list[Broken]:
+        """Return the rules that the operator has lifted for the collection with this HEAD."""
+        lifted: list[Broken] = []
+        for entry in self.quarantined(name):
+            folder = Path(str(entry["folder"]))
+            with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError):
+                release = msgspec.json.decode((folder / "released").read_bytes(), type=Release)
+                if (folder / "HEAD").read_bytes() == head:
+                    lifted += release.broken
+        return lifted
 
     def discard(self, name: str) -> int:
         """Remove what is in quarantine of a server; return how many refused collections that was."""
@@ -776,13 +939,35 @@ class Archive:
             yield from history.files(version, newest)
 
     def view(self, version: Version) -> Iterator[bytes]:
-        """Yield the lines of the list of what was published of a kept collection."""
+        """Yield the lines of the list of what was published of a kept collection.
+
+        Raises CentralError if it is damaged.
+        """
         if version.id == 0:
-            yield from self._require(version.server).view()
+            yield from self._published_list(self._require(version.server))
             return
         with self.history() as history:
-            view = history.record(version).get(VIEW)
-        yield from lines_in(view) if view is not None else self.files(version)
+            record = history.record(version)
+        lines = self._chosen(version, record)
+        if ENCRYPTED not in record:
+            yield from lines
+            return
+        only = set(record[ENCRYPTED].splitlines())
+        yield from self.objects.ciphertexts.lines(version.server, lines, only)
+
+    def _chosen(self, version: Version, record: Mapping[str, bytes]) -> Iterator[bytes]:
+        """Yield the lines of the list of what was in view of an earlier collection, as it was sealed.
+
+        Raises CentralError if it is damaged.
+        """
+        view = _view_of(version, record)
+        return lines_in(view) if view is not None else self.files(version)
+
+    @staticmethod
+    def _published_list(committed: Committed) -> Iterator[bytes]:
+        if not _has_published_list(committed.record):
+            raise _damaged_view(committed.name)
+        return committed.view()
 
     def diff(self, old: Version, new: Version) -> list[Difference]:
         """Return which files differ in content between two kept collections, in the order of manifests."""
@@ -802,18 +987,22 @@ class Archive:
             with self.history() as history:
                 return history.record(version)
         record = self._require(version.server).record
-        return {file.name: file.read_bytes() for file in record.iterdir() if file.name not in (FILES, VIEW)}
+        large = (FILES, VIEW, PUBLISHED)
+        return {file.name: file.read_bytes() for file in record.iterdir() if file.name not in large}
 
-    def checkout(self, version: Version, destination: Path, below: str = "") -> tuple[int, int]:
+    def checkout(
+        self, version: Version, destination: Path, below: str = "", identities: Identities = ()
+    ) -> tuple[int, int]:
         """Write a collection, or what is below a path of it, to a new folder; return (files, bytes).
 
-        Content, times and permissions are those that the school sealed. Raises UsageError if the destination
-        is there already, CentralError for content that is damaged or gone.
+        Content, times and permissions are those that the school sealed; what is encrypted is an age file, and
+        with the researcher's `identities` plain. Raises UsageError if the destination is there already,
+        CentralError for content that is damaged or gone, or encrypted to somebody else.
         """
         if os.path.lexists(destination):
             raise UsageError(f"{destination} exists already (name a folder that does not)")
         # What was fetched from a bucket counts for the next try, if that is for the same.
-        what = zlib.crc32(f"{version.server} {version.pulled} {below}".encode())
+        what = zlib.crc32(f"{version.server} {version.pulled} {below}{' plain' * bool(identities)}".encode())
         unfinished = destination.with_name(f".{destination.name}.{what:08x}.part")
         if not self.objects.on_demand:
             remove_tree(unfinished)
@@ -821,13 +1010,21 @@ class Archive:
         chosen = (
             file
             for file in map(file_of, self.files(version))
-            if not below or file.path == f"data/{below}" or file.path.startswith(f"data/{below}/")
+            if not below
+            or file.path in (f"data/{below}", f"data/{below.removesuffix(SUFFIX)}")
+            or file.path.startswith(f"data/{below}/")
         )
 
+        any_encrypted = bool(self.objects.ciphertexts.items(version.server))
+
         def write(file: File) -> int:
-            path = file.path.removeprefix("data/")
+            stored = self.objects.ciphertexts.as_stored(version.server, file) if any_encrypted else file
+            path = stored.path.removeprefix("data/")
             (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
-            self._copy_out(version, path, file, unfinished / path)
+            self._copy_out(version, path, stored, unfinished / path)
+            if stored is file or not identities:
+                return stored.size
+            _decrypt(unfinished / path, file, identities)
             return file.size
 
         for written in in_parallel(write, chosen) if self.objects.on_demand else map(write, chosen):
@@ -860,18 +1057,56 @@ class Archive:
                 if not pretend:
                     history.forget(superfluous_ones)
                 own: set[str] = set()
-                for file in self.needed(name, history):
-                    to_all = self.objects.is_shared(file.path.removeprefix("data/"))
-                    (shared if to_all else own).add(file.sha256)
+                try:
+                    for file in self.needed(name, history):
+                        to_all = self.objects.is_shared(file.path.removeprefix("data/"))
+                        (shared if to_all else own).add(file.sha256)
+                except CentralError as damaged:
+                    logger.warning("%s", damaged)
+                    left_alone.add(name)
+                    continue
                 bases, bases_of_all = self._bases(name, history)
                 shared_bases |= bases_of_all
+                if not pretend:
+                    self.objects.ciphertexts.keep(name, own)
                 self._sweep(name, own, bases, counts, pretend=pretend)
+            for pool in self._abandoned(left_alone, pretend=pretend):
+                self._sweep(pool, set(), {}, counts, pretend=pretend)
+                if not pretend:
+                    remove_tree(self.objects.root / pool)
+                    (self.hidden / "abandoned" / pool).unlink()
             for name in left_alone:
                 logger.warning("%s is left alone: its record is not whole, or its pull not done", name)
             if not left_alone:
                 # What is shared may be needed by any server, and so only goes when all are clear.
                 self._sweep(SHARED, shared, shared_bases, counts, pretend=pretend)
         return Pruned(gone, counts.objects, counts.bytes, counts.packed)
+
+    def _abandoned(self, left_alone: set[str], *, pretend: bool) -> list[str]:
+        """Return the pools of servers that have had no record, no pull and no tree for UNFINISHED_SECONDS.
+
+        Not at once: records may be lost by accident, and brought back from a copy.
+        """
+        remote, marks = self.objects.remote, self.hidden / "abandoned"
+        pools = {*self.objects.pools(), *(remote.pools() if remote is not None else ())}
+        named = {*left_alone, *self.servers()}
+        due: list[str] = []
+        for pool in sorted(filter(SERVER_NAME.fullmatch, pools)):
+            mark = marks / pool
+            if pool in named or any(self.root.glob(f"[0-9][0-9][0-9][0-9]/*/{pool}")):
+                if not pretend:
+                    mark.unlink(missing_ok=True)
+                continue
+            if not pretend and not mark.exists():
+                make_folders(marks)
+                mark.touch()
+            since = mark.stat().st_mtime if mark.exists() else time.time()
+            if time.time() - since >= UNFINISHED_SECONDS:
+                due.append(pool)
+                continue
+            day = datetime.datetime.fromtimestamp(since + UNFINISHED_SECONDS, datetime.UTC).date()
+            logger.warning("%s has content and no record: it goes on %s (or bring back .shala)", pool, day)
+        return due
 
     def _recover_all(self) -> None:
         """Finish the commits that were cut: until then nothing says what they need."""
@@ -892,6 +1127,8 @@ class Archive:
             committed = self.committed(name)
             if committed is None or not self.is_whole(committed.record):
                 unclear.add(name)
+            elif (committed.record / ENCRYPTED).exists() and not self.objects.ciphertexts.items(name):
+                unclear.add(name)  # the table is lost: nothing says which age files are needed
         for staging in (self.hidden / "staging").iterdir():
             data = staging / "data"
             fetching = data.is_dir() and time.time() - data.stat().st_mtime < UNFINISHED_SECONDS
@@ -922,13 +1159,27 @@ class Archive:
         return own, to_all
 
     def needed(self, name: str, history: History) -> Iterator[File]:
-        """Yield every file whose content a server's collections need, or what is published of them."""
+        """Yield every file, as it is kept, that a server's collections need or what is published of them.
+
+        Raises CentralError where a list of what was published is damaged: nobody knows what it named.
+        """
+        ciphertexts = self.objects.ciphertexts
+        if not ciphertexts.items(name):
+            yield from self.sealed(name, history)
+            return
+        yield from map(file_of, self._published_list(self._require(name)))
+        for file in self.sealed(name, history):
+            yield ciphertexts.as_stored(name, file)
+
+    def sealed(self, name: str, history: History) -> Iterator[File]:
+        """Yield every file of a server's collections as the school sealed it, some of them more than once."""
         committed = self._require(name)
-        for lines in (committed.files(), committed.view()):
+        self._published_list(committed)
+        for lines in (committed.files(), committed.chosen()):
             yield from map(file_of, lines)
         yield from history.digests(name)
         for version in history.versions(name):
-            if (view := history.record(version).get(VIEW)) is not None:
+            if (view := _view_of(version, history.record(version))) is not None:
                 yield from map(file_of, lines_in(view))
 
     def _sweep(
@@ -953,7 +1204,8 @@ class Archive:
         # Packing wants room itself: only after all else of the pool is gone.
         if not pretend and not self.objects.on_demand:
             for digest, place in self.objects.stored(pool):
-                if place.stat().st_nlink == 1:
+                # Ciphertext can be made no smaller, and nothing is known of what is in it.
+                if place.stat().st_nlink == 1 and not self.objects.ciphertexts.is_ciphertext(pool, digest):
                     counts.packed += cold.pack(pool, digest, place, bases.get(digest), self.objects.plain)
         if self.objects.remote is not None:
             swept = self.objects.remote.sweep(pool, needed, pretend=pretend)
@@ -1001,7 +1253,7 @@ class Archive:
         """
         dropped = 0
         committed = self.committed(name)
-        for lines in (committed.files(), committed.view()) if committed is not None else ():
+        for lines in (self._kept(committed), committed.view()) if committed is not None else ():
             for file in map(file_of, readable(lines)):
                 place = self.objects.find(name, file.path.removeprefix("data/"), file.sha256)
                 if place is not None and digest_of(place) != file.sha256:
@@ -1018,7 +1270,7 @@ class Archive:
             return 0
         contents = {
             (self.objects.pool_of(committed.name, file.path.removeprefix("data/")), file.sha256)
-            for lines in (committed.files(), committed.view())
+            for lines in (self._kept(committed), committed.view())
             for file in map(file_of, lines)
         }
 
@@ -1029,6 +1281,13 @@ class Archive:
         for content in damaged:
             remote.forget(*content)
         return len(damaged)
+
+    def _kept(self, committed: Committed) -> Iterator[bytes]:
+        """Yield the lines of a collection as its files are kept, of a list that a disk may have damaged."""
+        ciphertexts = self.objects.ciphertexts
+        if not ciphertexts.items(committed.name):
+            return committed.files()
+        return ciphertexts.lines(committed.name, readable(committed.files()))
 
     def mend_earlier_years(self, name: str) -> int:
         """Put objects in the place of files of earlier years that are damaged or gone; return how many.
@@ -1069,6 +1328,8 @@ class Archive:
             if survey(committed.files(), NO_LIMITS).manifest_sha256 != committed.pull.manifest_sha256:
                 damage.append(Damage(FILES, "of the record is not the one that was committed"))
             damage += _signature_damage(committed)
+            if not _has_published_list(committed.record):
+                damage.append(Damage(VIEW, "of the record is not the one that was published"))
             if self.objects.on_demand:
                 damage += self._content_damage(committed, share)
             else:
@@ -1219,10 +1480,63 @@ def _signature_damage(committed: Committed) -> list[Damage]:
     return [Damage(SIGNATURE, "is not that of the device that sealed the collection")]
 
 
-def _view_in(record: Path) -> Path:
-    """Return the list of what is published by a record."""
+def _chosen_in(record: Path) -> Path:
+    """Return the list of what is in view by a record, as the school sealed it."""
     view = record / VIEW
     return view if view.is_file() else record / FILES
+
+
+def _has_sealed_list(record: Path) -> bool:
+    """Return whether FILES of a record is still the one that the school sealed."""
+    try:
+        head = msgspec.json.decode((record / "HEAD").read_bytes(), type=Head)
+        return digest_of(record / FILES) == head.files_sha256
+    except (OSError, msgspec.MsgspecError):
+        return False
+
+
+def _has_published_list(record: Path) -> bool:
+    """Return whether VIEW of a record is still the one that was published; an older shala noted no digest."""
+    try:
+        wanted = msgspec.json.decode((record / "pull.json").read_bytes(), type=PullRecord).view_sha256
+        return not wanted or digest_of(record / VIEW) == wanted
+    except (OSError, msgspec.MsgspecError):
+        return False
+
+
+def _view_of(version: Version, record: Mapping[str, bytes]) -> bytes | None:
+    """Return VIEW of the record of an earlier collection, None where there is none. Raises CentralError."""
+    view = record.get(VIEW)
+    wanted = msgspec.json.decode(record["pull.json"], type=PullRecord).view_sha256
+    if wanted and hashlib.sha256(view or b"").hexdigest() != wanted:
+        raise _damaged_view(f"collection {version.sequence} of {version.server}")
+    return view
+
+
+def _damaged_view(whose: str) -> CentralError:
+    return CentralError(f"{VIEW} in the record of {whose} is damaged (shala archive repair)")
+
+
+def _view_in(record: Path) -> Path:
+    """Return the list of what is published by a record."""
+    published = record / PUBLISHED
+    return published if published.is_file() else _chosen_in(record)
+
+
+def _without_clashes(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a list whose order is right. Raises BagRefused where two cannot both be there."""
+    last = b"\0"
+    for line in lines:
+        path = path_of(line)
+        name = path[5:].decode()
+        if path == last or path.startswith(last + b"/"):
+            raise BagRefused([f"'{name}' has a name that an encrypted file has here (*{SUFFIX})"], [name])
+        if path.endswith(SUFFIX.encode()) and len(path.rpartition(b"/")[2]) > MAX_NAME:
+            raise BagRefused(
+                [f"'{name}' has a name that is too long to be that of an encrypted file"], [name]
+            )
+        last = path
+        yield line
 
 
 def _held(previous: Committed | None, collection: Collection) -> dict[str, int]:
@@ -1312,6 +1626,12 @@ def _holds(path: Path, sha256: str) -> bool:
         return False
 
 
+def _operator() -> str:
+    """Return who runs this command, also behind sudo."""
+    user, behind = _user(os.geteuid()), os.environ.get("SUDO_USER", "")
+    return f"{behind} (as {user})" if behind else user
+
+
 def _user(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
@@ -1324,6 +1644,19 @@ def _inode(path: Path) -> int:
         return path.stat().st_ino
     except FileNotFoundError:
         return -1
+
+
+def _decrypt(stored: Path, file: File, identities: Identities) -> None:
+    """Put the content of an age file in its place, under the name, time and permissions of the school's."""
+    target = stored.with_name(stored.name.removesuffix(SUFFIX))
+    target.unlink(missing_ok=True)  # of a run that was cut
+    stored.chmod(0o600)
+    with stored.open("rb") as source, target.open("xb") as plain:
+        os.fchmod(plain.fileno(), 0o600)
+        decrypt(source, plain, file, identities)
+    target.chmod(file.mode & 0o777)
+    os.utime(target, ns=(file.mtime_ns, file.mtime_ns))
+    stored.unlink()
 
 
 def _is_file_below(folder: Path, path: Path) -> bool:

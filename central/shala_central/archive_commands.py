@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shala_central.archive import Committed, Entry
+from shala_central.archive import Archive, Committed, Entry
 from shala_central.bag import count_items
+from shala_central.ciphertext import read_identities
 from shala_central.config import CentralConfig
 from shala_central.failure import UsageError
 from shala_central.fleet import read_fleet, select
-from shala_central.moving import places, reindex, upload
+from shala_central.moving import only_packed_here, places, reindex, upload
 from shala_central.options import (
     FAILED,
     MAX_SHOWN,
@@ -23,6 +24,7 @@ from shala_central.options import (
     bar,
     config_option,
     counted,
+    identity_option,
     items_line,
     json_option,
     open_archive,
@@ -114,7 +116,7 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
         raise UsageError(
             f"nothing of '{name}' is in the archive (shala archive tree --depth 2 shows what is)"
         )
-    history = archive.records(name)
+    history, releases = archive.records(name), archive.releases(name)
     if as_json:
         print_json(
             {
@@ -122,8 +124,10 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
                 "tree": str(committed.tree) if committed else None,
                 "collection": committed.collection() if committed else None,
                 "pull": committed.pull if committed else None,
+                "encrypted": committed.encrypted() if committed else [],
                 "history": history,
                 "quarantine": quarantined,
+                "releases": releases,
             }
         )
         return 0
@@ -134,6 +138,8 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
     for item, number in committed.pull.held.items() if committed else ():
         way = f"(shala archive accept {name} {visible(item)})"
         click.echo(f"  readers see {visible(item)} of collection {number} {way}")
+    for item in committed.encrypted() if committed else ():
+        click.echo(f"  encrypted to the researchers' keys: {visible(item)}")
     click.echo(f"\nHistory: {counted(len(history), 'collection')}")
     for record in history[-MAX_SHOWN:]:
         click.echo(
@@ -141,6 +147,9 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
             f"  {size(record.bytes)} in {counted(record.files, 'file')},"
             f" {size(record.bytes_received)} received"
         )
+    for release in releases[-MAX_SHOWN:]:
+        what = "; ".join(f"{broken.rule}: {broken.fact}" for broken in release.broken)
+        click.echo(f"  let in: number {release.sequence}, {release.at[:19]} by {visible(release.by)}: {what}")
     for entry in quarantined[-MAX_SHOWN:]:
         reasons = entry.get("reasons")
         click.echo(f"\nQuarantine: {entry['folder']} (seen {entry.get('times', 1)} times)")
@@ -236,31 +245,48 @@ def archive_verify(
 
 @archive_group.command("scrub", short_help="Read a share of all content again; for the timer.")
 @click.option("--days", type=click.IntRange(1, 3650), help="Within so many days everything is read once.")
+@click.option(
+    "--bucket",
+    "percent",
+    type=click.FloatRange(0, 100),
+    metavar="PERCENT",
+    help="Read back so much of what is in the bucket; the rest is looked up by name and size.",
+)
 @config_option
 @json_option
-def archive_scrub(days: int | None, config: CentralConfig, as_json: bool) -> int:
+def archive_scrub(days: int | None, percent: float | None, config: CentralConfig, as_json: bool) -> int:
     """Read again what has not been read for longest: run daily, everything within archive.scrub_days.
+
+    In the bucket all names and sizes are compared in the same time, and archive.objects_scrub_percent of the
+    contents read back, others each time: that is traffic that may have to be paid for.
 
     \b
     Examples:
       shala archive scrub
-      shala archive scrub --days 1        everything, now
+      shala archive scrub --days 1                everything, now
+      shala archive scrub --days 1 --bucket 100   the bucket too
     """
     from shala_central.integrity import scrub
 
-    done = scrub(open_archive(config, writing=True), days or config.archive.scrub_days)
+    settings = config.archive
+    if percent is None:
+        percent = settings.objects_scrub_percent
+    done = scrub(open_archive(config, writing=True), days or settings.scrub_days, percent)
     if as_json:
         print_json(done)
     else:
         for damage in done.damage[:MAX_SHOWN]:
             click.echo(f"{damage.path} {damage.problem}")
+        if done.failed:
+            click.echo(f"shala: {done.failed}", err=True)
         hint = " Mend: shala archive repair" if done.damage else ""
+        listed = f", {counted(done.listed, 'object')} of the bucket looked up" if done.listed else ""
         click.echo(
-            f"{counted(done.objects, 'object')}, {size(done.bytes)} read:"
-            f" {counted(len(done.damage), 'one') if done.damage else 'none'} damaged."
+            f"{counted(done.objects, 'object')}, {size(done.bytes)} read{listed}:"
+            f" {len(done.damage) or 'none'} damaged."
             f" The oldest reading is of {done.oldest or 'never'}.{hint}"
         )
-    return FAILED if done.damage else 0
+    return FAILED if done.damage or done.failed else 0
 
 
 @archive_group.command("repair", short_help="Mend damaged or lost content from a second copy.")
@@ -275,19 +301,21 @@ def archive_scrub(days: int | None, config: CentralConfig, as_json: bool) -> int
 @config_option
 @json_option
 def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralConfig, as_json: bool) -> int:
-    """Mend damaged or lost content from a second copy of the archive.
+    """Mend damaged or lost content from a second copy of the archive, plain or packed there.
 
-    What no copy has can be asked of the school again, if its newest collection holds it: shala pull --again.
+    The copy is only read; its disk may be mounted read-only. What no copy has can be asked of the school
+    again, if its newest collection holds it: shala pull --again.
 
     \b
     Examples:
       shala archive repair --from /mnt/second-disk/archive
       shala archive repair 2031017-mz17
     """
-    from shala_central.integrity import repair
+    from shala_central.integrity import SecondCopy, repair
 
     archive = open_archive(config, writing=True)
-    answers = [repair(archive, name, second) for name in list(names) or archive.servers()]
+    copy = SecondCopy(archive, second) if second is not None else None
+    answers = [repair(archive, name, copy) for name in list(names) or archive.servers()]
     if as_json:
         print_json({"servers": answers})
     else:
@@ -326,12 +354,14 @@ def archive_status(limit: str, html_file: Path | None, config: CentralConfig, as
     from shala_central.completeness import by_state, completeness, page
 
     archive = open_archive(config)
+    only_objects, only_bytes = only_packed_here(archive)
     entries = completeness(archive, select(read_fleet(Path(config.fleet)), (), limit))
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
     if html_file is not None:
         html_file.write_text(page(entries, f"made {made}"), encoding="utf-8")
     if as_json:
-        print_json({"made": made, "states": by_state(entries), "servers": entries})
+        only = {"objects": only_objects, "bytes": only_bytes}
+        print_json({"made": made, "states": by_state(entries), "servers": entries, "only_packed_here": only})
         return 0
     rows = [{**row, "bytes": size(int(str(row["bytes"])))} for row in by_state(entries)]
     numbers = ("servers", "delivered", "whole", "bytes")
@@ -345,6 +375,7 @@ def archive_status(limit: str, html_file: Path | None, config: CentralConfig, as
         rows = [_lack(entry) for entry in lacking]
         for line in table(rows, ("server", "collection", "pulled", "items", "lacks"), ("collection",)):
             click.echo(line)
+    _print_only(archive, only_objects, only_bytes)
     whole = f"{len(entries) - len(lacking)} of {counted(len(entries), 'server')} whole"
     click.echo(f"\n{whole}. More: shala archive show NAME")
     return 0
@@ -429,21 +460,33 @@ def archive_diff(name: str, old: int, new: int | None, config: CentralConfig, as
 @click.argument("number", type=int)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--item", default="", metavar="PATH", help="Only what is below this, e.g. gstudio/db.")
+@identity_option
 @config_option
 @json_option
 def archive_checkout(  # noqa: PLR0917 - click's
-    name: str, number: int, folder: Path, item: str, config: CentralConfig, as_json: bool
+    name: str,
+    number: int,
+    folder: Path,
+    item: str,
+    identity: Path | None,
+    config: CentralConfig,
+    as_json: bool,
 ) -> int:
     """Write a collection of a server, as it was sealed, to a folder that does not exist yet.
+
+    What is encrypted is an age file there; with the key of a researcher it is decrypted and compared with
+    what the school sealed.
 
     \b
     Examples:
       shala archive checkout 2031017-mz17 3 /tmp/mz17-3
       shala archive checkout 2031017-mz17 3 /tmp/db --item gstudio/db
+      shala archive checkout 2031017-mz17 3 /tmp/users --item gstudio/postgres-dump --identity key.txt
     """
     archive = open_archive(config)
     version = archive.version(name, number)
-    files, written = archive.checkout(version, folder, item.strip("/"))
+    identities = read_identities(identity) if identity is not None else ()
+    files, written = archive.checkout(version, folder, item.strip("/"), identities)
     if as_json:
         print_json(
             {"name": name, "collection": version, "folder": str(folder), "files": files, "bytes": written}
@@ -539,6 +582,7 @@ def archive_provenance(path: str, config: CentralConfig, as_json: bool) -> int:
 @click.option(
     "--to", "target", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.tar[.zst]"
 )
+@identity_option
 @config_option
 @json_option
 def archive_export(  # noqa: PLR0917 - click's
@@ -547,10 +591,13 @@ def archive_export(  # noqa: PLR0917 - click's
     items: tuple[str, ...],
     number: int | None,
     target: Path,
+    identity: Path | None,
     config: CentralConfig,
     as_json: bool,
 ) -> int:
     """Write what servers sealed to one tar file: a BagIt bag for each, with its manifest.
+
+    What is encrypted is an age file there, or decrypted with the key of a researcher.
 
     \b
     Examples:
@@ -572,7 +619,8 @@ def archive_export(  # noqa: PLR0917 - click's
         )
     if not versions:
         raise UsageError("no chosen server has a collection (shala archive status shows which have)")
-    done = export(archive, versions, items, target)
+    identities = read_identities(identity) if identity is not None else ()
+    done = export(archive, versions, items, target, identities)
     if as_json:
         print_json(done)
     else:
@@ -629,18 +677,23 @@ def quarantine_list(names: tuple[str, ...], config: CentralConfig, as_json: bool
 def quarantine_release(name: str, config: CentralConfig, as_json: bool) -> int:
     """Let the newest refused collection of a server in, if what stood against it was a rule.
 
-    Rules are: numbers and years only go up, one device stays one device. What differs from its own manifest
-    cannot be let in: shala pull asks for it again.
+    Rules are: numbers and years only go up, one device stays one device. Only those are lifted that it was
+    refused for, and only for this collection: if it breaks another one, or comes signed by yet another
+    device, it is refused again. Who lifted what and when is kept in .shala/releases. What differs from its
+    own manifest cannot be let in: shala pull asks for it again.
 
     \b
     Example:
       shala archive quarantine release 2031017-mz17
     """
-    folder = open_archive(config, writing=True).release(name)
+    release = open_archive(config, writing=True).release(name)
     if as_json:
-        print_json({"name": name, "folder": str(folder)})
-    else:
-        click.echo(f"{folder.name} will be let in. Now: shala pull {name}")
+        print_json(release)
+        return 0
+    click.echo(f"{release.folder} will be let in, although")
+    for broken in release.broken:
+        click.echo(f"  {broken.rule}: {broken.fact}")
+    click.echo(f"Said by {visible(release.by)}. Now: shala pull {name}")
     return 0
 
 
@@ -701,6 +754,56 @@ def archive_prune(dry_run: bool, config: CentralConfig, as_json: bool) -> int:
     return 0
 
 
+def _print_only(archive: Archive, objects: int, size_here: int) -> None:
+    """Say what the bucket does not have and never gets."""
+    if objects:
+        what = f"{counted(objects, 'packed object')}, {size(size_here)}"
+        click.echo(f"  only on this disk: {what} of earlier collections (keep a copy of {archive.hidden})")
+
+
+@archive_group.command("encrypt", short_help="Encrypt what is in plain of sensitive items.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@config_option
+@json_option
+def archive_encrypt(names: tuple[str, ...], config: CentralConfig, as_json: bool) -> int:
+    """Encrypt to archive.recipients what came of archive.sensitive_items before they were named.
+
+    In all kept collections and the tree, of every server without NAME. There is no way back but the keys of
+    the recipients. It may be interrupted at any moment; the same command goes on from there.
+
+    \b
+    Example:
+      shala archive encrypt
+    """
+    from shala_central.encryption import encrypt
+
+    if not config.archive.recipients:
+        raise UsageError("there is nobody to encrypt to (archive.recipients in the configuration: age1...)")
+    archive = open_archive(config, writing=True)
+    chosen = list(names) or archive.servers()
+    if unknown := [name for name in names if archive.committed(name) is None]:
+        raise UsageError(f"nothing of '{unknown[0]}' is in the archive (shala archive tree shows what is)")
+    with bar(chosen, "Encrypting", quiet=as_json) as moving:
+        answers = [encrypt(archive, name) for name in moving]
+    left = [answer for answer in answers if answer.left]
+    if as_json:
+        print_json({"servers": answers})
+    else:
+        for answer in left:
+            click.echo(f"{answer.name}: {len(answer.left)} left (damaged or gone)")
+            for path in answer.left[:MAX_SHOWN]:
+                click.echo(f"  {visible(path)}")
+        objects, encrypted = sum(a.objects for a in answers), sum(a.bytes for a in answers)
+        hint = f"; left: {counted(len(left), 'server')}. Mend: shala archive repair" if left else ""
+        click.echo(
+            f"{counted(objects, 'content')} encrypted, {size(encrypted)};"
+            f" {counted(sum(a.removed for a in answers), 'plain one')} removed{hint}"
+        )
+    if not left:
+        return 0
+    return PARTLY if len(left) < len(answers) or any(answer.objects for answer in left) else FAILED
+
+
 @archive_group.command("objects", short_help="Say where content is: on this disk, in a bucket.")
 @click.option("--upload", "sending", is_flag=True, help="Send what is only on this disk.")
 @click.option("--reindex", "listing", is_flag=True, help="List the bucket to learn what is in it.")
@@ -710,7 +813,8 @@ def archive_objects(sending: bool, listing: bool, config: CentralConfig, as_json
     """Say where content is, how many objects and how many bytes; bring it to the bucket.
 
     With archive.view = "on-demand", --upload removes from this disk what is in the bucket, and the tree. It
-    may be interrupted at any moment; the same command goes on from there.
+    may be interrupted at any moment; the same command goes on from there. What prune has packed of earlier
+    collections is not sent: it stays on this disk, and .shala must be copied elsewhere as well.
 
     \b
     Examples:
@@ -730,6 +834,7 @@ def archive_objects(sending: bool, listing: bool, config: CentralConfig, as_json
     click.echo(f"{archive.root}: {counted(found.local_objects, 'object')}, {size(found.local_bytes)}")
     if found.packed_objects:
         click.echo(f"  packed: {counted(found.packed_objects, 'object')}, {size(found.packed_bytes)}")
+    _print_only(archive, found.only_objects, found.only_bytes)
     if found.remote is not None:
         click.echo(f"{found.bucket}: {counted(found.remote.objects, 'object')}, {size(found.remote.bytes)}")
         if found.remote.unfinished:

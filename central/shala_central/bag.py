@@ -13,7 +13,7 @@ import io
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from shala_agent.collection import Collection
@@ -70,22 +70,42 @@ _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
+class Broken(msgspec.Struct, frozen=True):
+    """A rule that a collection breaks, and how; `device` is the one that signed it, "" where none has.
+
+    The rules are: numbers (sequence) and years only go up, and one device stays one device.
+    """
+
+    rule: Literal["sequence", "year", "device"]
+    fact: str
+    device: str = ""
+
+    def is_lifted_by(self, other: Broken) -> bool:
+        """Return whether the operator's word on another breach is one on this."""
+        return (self.rule, self.device) == (other.rule, other.device)
+
+
 class BagRefused(Exception):
     """A collection cannot be believed.
 
-    `reasons` are for a person; `paths` are the files concerned, if any. What is refused `by_rule` is whole,
-    and may be let in by the operator's word.
+    `reasons` are for a person; `paths` are the files concerned, if any. One that is whole, and refused for
+    the rules it has `broken` alone, may be let in by the operator's word.
     """
 
     def __init__(
-        self, reasons: list[str], paths: list[str] | None = None, more: int = 0, *, by_rule: bool = False
+        self,
+        reasons: list[str],
+        paths: list[str] | None = None,
+        more: int = 0,
+        *,
+        broken: Sequence[Broken] = (),
     ) -> None:
         if len(reasons) + more > MAX_REASONS:
             reasons = [*reasons[:MAX_REASONS], f"and {len(reasons) + more - MAX_REASONS} more"]
         super().__init__("; ".join(reasons))
         self.reasons = reasons
         self.paths = paths or []
-        self.by_rule = by_rule
+        self.broken = list(broken)
 
 
 class Head(msgspec.Struct, frozen=True):

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -26,25 +28,35 @@ IN_TABLE = 256 << 10  # bytes: what is packed to less lies in the table and take
 PATCHABLE = 512 << 20  # bytes: both versions are in memory together
 SMALLEST = 8  # bytes that zstd wants of what it packs against
 LEVEL = 9
+BUSY_SECONDS = 60  # to wait for another process that writes the table
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS cold (pool TEXT, sha256 BLOB, size INTEGER, base BLOB, height INTEGER, packed BLOB,
   PRIMARY KEY (pool, sha256)) WITHOUT ROWID;
 PRAGMA user_version = {VERSION};
 """
 
-Plain = Callable[[str, str], Path | None]  # (pool, sha256) -> the plain object, if there is one
+Plain = Callable[[str, str], bytes | None]  # (pool, sha256) -> a content that is not packed, if there is one
 
 
 class ColdDamaged(CentralError):
     """A packed content cannot be unpacked, or is not what it should be."""
 
 
-class Cold:
-    """The packed contents of all pools; `root` is the folder of the objects."""
+class ColdFailed(CentralError):
+    """The table, or the disk that it lies on, cannot be used; of the contents it says nothing."""
 
-    def __init__(self, root: Path) -> None:
+
+class Cold:
+    """The packed contents of all pools; `root` is the folder of the objects.
+
+    With `read_only` nothing is ever written beside it: it may be a copy on a disk that is mounted so.
+    """
+
+    def __init__(self, root: Path, *, read_only: bool = False) -> None:
         self._root = root
         self._path = root.parent / "cold.sqlite"
+        self._read_only = read_only
+        self._aside: tempfile.TemporaryDirectory[str] | None = None
         self._db: sqlite3.Connection | None = None
 
     def has(self, pool: str, sha256: str) -> bool:
@@ -119,10 +131,8 @@ class Cold:
     def remove(self, pool: str, digests: Iterable[str]) -> None:
         """Remove packed contents."""
         for sha256 in digests:
-            with self._opened():
-                self._opened().execute(
-                    "DELETE FROM cold WHERE pool = ? AND sha256 = ?", (pool, bytes.fromhex(sha256))
-                )
+            with self._written() as db:
+                db.execute("DELETE FROM cold WHERE pool = ? AND sha256 = ?", (pool, bytes.fromhex(sha256)))
             self._file(pool, sha256).unlink(missing_ok=True)
 
     def pools(self) -> set[str]:
@@ -144,25 +154,16 @@ class Cold:
         return True
 
     def _content(self, pool: str, sha256: str, plain: Plain, depth: int = 0) -> bytes:
-        place = plain(pool, sha256)
-        return place.read_bytes() if place is not None else self.read(pool, sha256, plain, depth)
+        content = plain(pool, sha256)
+        return content if content is not None else self.read(pool, sha256, plain, depth)
 
     def _keep(  # noqa: PLR0917 - a row
         self, pool: str, sha256: str, packed: bytes, base: str | None, size: int, height: int
     ) -> None:
         in_table = len(packed) <= IN_TABLE
         if not in_table:
-            place = self._file(pool, sha256)
-            unfinished = place.with_suffix(".part")
-            with unfinished.open("wb") as file:
-                file.write(packed)
-                file.flush()
-                os.fchmod(file.fileno(), 0o440)
-                os.fsync(file.fileno())
-            unfinished.rename(place)
-            sync_folder(place.parent)
-        db = self._opened()
-        with db:
+            _write(self._file(pool, sha256), packed)
+        with self._written() as db:
             db.execute(
                 "INSERT OR REPLACE INTO cold VALUES (?, ?, ?, ?, ?, ?)",
                 (
@@ -196,20 +197,72 @@ class Cold:
         try:
             return self._opened().execute(query, values).fetchall()
         except sqlite3.DatabaseError as error:
-            raise ColdDamaged(f"{self._path}: {error} (bring back the copy of last night)") from None
+            raise self._failure(error) from None
+        except OSError as error:
+            raise ColdFailed(f"{self._path}: {error.strerror}") from None
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[sqlite3.Connection]:
+        """Open one transaction on the table."""
+        try:
+            with self._opened() as db:
+                yield db
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from None
+
+    def _failure(self, error: sqlite3.DatabaseError) -> ColdFailed:
+        # Of these only a file that is none any more is worth bringing an older one back.
+        full = isinstance(error, sqlite3.OperationalError)
+        way = "is the disk full, or another run at work?" if full else "bring back the copy of last night"
+        return ColdFailed(f"{self._path}: {error} ({way})")
 
     def _opened(self) -> sqlite3.Connection:
+        if self._db is None and self._read_only:
+            self._db = self._opened_to_read()
         if self._db is None:
             # Threads of one pull take turns: each statement is whole, and SQLite locks.
-            self._db = sqlite3.connect(self._path, timeout=60, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.executescript(_SCHEMA)
-            self._db.execute("CREATE INDEX IF NOT EXISTS by_base ON cold (pool, base) WHERE base IS NOT NULL")
+            db = sqlite3.connect(self._path, timeout=BUSY_SECONDS, check_same_thread=False)
+            try:
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute("PRAGMA synchronous = FULL")
+                db.executescript(_SCHEMA)
+                db.execute("CREATE INDEX IF NOT EXISTS by_base ON cold (pool, base) WHERE base IS NOT NULL")
+            except BaseException:
+                db.close()
+                raise
+            self._db = db
         return self._db
+
+    def _opened_to_read(self) -> sqlite3.Connection:
+        """Open the table so that nothing is written, not even SQLite's own files beside it."""
+        path = self._path.resolve()
+        log = path.with_name(f"{path.name}-wal")
+        if log.is_file() and log.stat().st_size:
+            # Copied from an archive at work: the newest rows are in the log, which only a writer can read.
+            self._aside = tempfile.TemporaryDirectory(prefix="shala-cold-")
+            for file in (path, log):
+                shutil.copyfile(file, Path(self._aside.name, file.name))
+            return sqlite3.connect(Path(self._aside.name, path.name))
+        return sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)
 
     def _file(self, pool: str, sha256: str) -> Path:
         return self._root / pool / sha256[:2] / f"{sha256}.cold"
+
+
+def _write(place: Path, packed: bytes) -> None:
+    """Write a packed content to a file of its own. Raises ColdFailed, and then nothing of it is left."""
+    unfinished = place.with_suffix(".part")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(packed)
+            file.flush()
+            os.fchmod(file.fileno(), 0o440)
+            os.fsync(file.fileno())
+        unfinished.rename(place)
+        sync_folder(place.parent)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise ColdFailed(f"{place}: {error.strerror} (free some space; the next prune goes on)") from None
 
 
 def _packed(content: bytes, prefix: bytes | None) -> bytes:

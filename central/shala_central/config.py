@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ CONFIG_PATH = Path("/etc/shala/central.toml")
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 _BUCKET_URL = r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._-]+)*/?)?$"
+_ITEM = re.compile(r"((gstudio|unplatform)/)?[^/\s]+")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -28,6 +30,14 @@ class ArchiveSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         "gstudio/assessment-media/repository",
         "gstudio/rcs-repo",
     )
+    # age public keys (age1...) of the researchers. With one or more, what comes of sensitive items is kept
+    # encrypted to all of them; the centre cannot read it again.
+    recipients: tuple[str, ...] = ()
+    sensitive_items: tuple[str, ...] = (
+        "postgres-dump",
+        "gstudio-exported-users-analytics-csvs",
+        "activity-timestamp-csvs",
+    )
     # Of earlier collections stay all of so many days, then the newest of so many months, then of each year.
     keep_days: Count = 30
     keep_months: Count = 24
@@ -40,6 +50,8 @@ class ArchiveSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     objects_region: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]{1,63}$")] = "us-east-1"
     # Of mode 0600: access_key_id and secret_access_key.
     objects_credentials: str = "/etc/shala/s3.toml"
+    # Of what scrubbing looks up in the bucket by name and size, so many percent are read back as well.
+    objects_scrub_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 5
     # disk: the tree of plain files, as ever. on-demand: none; a checkout fetches what it needs.
     view: Annotated[str, msgspec.Meta(pattern="^(disk|on-demand)$")] = "disk"
 
@@ -137,7 +149,7 @@ def read_config(path: Path) -> CentralConfig:
             raise UsageError(
                 f"{path}: {name} = '{value}' is not an absolute path (write it in full, without quote marks)"
             )
-    if problem := _bucket_problem(config.archive):
+    if problem := _bucket_problem(config.archive) or _encryption_problem(config.archive):
         raise UsageError(f"{path}: {problem}")
     return config
 
@@ -153,4 +165,31 @@ def _bucket_problem(settings: ArchiveSettings) -> str:
         return "archive.objects_endpoint without archive.objects_url (name the bucket: s3://bucket/prefix)"
     if settings.view == "on-demand":
         return 'archive.view = "on-demand" needs archive.objects_url (there is only this disk)'
+    return ""
+
+
+def _encryption_problem(settings: ArchiveSettings) -> str:
+    """Return why what is said about encryption cannot be used, or ""; a slip would leave data in clear."""
+    if not settings.recipients:
+        return ""
+    from shala_central.bag import GSTUDIO_ITEMS
+    from shala_central.ciphertext import item_of, recipient_problem
+
+    for number, recipient in enumerate(settings.recipients, 1):
+        if problem := recipient_problem(recipient):
+            return f"archive.recipients, entry {number}: {problem}"
+    if not settings.sensitive_items:
+        return "archive.recipients without archive.sensitive_items (name items, e.g. postgres-dump)"
+    shared = {item_of(item.strip("/")) for item in settings.shared_items}
+    for item in settings.sensitive_items:
+        if not _ITEM.fullmatch(item) or ("/" not in item and item not in GSTUDIO_ITEMS):
+            return (
+                f"archive.sensitive_items: '{item}' is not an item (e.g. postgres-dump; one that is new"
+                " to shala with its platform, gstudio/...)"
+            )
+        if item in shared or item in {of_all.partition("/")[2] for of_all in shared}:
+            return (
+                f"archive.sensitive_items: '{item}' is shared between schools"
+                " (take it out of archive.shared_items)"
+            )
     return ""

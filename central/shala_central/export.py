@@ -23,6 +23,7 @@ from shala_agent.collection import BAGIT, Collection, tag_manifest
 from shala_agent.manifest import File, bagit_lines
 
 from shala_central.archive import Archive
+from shala_central.ciphertext import Identities, decrypt
 from shala_central.failure import CentralError, UsageError
 from shala_central.history import Version
 from shala_central.listing import file_of, select
@@ -38,10 +39,17 @@ class Exported(msgspec.Struct, frozen=True):
     bytes: int
 
 
-def export(archive: Archive, versions: Sequence[Version], items: Sequence[str], target: Path) -> Exported:
+def export(
+    archive: Archive,
+    versions: Sequence[Version],
+    items: Sequence[str],
+    target: Path,
+    identities: Identities = (),
+) -> Exported:
     """Write collections, or items of them, to a tar file, packed with zstd if its name ends in .zst.
 
-    Raises UsageError if the file is there already or nothing was selected, CentralError for damaged content.
+    What is encrypted is an age file there, and plain with the researcher's `identities`. Raises UsageError
+    if the file is there already or nothing was selected, CentralError for damaged content.
     """
     if os.path.lexists(target):
         raise UsageError(f"{target} exists already (name a file that does not)")
@@ -51,7 +59,7 @@ def export(archive: Archive, versions: Sequence[Version], items: Sequence[str], 
     try:
         with _opened(unfinished, packed=target.suffix == ".zst") as tar:
             for version in versions:
-                count, total = _add(tar, archive, version, items)
+                count, total = _add(tar, archive, version, items, identities)
                 if count:
                     servers.append(version.server)
                 files, size = files + count, size + total
@@ -78,14 +86,21 @@ def _opened(path: Path, *, packed: bool) -> Iterator[tarfile.TarFile]:
         os.fsync(plain.fileno())
 
 
-def _add(tar: tarfile.TarFile, archive: Archive, version: Version, items: Sequence[str]) -> tuple[int, int]:
+def _add(
+    tar: tarfile.TarFile,
+    archive: Archive,
+    version: Version,
+    items: Sequence[str],
+    identities: Identities,
+) -> tuple[int, int]:
     """Add one server's bag; return the files and bytes of its payload."""
     manifest = hashlib.sha256()
     files = size = 0
     lines: list[bytes] = []
-    for line in _lines(archive, version, items):
+    chosen = _lines(archive, version, items)
+    for line in chosen if identities else archive.objects.ciphertexts.lines(version.server, chosen):
         file = file_of(line)
-        _add_file(tar, archive, version, file)
+        _add_file(tar, archive, version, file, identities)
         lines += bagit_lines([file])
         files, size = files + 1, size + file.size
     if not files:
@@ -126,14 +141,23 @@ def _lines(archive: Archive, version: Version, items: Sequence[str]) -> Iterator
     return select(lines, [f"data/{item.strip('/')}" for item in items], inside=True)
 
 
-def _add_file(tar: tarfile.TarFile, archive: Archive, version: Version, file: File) -> None:
+def _add_file(
+    tar: tarfile.TarFile, archive: Archive, version: Version, file: File, identities: Identities
+) -> None:
+    stored = archive.objects.ciphertexts.as_stored(version.server, file) if identities else file
     entry = tarfile.TarInfo(f"{version.server}/{file.path}")
     entry.size, entry.mode, entry.mtime = file.size, file.mode & 0o777, file.mtime_ns // 1_000_000_000
     # In a file of its own first: a tar cannot take back what was damaged.
     with tempfile.TemporaryFile() as content:
         try:
-            archive.objects.copy(version.server, file.path.removeprefix("data/"), file.sha256, content)
+            archive.objects.copy(version.server, stored.path.removeprefix("data/"), stored.sha256, content)
         except ObjectDamaged as damaged:
             raise CentralError(f"{file.path} of {version.server}: {damaged} (shala archive repair)") from None
         content.seek(0)
-        tar.addfile(entry, content)
+        if stored is file:
+            tar.addfile(entry, content)
+            return
+        with tempfile.TemporaryFile() as plain:
+            decrypt(content, plain, file, identities)
+            plain.seek(0)
+            tar.addfile(entry, plain)

@@ -94,6 +94,12 @@ class History:
                 ),
             )
 
+    def _ask(self, query: str, *values: object) -> Iterator[tuple]:  # type: ignore[type-arg]
+        try:
+            yield from self._db.execute(query, values)
+        except sqlite3.DatabaseError as error:
+            raise HistoryError(_reason(self._path, error)) from None
+
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:
         try:
@@ -104,41 +110,50 @@ class History:
 
     def versions(self, server: str) -> list[Version]:
         """Return the earlier collections of a server, oldest first."""
-        rows = self._db.execute(
+        rows = self._ask(
             "SELECT id, server, pulled, year, sequence, files, bytes FROM collection"
             " WHERE server = ? ORDER BY id",
-            (server,),
+            server,
         )
         return [Version(*row) for row in rows]
 
     def servers(self) -> set[str]:
         """Return the names of the servers that have earlier collections."""
-        return {row[0] for row in self._db.execute("SELECT DISTINCT server FROM collection")}
+        return {row[0] for row in self._ask("SELECT DISTINCT server FROM collection")}
 
     def record(self, version: Version) -> dict[str, bytes]:
         """Return the files of the record of an earlier collection, by name."""
-        row = self._db.execute("SELECT record FROM collection WHERE id = ?", (version.id,)).fetchone()
+        row = next(self._ask("SELECT record FROM collection WHERE id = ?", version.id), None)
         if row is None:
             raise HistoryError(f"collection {version.sequence} of {version.server} is not kept any more")
         return msgspec.msgpack.decode(_unpacked(row[0]), type=dict[str, bytes])
 
+    def mark(self, version: Version, name: str, content: bytes) -> None:
+        """Put a file into the record of an earlier collection, or replace it."""
+        record = {**self.record(version), name: content}
+        with self._written():
+            self._db.execute(
+                "UPDATE collection SET record = ? WHERE id = ?",
+                (_packed(msgspec.msgpack.encode(record)), version.id),
+            )
+
     def files(self, version: Version, newest: Iterable[bytes]) -> Iterator[bytes]:
         """Given the list of files of the newest collection, yield the lines of that of an earlier one."""
-        rows = self._db.execute(
+        rows = self._ask(
             "SELECT changes FROM collection WHERE server = ? AND id >= ? ORDER BY id DESC",
-            (version.server, version.id),
+            *(version.server, version.id),
         )
         return fold(newest, [io.BytesIO(_unpacked(row[0])) for row in rows])
 
     def changes(self, version: Version) -> Iterator[Change]:
         """Yield what leads from the collection after an earlier one back to it."""
-        row = self._db.execute("SELECT changes FROM collection WHERE id = ?", (version.id,)).fetchone()
+        row = next(self._ask("SELECT changes FROM collection WHERE id = ?", version.id), None)
         return _read(_unpacked(row[0])) if row is not None else iter(())
 
     def months(self) -> dict[str, dict[str, int]]:
         """Return {server: {YYYY-MM: how many of its earlier collections were pulled in it}}."""
         found: dict[str, dict[str, int]] = {}
-        rows = self._db.execute(
+        rows = self._ask(
             "SELECT server, substr(pulled, 1, 7) AS month, count(*) FROM collection GROUP BY server, month"
         )
         for server, month, count in rows:
@@ -147,7 +162,7 @@ class History:
 
     def digests(self, server: str) -> Iterator[File]:
         """Yield every file that an earlier collection of a server needs and the newest may not have."""
-        for (packed,) in self._db.execute("SELECT changes FROM collection WHERE server = ?", (server,)):
+        for (packed,) in self._ask("SELECT changes FROM collection WHERE server = ?", server):
             for change in _read(_unpacked(packed)):
                 if isinstance(change, File):
                     yield change
@@ -155,7 +170,7 @@ class History:
     def forget(self, versions: Sequence[Version]) -> None:
         """Remove collections; those before them stay as they are."""
         for version in versions:
-            with self._db:
+            with self._written():
                 row = self._db.execute(
                     "SELECT changes FROM collection WHERE id = ?", (version.id,)
                 ).fetchone()

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import errno
+import functools
+import logging
 import math
 import os
+import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
-from shala_agent.manifest import File
+from shala_agent.manifest import File, ManifestError
 
-from shala_central.archive import Archive, Damage
-from shala_central.cold import ColdDamaged
-from shala_central.objects import digest_of
+from shala_central.archive import VIEW, Archive, Damage
+from shala_central.cold import ColdDamaged, ColdFailed
+from shala_central.failure import CentralError
+from shala_central.objects import SHARED, ObjectDamaged, Objects, digest_of
 from shala_central.publish import sync_file_system, write_file
+from shala_central.remote import Local, Remote, in_parallel
 
-BUCKETS = 256  # the first two digits of a digest
+logger = logging.getLogger(__name__)
+SHARES = 256  # by the first two digits of a digest
 
 
-class Scrubbed(msgspec.Struct, frozen=True):
-    """What was read again; `oldest` is when that which was read longest ago was, "" if some never was."""
+class Scrubbed(msgspec.Struct):
+    """What was read again, and of the bucket what was looked up by name and size (`listed`).
 
-    objects: int
-    bytes: int
-    damage: list[Damage]
-    oldest: str
+    `oldest` is when that which was read longest ago was, "" if some never was; `failed` why the bucket could
+    not be asked.
+    """
+
+    objects: int = 0
+    bytes: int = 0
+    listed: int = 0
+    damage: list[Damage] = msgspec.field(default_factory=list)
+    oldest: str = ""
+    failed: str = ""
 
 
 class Repaired(msgspec.Struct, frozen=True):
@@ -37,59 +51,169 @@ class Repaired(msgspec.Struct, frozen=True):
     lost: list[str]
 
 
+class SecondCopy:
+    """Another copy of an archive, by its root; nothing is ever written there."""
+
+    def __init__(self, archive: Archive, root: Path) -> None:
+        self._root = root
+        self._objects = archive.objects.of_copy(root / ".shala" / "objects")
+        self._told: set[str] = set()
+
+    def fetch(self, name: str, file: File, target: Path) -> bool:
+        """Write a content to a file: of the copy's objects, plain or packed, or of its trees.
+
+        Returns whether it is there, as it should be.
+        """
+        path = file.path.removeprefix("data/")
+        with self._trying(), target.open("wb") as staged:
+            self._objects.copy(name, path, file.sha256, staged)
+            return True
+        for candidate in sorted(self._root.glob(f"[0-9][0-9][0-9][0-9]/*/{name}/{_literal(path)}")):
+            with self._trying():
+                shutil.copyfile(candidate, target)
+                if digest_of(target) == file.sha256:
+                    return True
+        return False
+
+    @contextlib.contextmanager
+    def _trying(self) -> Iterator[None]:
+        """Pass over what the copy cannot give; that its table of packed contents is none is said once."""
+        try:
+            yield
+        except ObjectDamaged:
+            pass
+        except ColdFailed as failed:
+            if str(failed) not in self._told:
+                logger.warning("of the second copy nothing packed can be used: %s", failed)
+            self._told.add(str(failed))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # that is this disk
+                raise
+
+
 class _Readings(msgspec.Struct):
-    """scrub.json: when each bucket was last read as a whole, ISO 8601 in UTC."""
+    """scrub.json: when each share was last read as a whole, ISO 8601 in UTC; on this disk, in the bucket.
+
+    `damaged` are the contents of each share (`pool/ab/<sha256>`) that the bucket does not hold as it should.
+    """
 
     buckets: dict[str, str] = msgspec.field(default_factory=dict)
+    remote: dict[str, str] = msgspec.field(default_factory=dict)
+    damaged: dict[str, list[str]] = msgspec.field(default_factory=dict)
     format: int = 1
 
 
 def damaged_objects(archive: Archive, name: str) -> list[Damage]:
     """Return what is damaged of all that a server's kept collections need."""
-    return [Damage(path, problem) for path, problem, _ in _damaged(archive, name)]
+    damage: list[Damage] = []
+    try:
+        damage += [Damage(path, problem) for path, problem, _ in _damaged(archive, name)]
+    except (CentralError, ManifestError) as error:
+        damage.append(Damage("the record", str(error)))
+    return damage
 
 
-def scrub(archive: Archive, days: int) -> Scrubbed:
+def scrub(archive: Archive, days: int, percent: float = 0) -> Scrubbed:
     """Read the share of all objects that has not been read for longest, so that all are within `days` days.
 
-    It may be cut at any moment: a bucket counts when it was read whole.
+    Of what is in a bucket the same share is looked up by name and size, and so many percent of it are read
+    back. It may be cut at any moment: a share counts when it was read whole. A bucket that does not answer
+    is said, and stops nothing else.
     """
-    state = archive.hidden / "scrub.json"
-    try:
-        readings = msgspec.json.decode(state.read_bytes(), type=_Readings)
-    except (FileNotFoundError, msgspec.MsgspecError):
-        readings = _Readings()
-    names = sorted((f"{number:02x}" for number in range(BUCKETS)), key=lambda n: readings.buckets.get(n, ""))
-    objects = size = 0
-    damage: list[Damage] = []
-    for bucket in names[: math.ceil(BUCKETS / days)]:
-        for pool in archive.objects.pools():
-            for digest, place in archive.objects.stored(pool, bucket):
-                try:
-                    whole = digest_of(place) == digest
-                    size += place.stat().st_size
-                except FileNotFoundError:
-                    continue  # pruned meanwhile
-                except OSError as error:
-                    damage.append(Damage(f"{pool}/{bucket}/{digest}", f"cannot be read: {error.strerror}"))
-                    continue
-                objects += 1
-                if not whole:
-                    damage.append(Damage(f"{pool}/{bucket}/{digest}", "has changed (sha256 differs)"))
-            for digest, packed in archive.objects.cold.stored(pool, bucket):
-                objects, size = objects + 1, size + packed
-                try:
-                    archive.objects.cold.read(pool, digest, archive.objects.plain)
-                except ColdDamaged as damaged:
-                    damage.append(Damage(f"{pool}/{bucket}/{digest}", str(damaged)))
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-        readings.buckets[bucket] = now
-        write_file(state, msgspec.json.encode(readings))
-    oldest = min(readings.buckets.values()) if len(readings.buckets) == BUCKETS else ""
-    return Scrubbed(objects, size, damage, oldest)
+    readings = _readings(archive)
+    done = Scrubbed()
+    count = math.ceil(SHARES / days)
+    for share in _longest_ago(readings.buckets)[:count]:
+        _read_disk(archive.objects, share, done)
+        readings.buckets[share] = _now()
+        _write(archive, readings)
+    times = [readings.buckets]
+    if (remote := archive.objects.remote) is not None:
+        times.append(readings.remote)
+        try:
+            for share in _longest_ago(readings.remote)[:count]:
+                readings.damaged[share] = _read_bucket(remote, share, percent, done)
+                readings.remote[share] = _now()
+                _write(archive, readings)
+        except CentralError as failed:
+            done.failed = str(failed)
+    if all(len(time) == SHARES for time in times):
+        done.oldest = min(min(time.values()) for time in times)
+    return done
 
 
-def repair(archive: Archive, name: str, second: Path | None) -> Repaired:
+def _longest_ago(times: Mapping[str, str]) -> list[str]:
+    return sorted((f"{number:02x}" for number in range(SHARES)), key=lambda share: times.get(share, ""))
+
+
+def _read_disk(objects: Objects, share: str, done: Scrubbed) -> None:
+    """Read a share of what is on this disk, plain and packed."""
+    for pool in objects.pools():
+        for digest, place in objects.stored(pool, share):
+            try:
+                whole = digest_of(place) == digest
+                done.bytes += place.stat().st_size
+            except FileNotFoundError:
+                continue  # let go meanwhile, or packed: then it is read below
+            except OSError as error:
+                done.damage.append(Damage(_name(pool, digest), f"cannot be read: {error.strerror}"))
+                continue
+            done.objects += 1
+            if not whole:
+                done.damage.append(Damage(_name(pool, digest), "has changed (sha256 differs)"))
+        for digest, packed in objects.cold.stored(pool, share):
+            done.objects, done.bytes = done.objects + 1, done.bytes + packed
+            if problem := _packed_problem(objects, pool, digest):
+                done.damage.append(Damage(_name(pool, digest), problem))
+
+
+def _packed_problem(objects: Objects, pool: str, digest: str) -> str:
+    """Return why a packed content is not as it should be, or "".
+
+    Pruning packs what it stands on, and a pull unpacks it, while we read: so it is looked at twice.
+    """
+    problem = ""
+    for _ in range(2):
+        try:
+            objects.cold.read(pool, digest, objects.plain)
+        except ColdDamaged as damaged:
+            problem = str(damaged)
+        else:
+            return ""
+        if not objects.cold.has(pool, digest):
+            return ""
+    return problem
+
+
+def _read_bucket(remote: Remote, share: str, percent: float, done: Scrubbed) -> list[str]:
+    """Look up a share of what is in the bucket, and read some of it; return what is damaged.
+
+    To read all of it back every month would cost more than to keep it: names and sizes cost one request for
+    each pool.
+    """
+    damaged: list[str] = []
+
+    def note(pool: str, digest: str, problem: str) -> None:
+        damaged.append(_name(pool, digest))
+        done.damage.append(Damage(f"{remote.bucket}: {_name(pool, digest)}", problem))
+
+    for pool in sorted(remote.pools()):
+        to_read: list[str] = []
+        for digest, size, problem in remote.listed(pool, share):
+            done.listed += 1
+            if problem:
+                note(pool, digest, problem)
+            elif random.random() * 100 < percent:  # noqa: S311
+                to_read.append(digest)
+                done.objects, done.bytes = done.objects + 1, done.bytes + size
+        problems = in_parallel(functools.partial(remote.problem, pool), to_read)
+        for digest, problem in zip(to_read, problems, strict=True):
+            if problem and remote.has(pool, digest):  # otherwise it was let go meanwhile
+                note(pool, digest, problem)
+    return damaged
+
+
+def repair(archive: Archive, name: str, second: SecondCopy | None = None) -> Repaired:
     """Mend what is damaged of a server's kept collections from a second copy of the archive.
 
     Raises CentralError while the server is pulled.
@@ -98,6 +222,9 @@ def repair(archive: Archive, name: str, second: Path | None) -> Repaired:
     lost: list[str] = []
     with archive.changing(name):
         committed = archive.committed(name)
+        whole = committed is None or archive.is_whole(committed.record)
+        if committed is not None and not whole and archive.mend_view(name, committed):
+            mended.append(VIEW)
         if committed is None or not archive.is_whole(committed.record):
             return Repaired(name, mended, ["the record of its collection (shala pull --again)"])
         for path, _problem, file in list(_damaged(archive, name)):
@@ -106,23 +233,51 @@ def repair(archive: Archive, name: str, second: Path | None) -> Repaired:
             ):
                 mended.append(path)
                 continue
-            found = _in_copy(archive, second, name, file) if second is not None else None
-            if found is None:
-                lost.append(path)
-                continue
             staged = archive.staging(name) / "mended"
-            shutil.copyfile(found, staged)
-            os.utime(staged, ns=(file.mtime_ns, file.mtime_ns))
-            if digest_of(staged) != file.sha256:
+            if second is None or not second.fetch(name, file, staged):
                 lost.append(path)
                 continue
+            os.utime(staged, ns=(file.mtime_ns, file.mtime_ns))
             sync_file_system(archive.staging(name))
             archive.objects.add(staged, name, path, file.sha256)
+            _send_anew(archive, archive.objects.pool_of(name, path), file.sha256)
             mended.append(path)
+        mended += _mend_bucket(archive, name)
         archive.relink(name)
         archive.mend_earlier_years(name)
         archive.recover(name)
     return Repaired(name, mended, lost)
+
+
+def _send_anew(archive: Archive, pool: str, sha256: str) -> bool:
+    """Put a good object of this disk in the place of what the bucket has; return whether there is one here.
+
+    Before that nothing is removed there: of a large content only one part may be damaged.
+    """
+    remote, place = archive.objects.remote, archive.objects.root / pool / sha256[:2] / sha256
+    try:
+        if remote is None or digest_of(place) != sha256:
+            return False
+    except OSError:
+        return False
+    remote.forget(pool, sha256)
+    archive.objects.send([Local(pool, sha256, place.stat().st_size, place)])
+    return True
+
+
+def _mend_bucket(archive: Archive, name: str) -> list[str]:
+    """Send again what scrubbing has found damaged in the bucket, of a server's pool and the shared one."""
+    readings = _readings(archive)
+    mended: list[str] = []
+    for share, names in readings.damaged.items():
+        for content in names:
+            pool, _, digest = content.split("/")
+            if pool in (name, SHARED) and _send_anew(archive, pool, digest):
+                mended.append(f"{content} in the bucket")
+        readings.damaged[share] = [content for content in names if f"{content} in the bucket" not in mended]
+    if mended:
+        _write(archive, readings)
+    return mended
 
 
 def _damaged(archive: Archive, name: str) -> Iterator[tuple[str, str, File]]:
@@ -135,23 +290,39 @@ def _damaged(archive: Archive, name: str) -> Iterator[tuple[str, str, File]]:
             if key in seen:
                 continue
             seen.add(key)
-            if problem := archive.objects.problem(name, file):
+            if problem := _problem(archive.objects, name, file):
                 yield path, problem, file
 
 
-def _in_copy(archive: Archive, second: Path, name: str, file: File) -> Path | None:
-    """Return where another copy of the archive holds a content, among its objects or in its trees."""
-    path = file.path.removeprefix("data/")
-    place = Path(os.fsdecode(archive.objects.place(name, path.encode(), file.sha256.encode())))
-    candidates = [second / place.relative_to(archive.root)]
-    candidates += sorted(second.glob(f"[0-9][0-9][0-9][0-9]/*/{name}/{_literal(path)}"))
-    for candidate in candidates:
+def _problem(objects: Objects, name: str, file: File) -> str:
+    """Return why a content is not as it should be, or ""; pruning may pack it while we look."""
+    problem = ""
+    for _ in range(2):
         try:
-            if digest_of(candidate) == file.sha256:
-                return candidate
-        except OSError:
-            continue
-    return None
+            if not (problem := objects.problem(name, file)):
+                return ""
+        except FileNotFoundError:
+            problem = "is gone (its object is not there)"
+    return problem
+
+
+def _readings(archive: Archive) -> _Readings:
+    try:
+        return msgspec.json.decode((archive.hidden / "scrub.json").read_bytes(), type=_Readings)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return _Readings()
+
+
+def _write(archive: Archive, readings: _Readings) -> None:
+    write_file(archive.hidden / "scrub.json", msgspec.json.encode(readings))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+
+
+def _name(pool: str, digest: str) -> str:
+    return f"{pool}/{digest[:2]}/{digest}"
 
 
 def _literal(path: str) -> str:

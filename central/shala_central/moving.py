@@ -14,12 +14,17 @@ from shala_central.remote import Kept, Local, Remote, Sent
 
 
 class Places(msgspec.Struct, frozen=True):
-    """Where objects are: plain and packed ones on this disk, and those in the bucket, "" without one."""
+    """Where objects are: plain and packed ones on this disk, and those in the bucket, "" without one.
+
+    `only` are those of the packed ones that the bucket does not have.
+    """
 
     local_objects: int
     local_bytes: int
     packed_objects: int
     packed_bytes: int
+    only_objects: int
+    only_bytes: int
     bucket: str
     remote: Kept | None
 
@@ -28,17 +33,30 @@ def places(archive: Archive) -> Places:
     """Return where the objects of an archive are."""
     objects, remote = archive.objects, archive.objects.remote
     plain = [item.size for item in _plain(objects)]
-    packed = [size for pool in objects.pools() for _, size in objects.cold.stored(pool)]
+    packed = [size for _, _, size in _packed(objects)]
+    only = only_packed_here(archive)
     bucket = str(remote.bucket) if remote is not None else ""
     kept = remote.kept() if remote is not None else None
-    return Places(len(plain), sum(plain), len(packed), sum(packed), bucket, kept)
+    return Places(len(plain), sum(plain), len(packed), sum(packed), *only, bucket, kept)
+
+
+def only_packed_here(archive: Archive) -> tuple[int, int]:
+    """Return (objects, bytes) of what is packed on this disk and not in the bucket; (0, 0) without one.
+
+    It is not sent: a page against a newer version would be the whole database again in the bucket.
+    """
+    remote = archive.objects.remote
+    if remote is None:
+        return 0, 0
+    sizes = [size for pool, sha256, size in _packed(archive.objects) if not remote.has(pool, sha256)]
+    return len(sizes), sum(sizes)
 
 
 def upload(archive: Archive) -> Sent:
-    """Send every object that is only on this disk; on demand, nothing that is in the bucket stays here.
+    """Send every plain object that is only on this disk; on demand, none that is in the bucket stays here.
 
-    It may be cut at any moment. Raises UsageError without a bucket, RemoteFailed, CentralError for a server
-    whose content is not whole: its tree stays.
+    What is packed stays as it is. It may be cut at any moment. Raises UsageError without a bucket,
+    RemoteFailed, CentralError for a server whose content is not whole: its tree stays.
     """
     remote = _bucket(archive)
     on_demand = archive.objects.on_demand
@@ -89,6 +107,13 @@ def _unpublish(archive: Archive, name: str) -> None:
                     remove_tree(left)
                     tree.rename(left)
                     remove_tree(left)
+
+
+def _packed(objects: Objects) -> Iterator[tuple[str, str, int]]:
+    """Yield (pool, sha256, bytes that it takes) of every packed content."""
+    for pool in objects.pools():
+        for sha256, size in objects.cold.stored(pool):
+            yield pool, sha256, size
 
 
 def _plain(objects: Objects) -> Iterator[Local]:

@@ -13,8 +13,10 @@ there is removed here.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,8 +25,9 @@ from typing import IO
 
 from shala_agent.manifest import File
 
-from shala_central.cold import Cold, ColdDamaged
-from shala_central.publish import FILE_MODE, make_folders, sync_folder
+from shala_central.ciphertext import SUFFIX, Ciphertexts
+from shala_central.cold import PATCHABLE, Cold, ColdDamaged
+from shala_central.publish import FILE_MODE, make_folders, remove_tree, sync_file_system, sync_folder
 from shala_central.remote import Local, Remote, RemoteDamaged, Sent
 
 SHARED = "shared"
@@ -46,14 +49,21 @@ class Objects:
         remote: Remote | None = None,
         *,
         on_demand: bool = False,
+        read_only: bool = False,
+        ciphertexts: Ciphertexts | None = None,
     ) -> None:
         self.root = root
+        self.ciphertexts = ciphertexts or Ciphertexts(root.parent / "encrypted.sqlite")
         self.remote = remote
         self.on_demand = on_demand and remote is not None
-        self.cold = Cold(root)
+        self.cold = Cold(root, read_only=read_only)
         self._bytes_root = os.fsencode(root)
         self._shared = tuple(f"{item.rstrip('/')}/" for item in shared_items)
         self._shared_bytes = tuple(item.encode() for item in self._shared)
+
+    def of_copy(self, root: Path) -> Objects:
+        """Return the objects of another copy of the archive, of which nothing but reading is asked."""
+        return Objects(root, self._shared, read_only=True, ciphertexts=self.ciphertexts)
 
     def place(self, server: str, path: bytes, sha256: bytes) -> bytes:
         """Return where the content of a server's file stands, if it is there: a path, as bytes.
@@ -87,6 +97,27 @@ class Objects:
         except FileNotFoundError:
             make_folders(place.parent)
             source.rename(place)
+
+    def add_encrypted(self, server: str, contents: Sequence[tuple[File, Path]], work: Path) -> None:
+        """Keep the contents of files, each read from a place, as age files; `work` is a folder for this."""
+        remove_tree(work)
+        work.mkdir(mode=0o700)
+        done = [
+            self.ciphertexts.encrypt(file, place, work / str(number))
+            for number, (file, place) in enumerate(contents)
+        ]
+        # On the disk before it has its name, the name before the table leads to it.
+        sync_file_system(work)
+        for one in done:
+            self.add(one.place, server, one.file.path.removeprefix("data/") + SUFFIX, one.sha256)
+        sync_file_system(work)
+        self.ciphertexts.add(server, done)
+        remove_tree(work)
+
+    def has(self, server: str, file: File) -> bool:
+        """Return whether a file's content is an object here, or in the bucket."""
+        what = (server, file.path.removeprefix("data/"), file.sha256, file.size)
+        return self.find(*what) is not None or self.has_remote(*what)
 
     def has_remote(self, server: str, path: str, sha256: str, size: int | None = None) -> bool:
         """Return whether a content (of that `size`) is known to be in the bucket, if there is one."""
@@ -140,10 +171,22 @@ class Objects:
         """Return the name of the pool in which the content of a server's file stands."""
         return SHARED if self.is_shared(path) else server
 
-    def plain(self, pool: str, sha256: str) -> Path | None:
-        """Return the plain object of a pool, if there is one; what is in the bucket alone is fetched."""
+    def plain(self, pool: str, sha256: str) -> bytes | None:
+        """Return a content that others may be packed against, if it is there and not packed itself.
+
+        What is in the bucket alone comes into memory, and never onto the disk.
+        """
         place = self.root / pool / sha256[:2] / sha256
-        return place if place.is_file() or self.bring_back(pool, sha256) else None
+        if place.is_file():
+            return place.read_bytes() if place.stat().st_size <= PATCHABLE else None
+        if self.remote is None or not self.remote.has(pool, sha256):
+            return None
+        content = io.BytesIO()
+        with contextlib.suppress(RemoteDamaged):
+            if self.remote.size(pool, sha256) <= PATCHABLE:
+                self.remote.copy(pool, sha256, content)
+                return content.getvalue()
+        return None
 
     def thaw(self, server: str, path: str, sha256: str) -> bool:
         """Make a plain object of a content that is packed; return whether it was. Raises ColdDamaged."""
@@ -200,6 +243,22 @@ class Objects:
             self.remote.get(self.pool_of(server, path), sha256, target)
         except RemoteDamaged as damaged:
             raise ObjectDamaged(str(damaged)) from None
+
+    def readable(self, server: str, file: File, spare: Path) -> Path | None:
+        """Return where a whole content can be read: its object, or `spare` that it was brought to."""
+        path = file.path.removeprefix("data/")
+        place = self.find(server, path, file.sha256, file.size)
+        if place is not None:
+            return place if digest_of(place) == file.sha256 else None
+        if not self.has_remote(server, path, file.sha256) and not self.cold.has(
+            self.pool_of(server, path), file.sha256
+        ):
+            return None
+        try:
+            self.fetch(server, path, file.sha256, spare)
+        except ObjectDamaged:
+            return None
+        return spare
 
     def problem(self, server: str, file: File) -> str:
         """Return why a content that is needed cannot be had as it should be, or ""."""

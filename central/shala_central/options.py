@@ -52,6 +52,16 @@ def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_config
 
 
+def identity_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --identity: a file, because a key in a command line is for all to see."""
+    return click.option(
+        "--identity",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Decrypt with the age identity file of a researcher.",
+    )(command)
+
+
 def visible(name: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in name)
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import msgspec
 from shala_agent.collection import Collection
+from shala_agent.manifest import write_line
 
 from shala_central.archive import Archive, PullRecord
 from shala_central.failure import UsageError
 from shala_central.history import Version
-from shala_central.listing import path_of
+from shala_central.listing import file_of, path_of
 
 
 class Provenance(msgspec.Struct, frozen=True):
-    """One published file: what was sealed, by whom, and when this content came for the first time."""
+    """One published file: what was sealed, by whom, and when this content came for the first time.
+
+    Of an encrypted one `sha256` and `bytes` are those of the age file.
+    """
 
     path: str
     server_name: str
@@ -20,6 +24,7 @@ class Provenance(msgspec.Struct, frozen=True):
     path_at_school: str
     sha256: str
     bytes: int
+    sha256_at_school: str
     modified_at_school_ns: int
     collection: int
     first_collection: int
@@ -52,6 +57,9 @@ def provenance(archive: Archive, path: str) -> Provenance:
     line = _line(archive, newest, inner, view=True)
     if line is None:
         raise wrong
+    file = file_of(line)
+    sealed = archive.objects.ciphertexts.as_sealed(name, file)
+    inner, line = sealed.path.removeprefix("data/"), write_line(sealed)
     # Readers may see the item of an earlier collection: the one whose list has this very line.
     sources = [version for version in versions if _line(archive, version, inner) == line]
     source, first = (sources[-1], sources[0]) if sources else (newest, newest)
@@ -62,15 +70,15 @@ def provenance(archive: Archive, path: str) -> Provenance:
         raise wrong
     platform, _, rest = inner.partition("/")
     item = collection.item(platform, rest.split("/", 1)[0])
-    sha256, size, mtime, _, _ = line.decode().split(" ", 4)
     return Provenance(
         path=path.strip("/"),
         server_name=name,
         school_name=collection.school_name,
         path_at_school=f"data/{inner}",
-        sha256=sha256,
-        bytes=int(size),
-        modified_at_school_ns=int(mtime),
+        sha256=file.sha256,
+        bytes=file.size,
+        sha256_at_school=sealed.sha256,
+        modified_at_school_ns=file.mtime_ns,
         collection=source.sequence,
         first_collection=first.sequence,
         first_pulled=first.pulled,

@@ -38,6 +38,7 @@ from shala_central.bag import (
     TAG_MANIFEST,
     Bag,
     BagRefused,
+    Broken,
     Head,
     count_items,
     fold_files,
@@ -51,7 +52,14 @@ from shala_central.listing import BUFFER, lines_of
 from shala_central.probe import Target, probe
 from shala_central.publish import remove_tree
 from shala_central.staging import Staging
-from shala_central.transport import Transfer, TransferFailed, Transport, missing_programs, require_rsync
+from shala_central.transport import (
+    SLACK,
+    Transfer,
+    TransferFailed,
+    Transport,
+    missing_programs,
+    require_rsync,
+)
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -65,6 +73,13 @@ RETRY_SECONDS = 2.0  # in which a school has put a new collection into its mirro
 ASKED_AHEAD = 3  # so many changes are asked for together with HEAD, to save a round trip
 PAYLOAD = "bag/data"  # where it lies in a spool
 RESERVE = 64 << 20  # bytes left free on the archive's disk
+LEAST_LIST = 1 << 20  # bytes of a list that may come even then: those of some 7,000 files
+SHORT = 12  # digits of a device id that a person compares
+QUESTIONS = {
+    "sequence": "was the server re-installed, restored or copied?",
+    "year": "has the server's clock fallen back?",
+    "device": "was the server re-installed, restored or copied?",
+}
 
 
 class ServerResult(msgspec.Struct):
@@ -209,7 +224,7 @@ class _ServerPull:
         self.result = result
         self.accept_reset = accept_reset
         self.again = again
-        self.let_in = accept_reset
+        self.lifted: Sequence[Broken] = ()
         self.payload_done = self.payload_total = 0
         self.started = time.monotonic()
         self.tag_files: dict[str, bytes] = {}
@@ -264,6 +279,9 @@ class _ServerPull:
         finally:
             with contextlib.suppress(OSError):
                 await transport.close()
+            # What a school has sent in vain takes no room until it is asked again.
+            for lists in ("received", "again"):
+                remove_tree(self.archive.staging(self.server.name) / lists)
 
     async def _once(self, transport: Transport) -> None:
         server, result = self.server, self.result
@@ -284,8 +302,7 @@ class _ServerPull:
             await _to_its_end(remove_tree, received)
             self._unchanged(committed)
             return
-        released = await asyncio.to_thread(self.archive.is_released, server.name, self.tag_files["HEAD"])
-        self.let_in = self.accept_reset or released
+        self.lifted = await asyncio.to_thread(self.archive.lifted, server.name, self.tag_files["HEAD"])
         self._require_progress(head, committed)
         # A record that a disk has damaged tells nothing of what is here.
         whole = committed
@@ -332,11 +349,12 @@ class _ServerPull:
     async def _ask(self, transport: Transport, received: Path, committed: Committed | None) -> Head:
         """Fetch HEAD, the small tag files, and the changes of a few collections, and return HEAD."""
         known = committed.pull.sequence if committed is not None else None
-        ahead = range(known + 1, known + 1 + ASKED_AHEAD) if known is not None else ()
+        limit = self._list_limit(ASKED_AHEAD)
+        ahead = range(known + 1, known + 1 + ASKED_AHEAD) if known is not None and limit else ()
         limits = {
             **dict.fromkeys(("HEAD", "NEXT"), MAX_HEAD),
             **{f"bag/{name}": MAX_SMALL_TAG_FILE for name in SMALL_TAG_FILES},
-            **{_changes_of(sequence): MAX_FILES for sequence in ahead},
+            **{_changes_of(sequence): limit for sequence in ahead},
         }
         arrived = functools.partial(_has_arrived, received, committed)
         await self._fetch_named(transport, ".", limits, received, only_new=True, until=arrived)
@@ -360,17 +378,24 @@ class _ServerPull:
         # The number is a stranger's word: nothing is made of it before it is bounded.
         since = range(known + 1, head.sequence + 1) if head.sequence - known <= MAX_CHAIN else range(0)
         names = [_changes_of(sequence) for sequence in since]
-        lacking = {name: MAX_FILES for name in names if not (received / name).exists()}
-        if lacking:
-            await self._fetch_named(transport, ".", lacking, received)
+        lacking = [name for name in names if not (received / name).exists()]
+        if lacking and (limit := self._list_limit(len(lacking))):
+            await self._fetch_named(transport, ".", dict.fromkeys(lacking, limit), received)
         chain = [received / name for name in names]
         if committed is not None and chain and all(path.exists() for path in chain):
             folded = await _to_its_end(_fold, committed, chain, received / FILES, head.files_sha256)
         else:
             folded = False
         if not folded:
-            await self._fetch_named(transport, "bag", {FILES: MAX_FILES}, received)
+            limit = self._list_limit(1) or LEAST_LIST
+            await self._fetch_named(transport, "bag", {FILES: limit}, received)
             if not (received / FILES).exists():
+                if limit < MAX_FILES:  # a larger one may be there, and was not sent
+                    free = shutil.disk_usage(self.archive.root).free >> 20
+                    raise CentralError(
+                        f"the archive's disk has {free} MiB free, too few for a list of files of more than"
+                        f" {limit >> 20} MiB"
+                    )
                 raise BagRefused([f"{FILES} is missing"], [FILES])
         return await _to_its_end(
             read_bag, self.tag_files, lines_of(received / FILES), head, self.server, self.config.limits
@@ -390,7 +415,7 @@ class _ServerPull:
             needed = sum(file.size for file in batch)
             self.payload_total += needed
             self.watcher.step(self.server.name, "fetching")
-            self._require_space(needed)
+            self._require_space(staging.room_for(batch))
             names = [file.path.removeprefix("data/") for file in batch]
             await transport.fetch(
                 PAYLOAD,
@@ -461,35 +486,38 @@ class _ServerPull:
 
     def _require_progress(self, head: Head, committed: Committed | None) -> None:
         """A school's numbers only go up. Where they do not, a disk was restored, re-installed or copied."""
-        if committed is None or self.let_in:
+        if committed is None:
             return
-        if head.year < committed.pull.year:
-            reason = (
-                f"its collection is of {head.year}, but one of {committed.pull.year} is committed already:"
-                " has the server's clock fallen back? If it is right:"
-                f" shala pull --accept-reset {self.server.name}"
-            )
-            raise BagRefused([reason], by_rule=True)
-        if head.sequence > committed.pull.sequence or self._same(committed, head):
-            return
-        reason = (
-            f"its collection is number {head.sequence}, but {committed.pull.sequence} is committed already:"
-            " was the server re-installed, restored or copied? If it is the right one:"
-            f" shala pull --accept-reset {self.server.name}"
-        )
-        raise BagRefused([reason], by_rule=True)
+        broken: list[Broken] = []
+        if head.year < (year := committed.pull.year):
+            fact = f"its collection is of {head.year}, but one of {year} is committed already"
+            broken.append(Broken("year", fact))
+        if head.sequence <= (last := committed.pull.sequence) and not self._same(committed, head):
+            fact = f"its collection is number {head.sequence}, but {last} is committed already"
+            broken.append(Broken("sequence", fact))
+        self._require_lifted(broken)
 
     def _require_device(self, bag: Bag, committed: Committed | None) -> None:
         """A device that has signed once stays the one that signs, until the operator says otherwise."""
         known = committed.pull.public_key if committed is not None else ""
-        if not known or self.let_in or bag.public_key == known:
+        if not known or bag.public_key == known:
             return
-        said = "is signed by another device than before" if bag.public_key else "is not signed any more"
-        reason = (
-            f"its collection {said}: was the server re-installed, restored or copied?"
-            f" If it is the right one: shala pull --accept-reset {self.server.name}"
-        )
-        raise BagRefused([reason], by_rule=True)
+        new = device_id(bag.public_key) if bag.public_key else ""
+        said = f"is signed by another device than before, {new[:SHORT]}" if new else "is not signed any more"
+        fact = f"its collection {said} (before: {device_id(known)[:SHORT]})"
+        self._require_lifted([Broken("device", fact, new)])
+
+    def _require_lifted(self, broken: Sequence[Broken]) -> None:
+        """Raise BagRefused for the rules that the operator has not lifted for this very collection."""
+        name = self.server.name
+        standing = [one for one in broken if not any(one.is_lifted_by(other) for other in self.lifted)]
+        if not standing:
+            return
+        if self.accept_reset:
+            self.archive.note_release(name, self.result.sequence, standing, "shala pull --accept-reset")
+            return
+        way = f"If it is the right one: shala pull --accept-reset {name}"
+        raise BagRefused([f"{one.fact}: {QUESTIONS[one.rule]} {way}" for one in standing], broken=standing)
 
     def _is_published(self, committed: Committed, head: Head) -> bool:
         return self._same(committed, head) and self.archive.is_in_view(committed)
@@ -502,6 +530,16 @@ class _ServerPull:
             head.year,
             head.sequence,
         )
+
+    def _list_limit(self, count: int) -> int:
+        """Return how many bytes each of so many lists may have now, 0 if too few to ask for them.
+
+        The reserve stays free whatever is sent: half is for what they come to, which is written beside them,
+        and each of the pulls that go on at once has its share.
+        """
+        room = shutil.disk_usage(self.archive.root).free - RESERVE
+        limit = room // 2 // self.config.pull.parallel // count - SLACK
+        return min(MAX_FILES, limit) if limit >= LEAST_LIST else 0
 
     def _require_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.archive.root).free
@@ -615,11 +653,14 @@ def _tag_files_in(received: Path) -> dict[str, bytes]:
 def _fold(committed: Committed, chain: Sequence[Path], target: Path, wanted: str) -> bool:
     """Write FILES after the changes of a chain; return whether it comes to the wanted digest."""
     digest = hashlib.sha256()
+    left = MAX_FILES
     try:
         with target.open("wb", buffering=BUFFER) as files:
             for line in fold_files(committed.files(), [lines_of(path) for path in chain]):
                 digest.update(line)
                 files.write(line)
+                if (left := left - len(line)) < 0:
+                    raise BagRefused([f"{FILES} would be larger than {MAX_FILES} bytes"], [FILES])
     except (OSError, BagRefused):
         target.unlink(missing_ok=True)
         return False

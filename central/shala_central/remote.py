@@ -141,6 +141,27 @@ class Remote:
         """Return whether there is an index: made by the first upload, or of a listing."""
         return self._index.exists()
 
+    def listed(self, pool: str, share: str) -> Iterator[tuple[str, int, str]]:
+        """Yield (sha256, bytes, problem) of what is known here of a share (`ab`) of a pool.
+
+        The problem is what a listing shows: gone, or of another size; "" where it is there. Raises
+        RemoteFailed.
+        """
+        first = bytes.fromhex(share)
+        query = "SELECT sha256, size FROM object WHERE whole AND pool = ? AND sha256 BETWEEN ? AND ?"
+        rows = self._ask(query, pool, first, first + b"\xff" * 31)
+        there = dict(self._list(f"{pool}/{share}")) if rows else {}
+        for digest, size in rows:
+            sha256 = digest.hex()
+            keys = _keys(pool, sha256, size)
+            sizes = [min(PART, size - number * PART) for number in range(len(keys))]
+            if [there.get(key) for key in keys] == sizes:
+                yield sha256, size, ""
+            elif self.has(pool, sha256):  # otherwise pruning has removed it meanwhile
+                gone = sum(key not in there for key in keys)
+                parts = f"{gone} of its {len(keys)} parts are gone" if len(keys) > 1 else "is gone"
+                yield sha256, size, parts if gone else "has another size than was sent"
+
     def kept(self) -> Kept:
         """Return how much is in the bucket, as far as is known here."""
         query = "SELECT count(*), coalesce(sum(size), 0) FROM object WHERE whole"

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from shala_agent.manifest import File
 
 from shala_central.bag import BagRefused
+from shala_central.ciphertext import item_of
 from shala_central.listing import differing
 from shala_central.objects import Objects, digest_of
 from shala_central.publish import remove_tree, sync_file_system
@@ -28,6 +29,9 @@ class Staging:
         self.folder = folder
         self._objects = objects
         self._server = server
+        ciphertexts = objects.ciphertexts
+        self._sensitive = ciphertexts.is_sensitive
+        self._any_encrypted = bool(ciphertexts.items(server))
         folder.mkdir(mode=0o750, parents=True, exist_ok=True)
         self._empty = not any(os.scandir(folder))
         if not self._empty:
@@ -48,9 +52,9 @@ class Staging:
         What a later file shares with an earlier batch is found when it is looked for, because that batch was
         taken meanwhile.
         """
-        batch: dict[tuple[bool, str], File] = {}
+        batch: dict[tuple[str | bool, str], File] = {}
         for file in files:
-            batch.setdefault((self._objects.is_shared(_inner(file)), file.sha256), file)
+            batch.setdefault((self._kind(_inner(file)), file.sha256), file)
             if len(batch) >= size:
                 yield list(batch.values())
                 batch = {}
@@ -74,29 +78,82 @@ class Staging:
                 good.append(file)
         # On the disk before it has its name among the objects: what has one is believed.
         sync_file_system(self.folder)
+        sensitive = []
         for file in good:
-            self._objects.add(self.folder / _inner(file), self._server, _inner(file), file.sha256)
+            if self._sensitive(_inner(file)):
+                sensitive.append(file)
+            else:
+                self._add(file)
+        self._encrypt(sensitive)
         if reasons:
             raise BagRefused(reasons, paths)
+
+    def room_for(self, batch: Iterable[File]) -> int:
+        """Return how many bytes a batch needs at most: what is sensitive twice, until it is encrypted."""
+        return sum(file.size * (1 + self._sensitive(_inner(file))) for file in batch)
 
     def clear(self) -> None:
         """Remove what is left."""
         remove_tree(self.folder)
 
+    def _kind(self, path: str) -> str | bool:
+        """Return what must be the same of two files for one content to be fetched for both."""
+        return item_of(path) if self._sensitive(path) else self._objects.is_shared(path)
+
+    def _add(self, file: File) -> None:
+        path = _inner(file)
+        self._objects.add(self.folder / path, self._server, path, file.sha256)
+        if self._any_encrypted:
+            self._objects.ciphertexts.forget(self._server, file)
+
+    def _encrypt(self, files: Sequence[File]) -> None:
+        """Keep what stands here, whole, as age files; the plain content goes when they are there for good."""
+        if files:
+            contents = [(file, self.folder / _inner(file)) for file in files]
+            self._objects.add_encrypted(self._server, contents, self.folder.with_name("encrypted"))
+            for _, place in contents:
+                place.unlink()
+
     def _is_there(self, file: File) -> bool:
         path = _inner(file)
-        if self._objects.find(self._server, path, file.sha256, file.size) is not None:
+        sensitive = self._sensitive(path)
+        if (sensitive or self._any_encrypted) and self._is_encrypted(file):
             return True
-        if self._objects.has_remote(self._server, path, file.sha256, file.size):
-            return True
-        if self._objects.thaw(self._server, path, file.sha256):
+        if sensitive:
+            return self._is_there_to_encrypt(file)
+        if (
+            self._objects.find(self._server, path, file.sha256, file.size) is not None
+            or self._objects.has_remote(self._server, path, file.sha256, file.size)
+            or self._objects.thaw(self._server, path, file.sha256)
+        ):
             return True
         if self._empty:
             return False
         self._clear_way(path)
         if self._problem(file):
             return False
-        self._objects.add(self.folder / path, self._server, path, file.sha256)
+        self._add(file)
+        return True
+
+    def _is_encrypted(self, file: File) -> bool:
+        stored = self._objects.ciphertexts.as_stored(self._server, file)
+        return stored is not file and self._objects.has(self._server, stored)
+
+    def _is_there_to_encrypt(self, file: File) -> bool:
+        """Return whether a sensitive content is here in plain, and then encrypt it: no need to fetch it."""
+        path = _inner(file)
+        spare = self.folder.with_name("plain")
+        if (place := self._objects.readable(self._server, file, spare)) is not None:
+            work = self.folder.with_name("encrypted")
+            self._objects.add_encrypted(self._server, [(file, place)], work)
+            spare.unlink(missing_ok=True)
+            return True
+        if self._empty:
+            return False
+        self._clear_way(path)
+        if self._problem(file):
+            return False
+        self._encrypt([file])
         return True
 
     def _clear_way(self, path: str) -> None:

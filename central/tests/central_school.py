@@ -16,7 +16,6 @@ from shala_agent.manifest import (
     File,
     ManifestError,
     bagit_lines,
-    changes_between,
     read_files,
     sort_key,
     write_line,
@@ -26,7 +25,7 @@ from shala_central.assembly import ObjectsLost
 from shala_central.bag import FILES, MANIFEST, NEEDED_TAG_FILES, SMALL_TAG_FILES, Bag, read_bag, read_head
 from shala_central.config import Limits
 from shala_central.fleet import Server
-from shala_central.listing import lines_in
+from shala_central.listing import changes_between, lines_in
 from shala_central.staging import Staging
 
 TAG_FILES = (*NEEDED_TAG_FILES, FILES, MANIFEST)
@@ -143,9 +142,9 @@ class School:
         for name, content in tags.items():
             (bag / name).write_bytes(content)
         (self.spool / "changes").mkdir(exist_ok=True)
-        new = read_files(tags["files.txt"].splitlines(keepends=True))
+        new = tags["files.txt"].splitlines(keepends=True)
         with contextlib.suppress(ManifestError):
-            lines = list(map(write_line, changes_between(read_files(old), new)))
+            lines = list(map(write_line, changes_between(old, map(write_line, read_files(new)))))
             (self.spool / f"changes/{self.sequence:08d}.txt").write_bytes(b"".join(lines))
         self.write_head(tags)
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shala_agent.collection import BAGIT, bag_info, read_collection, tag_manifest, write_collection
-from shala_agent.manifest import File, bagit_lines, changes_between, read_files, sort_key, write_line
+from shala_agent.manifest import File, bagit_lines, read_files, sort_key, write_line
 from shala_central.bag import (
     MAX_REASONS,
     SMALL_TAG_FILES,
@@ -29,6 +29,7 @@ from shala_central.bag import (
 )
 from shala_central.config import Limits
 from shala_central.fleet import Server
+from shala_central.listing import changes_between
 
 SERVER = Server("2031017-mz17", "mz", "127.0.0.1")
 DIGEST = "0" * 64
@@ -237,10 +238,9 @@ LISTED = st.dictionaries(PATHS, st.integers(0, 9), max_size=6).map(
 
 @given(st.lists(LISTED, min_size=1, max_size=5))
 def test_the_newest_list_of_files_follows_from_an_old_one_and_the_changes_since(days):
-    written = [b"".join(map(write_line, day)) for day in days]
-    changes = [b"".join(map(write_line, changes_between(a, b))) for a, b in itertools.pairwise(days)]
-    folded = fold_files(io.BytesIO(written[0]), list(map(io.BytesIO, changes)))
-    assert b"".join(folded) == written[-1]
+    written = [list(map(write_line, day)) for day in days]
+    changes = [list(map(write_line, changes_between(a, b))) for a, b in itertools.pairwise(written)]
+    assert list(fold_files(written[0], changes)) == written[-1]
 
 
 @pytest.mark.parametrize("lines", [b"nonsense\n", b"-a", b"-b\n-a\n", b"-\xff\n"])

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 
 import bagit
@@ -18,14 +21,16 @@ from central_school import School, received
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shala_agent.device import Device
+from shala_central import cold as cold_module
 from shala_central.archive import Archive
-from shala_central.bag import BagRefused, survey
-from shala_central.cold import CHAIN, Cold, ColdDamaged
+from shala_central.bag import BagRefused, Broken, survey
+from shala_central.cold import CHAIN, Cold, ColdDamaged, ColdFailed
 from shala_central.config import Limits
 from shala_central.export import export
 from shala_central.failure import CentralError, UsageError
-from shala_central.integrity import damaged_objects, repair, scrub
+from shala_central.integrity import SecondCopy, damaged_objects, repair, scrub
 from shala_central.provenance import provenance
+from shala_central.publish import remove_tree
 
 
 @pytest.fixture
@@ -134,6 +139,81 @@ def test_the_view_of_an_earlier_year_keeps_what_it_held(archive, school, day):
     archive.prune(keep_days=0, keep_months=0)
     assert archive.verify(school.name) == []
     assert seen(archive, school)["gstudio/db/a"] == b"good"
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    damage(path, bytes(content))
+
+
+def view_of(archive: Archive, school: School) -> Path:
+    return archive.committed(school.name).record / "view.txt"
+
+
+def test_a_bit_that_flipped_anywhere_in_the_list_of_what_is_in_view_is_found_and_mended(archive, school, day):
+    day(GOOD)
+    day(BAD, "db")
+    whole = view_of(archive, school).read_bytes()
+    for at in range(0, len(whole), 13):
+        flip(view_of(archive, school), at)
+        assert "view.txt" in {found.path for found in archive.verify(school.name)}
+        assert len(damaged_objects(archive, school.name)) == 1
+        assert repair(archive, school.name).mended == ["view.txt"]
+        assert view_of(archive, school).read_bytes() == whole
+    view_of(archive, school).unlink()
+    assert "view.txt" in {found.path for found in archive.verify(school.name)}
+    assert repair(archive, school.name).lost == []
+    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+    assert seen(archive, school) == {**GOOD, "gstudio/qbank/q": b"q2"}
+
+
+@pytest.mark.parametrize("wrong", [b"gstudio/db/a\n", b"gstudio/db/b\n", b" 4 "])
+def test_nothing_that_a_damaged_list_names_is_published(archive, school, day, wrong):
+    day(GOOD)
+    day(BAD, "db")
+    place = view_of(archive, school)
+    flip(place, place.read_bytes().index(wrong) + len(wrong) - 2)
+    for deed in (
+        lambda: archive.accept(school.name),
+        lambda: archive.restore(school.name, archive.version(school.name, 1)),
+    ):
+        with pytest.raises(CentralError, match=r"is damaged .shala pull --again"):
+            deed()
+    day({**BAD, "gstudio/db/a": b"still half"}, "db")
+    assert seen(archive, school) == {**GOOD, "gstudio/qbank/q": b"q2"}
+    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+
+
+def test_where_nobody_knows_what_was_held_back_readers_see_what_came_and_the_log_says_so(
+    archive, school, day, caplog
+):
+    day(GOOD)
+    day(BAD, "db")
+    place = view_of(archive, school)
+    flip(place, place.read_bytes().index(b"gstudio/db/a") + 11)
+    with archive.history() as history:
+        history.forget(history.versions(school.name))
+    assert "record" in repair(archive, school.name).lost[0]
+    worse = {**BAD, "gstudio/db/a": b"still half"}
+    day(worse, "db")
+    assert seen(archive, school) == worse
+    assert archive.committed(school.name).pull.held == {}
+    assert "was held back of 2031017-mz17 is not known any more" in caplog.text
+    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+
+
+def test_pruning_leaves_a_server_alone_whose_list_of_what_is_in_view_is_damaged(archive, school, day):
+    day(GOOD)
+    day(BAD, "db")
+    with archive.history() as history:
+        history.forget(history.versions(school.name))
+    place = view_of(archive, school)
+    at = place.read_bytes().index(hashlib.sha256(b"good").hexdigest().encode())
+    flip(place, at)
+    archive.prune(keep_days=0, keep_months=0)
+    flip(place, at)
+    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
 
 
 # -- restore -------------------------------------------------------------------------------------------------
@@ -247,6 +327,66 @@ def test_a_cut_between_packing_and_removing_loses_nothing(archive, school, day, 
     assert (tmp_path / "out/gstudio/db/a").read_bytes() == b"text " * 1000
 
 
+def test_a_table_that_takes_no_more_is_told_in_one_line_and_loses_nothing(archive, school, day, tmp_path):
+    days = [{"gstudio/db/a": random.Random(number).randbytes(60_000).hex().encode()} for number in range(4)]
+    for files in days:
+        day(files)
+    archive.objects.cold._opened().execute("PRAGMA max_page_count = 20")
+    with pytest.raises(
+        ColdFailed, match=r"cold\.sqlite: database or disk is full \(is the disk full"
+    ) as told:
+        archive.prune(keep_days=1000, keep_months=0)
+    assert "\n" not in str(told.value)
+    assert damaged_objects(archive, school.name) == []
+    archive.objects.cold._opened().execute("PRAGMA max_page_count = 100000")
+    archive.prune(keep_days=1000, keep_months=0)
+    assert len(list(archive.objects.cold.stored(school.name))) == 3
+    for number, files in enumerate(days, 1):
+        archive.checkout(archive.version(school.name, number), tmp_path / str(number))
+        assert (tmp_path / str(number) / "gstudio/db/a").read_bytes() == files["gstudio/db/a"]
+
+
+def test_a_packed_file_that_does_not_fit_on_the_disk_leaves_nothing_half(archive, school, day, monkeypatch):
+    day({"gstudio/db/a": random.Random(1).randbytes(400_000).hex().encode()})
+    day({"gstudio/db/a": b"other"})
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cold_module.os, "fsync", full)
+        with pytest.raises(ColdFailed, match=r"\.cold: No space left on device \(free some space"):
+            archive.prune(keep_days=1000, keep_months=0)
+    assert list((archive.hidden / "objects").rglob("*.part")) == []
+    assert damaged_objects(archive, school.name) == []
+    assert archive.prune(keep_days=1000, keep_months=0).packed > 300_000
+
+
+@pytest.mark.parametrize("deed", ["prune", "scrub"])
+def test_a_table_that_is_locked_or_no_table_is_told_and_no_content_is_named_damaged(
+    archive, school, day, monkeypatch, deed
+):
+    monkeypatch.setattr(cold_module, "BUSY_SECONDS", 0.1)
+    day({"gstudio/db/a": b"text " * 1000})
+    day({"gstudio/db/a": b"other"})
+    deeds = {
+        "prune": lambda: archive.prune(keep_days=1000, keep_months=0),
+        "scrub": lambda: scrub(archive, 1),
+    }
+    table = archive.hidden / "cold.sqlite"
+    table.write_bytes(b"no table at all" * 1000)
+    with pytest.raises(ColdFailed, match=r"is not a database .bring back the copy of last night"):
+        deeds[deed]()
+    table.unlink()
+    with sqlite3.connect(table, isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(ColdFailed, match=r"is locked .is the disk full, or another run at work"):
+            deeds[deed]()
+        other.execute("ROLLBACK")
+    deeds[deed]()
+    assert damaged_objects(archive, school.name) == []
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.binary(max_size=200), min_size=2, max_size=8, unique=True))
 def test_any_chain_of_contents_is_packed_and_read_as_it_was(tmp_path_factory, contents):
@@ -259,15 +399,15 @@ def test_any_chain_of_contents_is_packed_and_read_as_it_was(tmp_path_factory, co
         places[digest].parent.mkdir(parents=True, exist_ok=True)
         places[digest].write_bytes(content)
 
-    def plain(_pool: str, digest: str) -> Path | None:
-        return places[digest] if places[digest].exists() else None
+    def plain(_pool: str, digest: str) -> bytes | None:
+        return places[digest].read_bytes() if places[digest].exists() else None
 
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
     for digest, base in zip(digests, [*digests[1:], None], strict=True):
         cold.pack("p", digest, places[digest], base, plain)
     for digest, content in zip(digests, contents, strict=True):
-        place = plain("p", digest)
-        assert (place.read_bytes() if place else cold.read("p", digest, plain)) == content
+        here = plain("p", digest)
+        assert (cold.read("p", digest, plain) if here is None else here) == content
     with pytest.raises(ColdDamaged):
         cold.read("p", "0" * 64, plain)
 
@@ -295,6 +435,38 @@ def test_everything_is_read_again_within_the_period_whatever_is_cut(archive, sch
     assert [path.rpartition("/")[2] for path in found] == [hashlib.sha256(b"7").hexdigest()]
 
 
+def test_what_is_unpacked_or_packed_while_it_is_read_is_not_damage(archive, school, day, monkeypatch):
+    text = b"text " * 1000
+    day({"gstudio/db/a": text})
+    day({"gstudio/db/a": b"other " * 1000})
+    archive.prune(keep_days=1000, keep_months=0)
+    stored, plain, asked = Cold.stored, archive.objects.plain, []
+
+    def unpacked_meanwhile(cold, pool, bucket=""):
+        for row in list(stored(cold, pool, bucket)):
+            archive.objects.thaw(school.name, "gstudio/db/a", row[0])
+            yield row
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cold, "stored", unpacked_meanwhile)
+        assert scrub(archive, 1).damage == []
+
+    def packed_meanwhile(pool, sha256):
+        asked.append(sha256)
+        if len(asked) == 1:
+            raise FileNotFoundError(sha256)
+        return plain(pool, sha256)
+
+    for number in (1, 2):
+        day({"gstudio/db/a": big(number)})
+    archive.prune(keep_days=1000, keep_months=0)
+    monkeypatch.setattr(archive.objects, "plain", packed_meanwhile)
+    assert scrub(archive, 1).damage == []
+    asked.clear()
+    assert damaged_objects(archive, school.name) == []
+    assert len(asked) > 1
+
+
 def test_damage_is_mended_from_a_second_copy_in_every_view(archive, school, day, tmp_path):
     day(GOOD)
     day({**GOOD, "gstudio/db/a": b"newer"})
@@ -305,9 +477,9 @@ def test_damage_is_mended_from_a_second_copy_in_every_view(archive, school, day,
         "gstudio/qbank/q",
         "gstudio/db/a",
     }
-    alone = repair(archive, school.name, None)
+    alone = repair(archive, school.name)
     assert (alone.mended, sorted(alone.lost)) == ([], ["gstudio/db/a", "gstudio/qbank/q"])
-    done = repair(archive, school.name, tmp_path / "copy")
+    done = repair(archive, school.name, SecondCopy(archive, tmp_path / "copy"))
     assert (sorted(done.mended), done.lost) == (["gstudio/db/a", "gstudio/qbank/q"], [])
     assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
     assert seen(archive, school)["gstudio/qbank/q"] == b"q1"
@@ -319,7 +491,61 @@ def test_a_second_copy_that_is_damaged_itself_mends_nothing(archive, school, day
     for root in (archive.root, tmp_path / "copy"):
         inside = object_of(archive, school, "gstudio/db/a", b"good").relative_to(archive.root)
         damage(root / inside, b"gold")
-    assert repair(archive, school.name, tmp_path / "copy").lost == ["gstudio/db/a"]
+    assert repair(archive, school.name, SecondCopy(archive, tmp_path / "copy")).lost == ["gstudio/db/a"]
+
+
+def everything_in(root: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in root.rglob("*")}
+
+
+@pytest.mark.parametrize("at_rest", [True, False], ids=["copied at rest", "copied while it was at work"])
+def test_what_the_second_copy_holds_packed_mends_and_the_copy_is_only_read(
+    archive, school, day, tmp_path, at_rest
+):
+    contents = [big(1), big(2), big(3)]
+    for content in contents:
+        day({"gstudio/db/big": content, "gstudio/logs/l": hashlib.sha256(content).hexdigest().encode() * 200})
+    archive.prune(keep_days=1000, keep_months=0)
+    if at_rest:
+        archive.objects.cold._opened().close()
+        archive.objects.cold._db = None
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-a", str(archive.root), str(copy)], check=True)
+    assert (copy / ".shala/cold.sqlite-wal").exists() != at_rest
+    before = everything_in(copy)
+    pool = school.name
+    packed = [digest for digest, _ in archive.objects.cold.stored(pool)]
+    assert len(packed) == 4
+    archive.objects.cold.remove(pool, packed)
+    assert repair(archive, school.name).mended == []
+    done = repair(archive, school.name, SecondCopy(archive, copy))
+    assert (len(done.mended), done.lost) == (4, [])
+    assert everything_in(copy) == before
+    assert damaged_objects(archive, school.name) == []
+    archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+    assert (tmp_path / "out/gstudio/db/big").read_bytes() == contents[0]
+
+
+def test_a_second_copy_whose_packed_contents_are_lost_still_gives_its_plain_ones(
+    archive, school, day, tmp_path, caplog
+):
+    day(GOOD)
+    subprocess.run(["cp", "-a", str(archive.root), str(tmp_path / "copy")], check=True)
+    (tmp_path / "copy/.shala/cold.sqlite").write_bytes(b"nothing" * 1000)
+    for path, content in (
+        ("gstudio/db/a", b"good"),
+        ("gstudio/qbank/q", b"q1"),
+        ("gstudio/db/b", b"good too"),
+    ):
+        object_of(archive, school, path, content).unlink()
+    for content in (b"q1", b"good too"):
+        next((tmp_path / "copy").rglob(hashlib.sha256(content).hexdigest())).unlink()
+    for tree in (archive.root, tmp_path / "copy"):
+        (tree / f"2026/mz/{school.name}/gstudio/qbank").chmod(0o750)
+        (tree / f"2026/mz/{school.name}/gstudio/qbank/q").unlink()
+    done = repair(archive, school.name, SecondCopy(archive, tmp_path / "copy"))
+    assert (sorted(done.mended), done.lost) == (["gstudio/db/a", "gstudio/db/b"], ["gstudio/qbank/q"])
+    assert caplog.text.count("nothing packed can be used") == 1
 
 
 # -- where it comes from, and taking it elsewhere ------------------------------------------------------------
@@ -380,16 +606,25 @@ def test_nothing_half_is_left_of_an_export_that_fails(archive, school, day, tmp_
     assert not [path for path in tmp_path.iterdir() if "out.tar" in path.name]
 
 
+RULE = Broken("sequence", "its collection is number 2, but 3 is committed already")
+
+
 # -- quarantine and signatures -------------------------------------------------------------------------------
 
 
 def test_what_a_rule_stands_against_can_be_let_in_and_nothing_else(archive, school):
     with pytest.raises(UsageError, match="nothing of"):
         archive.release(school.name)
-    archive.quarantine(school.name, 1, BagRefused(["went back"], by_rule=True), {"HEAD": b"one"})
-    archive.release(school.name)
-    assert archive.is_released(school.name, b"one")
-    assert not archive.is_released(school.name, b"two")
+    broken = Broken("sequence", "went back")
+    archive.quarantine(school.name, 1, BagRefused(["went back"], broken=[broken]), {"HEAD": b"one"})
+    release = archive.release(school.name)
+    assert (release.sequence, release.broken, release.how) == (
+        1,
+        [broken],
+        "shala archive quarantine release",
+    )
+    assert archive.lifted(school.name, b"one") == [broken]
+    assert archive.lifted(school.name, b"two") == []
     archive.quarantine(school.name, 2, BagRefused(["it is not whole"]), {"HEAD": b"two"})
     with pytest.raises(UsageError, match="cannot be let in: it is not whole"):
         archive.release(school.name)
@@ -428,6 +663,69 @@ def test_a_device_that_signed_once_stays_the_one_that_signs(centre, school, onli
     code, results = centre.pull()
     assert (code, results[school.name]["result"]) == (0, "committed")
     assert centre.archive.committed(school.name).pull.device == other.id
+
+
+def reinstalled(school: School, device: Device) -> None:
+    """Let a school begin anew, with another key."""
+    shutil.rmtree(school.spool / "bag")
+    shutil.rmtree(school.spool / "changes")
+    school.sequence = 0
+    school.seal(BAD)
+    signed(school, device)
+
+
+@pytest.mark.ssh
+def test_a_release_names_what_it_lifts_and_lifts_nothing_else(centre, school, online, tmp_path):
+    devices = [Device(tmp_path / f"{number}.key") for number in range(3)]
+    online(school).seal(GOOD)
+    school.seal({**GOOD, "gstudio/db/a": b"day two"})
+    signed(school, devices[0])
+    centre.pull()
+    reinstalled(school, devices[1])
+    short = [device.id[:12] for device in devices]
+    for refused, lifted, how in (
+        ("number 1, but 2", "sequence: its collection is number 1, but 2 is committed already\n", None),
+        (f"another device than before, {short[1]}", f"before, {short[1]} (before: {short[0]})\n", devices[2]),
+        (f"another device than before, {short[2]}", f"before, {short[2]} (before: {short[0]})\n", None),
+    ):
+        _, results = centre.pull()
+        assert results[school.name]["result"] == "quarantined"
+        assert refused in results[school.name]["reason"]
+        done = centre.shala("archive", "quarantine", "release", school.name)
+        assert done.returncode == 0
+        assert lifted in done.stdout
+        assert done.stdout.count("  ") == 1
+        if how is not None:
+            signed(school, how)
+    code, results = centre.pull()
+    assert (code, results[school.name]["result"]) == (0, "committed")
+    assert centre.archive.committed(school.name).pull.device == devices[2].id
+    releases = centre.archive.releases(school.name)
+    assert [broken.rule for release in releases for broken in release.broken] == [
+        "sequence",
+        "device",
+        "device",
+    ]
+    assert all(release.by and release.at.startswith("20") for release in releases)
+    assert "let in: number 1, " in centre.shala("archive", "show", school.name).stdout
+
+
+@pytest.mark.ssh
+def test_what_is_accepted_while_pulling_is_written_down_as_well(centre, school, online):
+    online(school).seal(GOOD)
+    school.seal({**GOOD, "gstudio/db/a": b"day two"})
+    centre.pull()
+    school.sequence, school.year = 0, 2025
+    school.seal(BAD)
+    reason = centre.pull()[1][school.name]["reason"]
+    assert "number 1, but 2" in reason
+    assert "of 2025, but one of 2026" in reason
+    assert centre.pull("--accept-reset", school.name)[0] == 0
+    (release,) = centre.archive.releases(school.name)
+    assert ([b.rule for b in release.broken], release.how) == (
+        ["year", "sequence"],
+        "shala pull --accept-reset",
+    )
 
 
 @pytest.mark.ssh
@@ -539,6 +837,57 @@ def test_what_an_unfinished_pull_has_fetched_stays(archive, school, day):
     assert not place.exists()
 
 
+def later(archive: Archive, name: str, days: int) -> None:
+    """Let so many days pass since a pool was first seen without a record."""
+    mark = archive.hidden / "abandoned" / name
+    os.utime(mark, (time.time() - days * 86400, time.time() - days * 86400))
+
+
+def pool_without_records(archive: Archive, school: School, day) -> Path:
+    """Leave content of a server of which nothing else is left."""
+    for number in (1, 2):
+        day({"gstudio/db/a": b"text %d" % number * 1000})
+    archive.prune(keep_days=1000, keep_months=0)
+    for gone in ("collections", "staging", "spare"):
+        remove_tree(archive.hidden / gone / school.name)
+    remove_tree(archive.root / "2026")
+    (archive.hidden / "history.sqlite").unlink()
+    return archive.objects.root / school.name
+
+
+def test_content_of_a_server_without_any_trace_goes_after_a_while_and_is_announced(
+    archive, school, day, caplog
+):
+    pool = pool_without_records(archive, school, day)
+    assert archive.prune(keep_days=0, keep_months=0).objects == 0
+    assert f"{school.name} has content and no record: it goes on " in caplog.text
+    later(archive, school.name, 59)
+    assert archive.prune(keep_days=0, keep_months=0).objects == 0
+    later(archive, school.name, 61)
+    assert archive.prune(keep_days=0, keep_months=0, pretend=True).objects == 2
+    assert pool.is_dir()
+    assert archive.prune(keep_days=0, keep_months=0).objects == 2
+    assert list(archive.objects.pools()) == []
+
+
+@pytest.mark.parametrize("trace", ["a first pull that was cut", "a tree", "its records, brought back"])
+def test_content_of_a_server_with_any_trace_stays(archive, school, day, trace):
+    pool = pool_without_records(archive, school, day)
+    archive.prune(keep_days=0, keep_months=0)
+    later(archive, school.name, 61)
+    if trace == "a tree":
+        archive.tree_of(2026, "mz", school.name).mkdir(parents=True)
+    elif trace == "a first pull that was cut":
+        (archive.staging(school.name) / "data").mkdir()
+    else:
+        (archive.hidden / "collections" / school.name).mkdir()
+    assert archive.prune(keep_days=0, keep_months=0).objects == 0
+    assert pool.is_dir()
+    assert not (archive.hidden / "abandoned" / school.name).exists()
+    with archive.in_use(), pytest.raises(CentralError, match="a pull is at work"):
+        archive.prune(keep_days=0, keep_months=0)
+
+
 def test_the_collection_that_the_tree_of_an_earlier_year_shows_is_always_kept(archive, school, day):
     day({"gstudio/db/a": b"dec20"}, year=2025)
     day({"gstudio/db/a": b"dec31"}, year=2025)
@@ -547,7 +896,7 @@ def test_the_collection_that_the_tree_of_an_earlier_year_shows_is_always_kept(ar
     archive.prune(keep_days=0, keep_months=0)
     assert 2 in [version.sequence for version in archive.versions(school.name)]
     assert archive.verify(school.name) == []
-    repair(archive, school.name, None)
+    repair(archive, school.name)
     assert seen(archive, school, 2025) == {"gstudio/db/a": b"dec31"}
 
 
@@ -576,7 +925,7 @@ def test_nothing_is_published_from_a_damaged_record(archive, school, day):
     day(BAD, "db")
     record = archive.committed(school.name).record / "files.txt"
     damage(record, record.read_bytes().replace(b"gstudio/db/a", b"gstudio/db/c"))
-    assert "record" in repair(archive, school.name, None).lost[0]
+    assert "record" in repair(archive, school.name).lost[0]
     for deed in (
         lambda: archive.accept(school.name),
         lambda: archive.restore(school.name, archive.version(school.name, 1)),
@@ -589,20 +938,21 @@ def test_nothing_is_published_from_a_damaged_record(archive, school, day):
 def test_quarantine_goes_by_time_and_not_by_the_number_a_school_gives(archive, school):
     for number in (101, 102, 103, 104, 105, 2):
         archive.quarantine(
-            school.name, number, BagRefused([str(number)], by_rule=True), {"HEAD": b"%d" % number}
+            school.name, number, BagRefused([str(number)], broken=[RULE]), {"HEAD": b"%d" % number}
         )
     assert [entry["sequence"] for entry in archive.quarantined(school.name)] == [102, 103, 104, 105, 2]
     archive.release(school.name)
-    assert archive.is_released(school.name, b"2")
+    assert archive.lifted(school.name, b"2") == [RULE]
 
 
 def test_what_was_let_in_is_let_in_once(archive, school, day):
     day(GOOD)
     head = (archive.committed(school.name).record / "HEAD").read_bytes()
-    archive.quarantine(school.name, 2, BagRefused(["rule"], by_rule=True), {"HEAD": head})
+    archive.quarantine(school.name, 2, BagRefused(["rule"], broken=[RULE]), {"HEAD": head})
     archive.release(school.name)
     archive._close_release(school.name)
-    assert not archive.is_released(school.name, head)
+    assert archive.lifted(school.name, head) == []
+    assert [release.broken for release in archive.releases(school.name)] == [[RULE]]
 
 
 @pytest.mark.parametrize("mode", ["4755", "2755", "1777"])

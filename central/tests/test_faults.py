@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -306,6 +307,73 @@ def test_a_disk_that_fills_up_during_a_pull_hurts_nothing(
     assert_sound(centre, school, BIG if step == "recording" else DAY_1)
     assert pulled(centre).result == ("unchanged" if step == "recording" else "committed")
     assert_finished(centre, school, BIG, [1, 2])
+
+
+@contextlib.contextmanager
+def least_free_on(root: Path) -> Iterator[list[int]]:
+    """Tell how many bytes were free at least while the block ran."""
+    seen, over = [shutil.disk_usage(root).free], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.005):
+            seen[0] = min(seen[0], shutil.disk_usage(root).free)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    yield seen
+    over.set()
+    watcher.join()
+
+
+@pytest.mark.parametrize("lists", ["changes ahead", "a chain of changes", "files"])
+def test_no_list_of_a_hostile_school_takes_the_room_that_is_kept_free(
+    centre, school, online, small_disk, lists
+):
+    online(school).seal(DAY_1)
+    centre.pull()
+    bag = school.seal(DAY_2)
+    (school.spool / f"changes/{school.sequence:08d}.txt").unlink()
+    if lists == "files":
+        endless = [bag / "files.txt"]
+    else:
+        school.sequence += 0 if lists == "changes ahead" else 50
+        endless = [school.spool / f"changes/{number:08d}.txt" for number in range(2, school.sequence + 3)]
+        school.write_tags(bag, school.tag_files(DAY_2))
+    for path in endless:
+        with path.open("wb") as sparse:  # zeros travel compressed
+            sparse.truncate(20 << 20)
+    small_disk(80 << 20)
+    with least_free_on(centre.root) as least:
+        _, results = centre.pull()
+    assert results[school.name]["result"] == ("failed" if lists == "files" else "committed"), results
+    if lists == "files":
+        assert "the archive's disk has" in results[school.name]["reason"]
+    assert least[0] >= pull_module.RESERVE
+    assert not (centre.archive.staging(school.name) / "received").exists()
+    small_disk(0)
+    (school.spool / f"changes/{school.sequence:08d}.txt").unlink(missing_ok=True)
+    school.seal(DAY_2)
+    assert pulled(centre).result == "committed"
+    assert_sound(centre, school, DAY_2)
+
+
+@pytest.mark.parametrize("size", [200_000, 3_000_000], ids=["in the table", "in a file"])
+def test_a_disk_that_is_full_while_old_content_is_packed_costs_one_line(centre, school, small_disk, size):
+    archive = centre.archive
+    archive.open()
+    days = [{"gstudio/db/a": random.Random(number).randbytes(size).hex().encode()} for number in range(3)]
+    for number, files in enumerate(days, 1):
+        school.sequence = number
+        received(archive, school, files)
+    small_disk(180 << 10)
+    done = centre.shala("archive", "prune")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"shala: \S+/(cold\.sqlite|[0-9a-f]{64}\.cold): [^\n]+ \([^\n]+\)\n", done.stderr)
+    assert centre.shala("archive", "verify", "--deep").returncode == 0
+    small_disk(0)
+    assert centre.shala("archive", "prune").returncode == 0
+    assert centre.shala("archive", "verify", "--deep").returncode == 0
+    assert json.loads(centre.shala("archive", "objects", "--json").stdout)["places"]["packed_objects"] == 2
 
 
 def test_a_disk_without_inodes_hurts_nothing(centre, school, online, small_disk):

@@ -9,6 +9,7 @@ import random
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +27,12 @@ DAY_2 = {**DAY_1, "gstudio/db/a": b"another", "gstudio/db/new": b"new"}
 EMPTY = sha256(b"")
 
 over_ssh = [pytest.mark.ssh, pytest.mark.timeout(120)]
+
+# Runs a command and says what memory it took at most, in kilobytes.
+PEAK = (
+    "import resource, subprocess, sys; subprocess.run(sys.argv[1:]);"
+    " print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)"
+)
 
 
 @pytest.fixture
@@ -196,15 +203,12 @@ class TestAmounts:
         # Zeros travel compressed: a few kilobytes on the line, half of what is allowed here.
         with (changes if name == "changes" else bag / "files.txt").open("wb") as sparse:
             sparse.truncate(250 << 20)
-        pull = subprocess.Popen(
-            centre.command("pull", "--json"), env=centre.environment(), stdout=subprocess.PIPE
-        )
-        output = pull.stdout.read()
-        _, status, usage = os.wait4(pull.pid, 0)
-        pull.returncode = os.waitstatus_to_exitcode(status)
-        (result,) = json.loads(output)["servers"]
+        # Through a small process: the peak of this one would be the least that its child's can be.
+        command = [sys.executable, "-S", "-c", PEAK, *centre.command("pull", "--json")]
+        pull = subprocess.run(command, env=centre.environment(), capture_output=True, text=True, check=False)
+        (result,) = json.loads(pull.stdout)["servers"]
         assert result["result"] == ("committed" if name == "changes" else "quarantined"), result
-        assert usage.ru_maxrss < 150_000, "kilobytes"
+        assert int(pull.stderr.split()[-1]) < 150_000, "kilobytes"
         assert centre.published(victim) == (DAY_2 if name == "changes" else DAY_1)
 
 

@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+import pyrage
 import pytest
 from shala_central import transport
 from shala_central.pull import _ServerPull
@@ -210,6 +211,47 @@ def test_a_killed_pull_goes_on_where_it_was(centre, school, online):
     assert 0 < result["files_received"] < len(files), "whole files are not fetched again"
     assert centre.published(school) == files
     assert not list(Path("/tmp").glob(f"shala-pull-{process.pid}-*")), "the next run tidies up"
+
+
+def test_a_pull_of_secrets_that_is_killed_again_and_again_shows_none_and_fetches_none_twice(
+    centre, school, online
+):
+    researcher = pyrage.x25519.Identity.generate()
+    centre.archive_settings = f'recipients = ["{researcher.to_public()}"]\n'
+    secrets = {
+        f"gstudio/postgres-dump/{n:02}.sql": b"a secret" + random.Random(n).randbytes(99_992)
+        for n in range(40)
+    }
+    school.items["postgres-dump"] = "ok"
+    online(school).seal({**DAY_1, **secrets})
+    centre.settings = "bandwidth_kbps = 16000\n"
+    for tenths in range(4, 24, 2):
+        process = subprocess.Popen(
+            centre.command("pull"), env=centre.environment(), stderr=subprocess.DEVNULL
+        )
+        time.sleep(tenths / 10)
+        process.kill()
+        process.wait()
+        in_clear = {
+            path for path in centre.root.rglob("*") if path.is_file() and b"a secret" in path.read_bytes()
+        }
+        assert all(path.is_relative_to(centre.root / ".shala/staging") for path in in_clear)
+    for _ in range(50):  # the orphaned rsync is told to end, and keeps the lock until it has
+        code, results = centre.pull()
+        if "another pull" not in str(results[school.name]["reason"]):
+            break
+        time.sleep(0.1)
+    assert code == 0, results
+    published = centre.published(school)
+    assert {path for path in published if path.endswith(".age")} == {f"{path}.age" for path in secrets}
+    assert all(pyrage.decrypt(published[f"{path}.age"], [researcher]) == secrets[path] for path in secrets)
+    assert not [
+        path for path in centre.root.rglob("*") if path.is_file() and b"a secret" in path.read_bytes()
+    ]
+    assert centre.shala("archive", "verify", "--deep").returncode == 0
+    school.seal({**DAY_1, **secrets, "gstudio/postgres-dump/07.sql": b"a secret of the next day"})
+    _, results = centre.pull()
+    assert results[school.name]["files_received"] == 1
 
 
 def test_the_first_part_of_a_big_file_is_not_fetched_again(centre, school, online):

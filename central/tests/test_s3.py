@@ -18,13 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import obstore
+import pyrage
 import pytest
 from central_school import School, received
 from conftest import free_port
 from shala_central import moving
 from shala_central import remote as module
 from shala_central.archive import Archive
+from shala_central.encryption import encrypt
 from shala_central.failure import CentralError
+from shala_central.integrity import SecondCopy, damaged_objects, repair, scrub
 from shala_central.remote import PART, Bucket, Remote, RemoteDamaged, RemoteFailed
 
 pytestmark = pytest.mark.ssh
@@ -168,8 +171,12 @@ def archive(bucket: Bucket, tmp_path: Path) -> Archive:
     return opened(tmp_path / "archive", bucket)
 
 
-def opened(root: Path, bucket: Bucket | None, *, on_demand: bool = True) -> Archive:
-    archive = Archive(root, SHARED, bucket, on_demand=on_demand)
+def opened(
+    root: Path, bucket: Bucket | None, *, on_demand: bool = True, recipients: tuple[str, ...] = ()
+) -> Archive:
+    archive = Archive(
+        root, SHARED, bucket, on_demand=on_demand, recipients=recipients, sensitive_items=["postgres-dump"]
+    )
     archive.open()
     return archive
 
@@ -327,6 +334,59 @@ def test_on_demand_every_collection_comes_back_and_nothing_stays_on_this_disk(ar
     assert archive.objects.remote.kept() == module.Kept(5, 9 * MIB + 3 + 0 + 3 + 5, 0)
 
 
+SECRETS: list[dict[str, bytes]] = [
+    {"gstudio/db/a": b"one", "gstudio/postgres-dump/p.sql": b"a secret" * MIB},
+    {"gstudio/db/a": b"one", "gstudio/postgres-dump/p.sql": b"a secret of day 2"},
+    {"gstudio/db/a": b"two", "gstudio/postgres-dump/p.sql": b"a secret of day 3"},
+]
+
+
+def in_clear(archive: Archive) -> list[str]:
+    """Return the keys of the bucket under which a secret can be read."""
+    store = archive.objects.remote._store()
+    return [
+        key
+        for key in keys_of(archive.objects.remote)
+        if b"a secret" in bytes(obstore.get(store, key).bytes())
+    ]
+
+
+@pytest.mark.parametrize("on_demand", [True, False])
+def test_a_bucket_gets_sensitive_items_as_age_files_alone(bucket, school, tmp_path, on_demand):
+    researcher = pyrage.x25519.Identity.generate()
+    archive = opened(
+        tmp_path / "archive", bucket, on_demand=on_demand, recipients=(str(researcher.to_public()),)
+    )
+    pulled(archive, school, SECRETS)
+    assert in_clear(archive) == []
+    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+    archive.checkout(archive.version(school.name, 1), tmp_path / "closed")
+    assert (tmp_path / "closed/gstudio/postgres-dump/p.sql.age").stat().st_size > 8 * MIB
+    archive.checkout(archive.version(school.name, 1), tmp_path / "open", identities=[researcher])
+    assert tree_of(tmp_path / "open") == SECRETS[0]
+    assert "p.sql.age" in [entry.name for entry in archive.tree(depth=5)]
+    archive.prune(keep_days=0, keep_months=1000)
+    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+
+
+@pytest.mark.parametrize("on_demand", [True, False])
+def test_what_is_in_a_bucket_in_plain_is_encrypted_there_too(bucket, school, tmp_path, on_demand):
+    researcher = pyrage.x25519.Identity.generate()
+    pulled(opened(tmp_path / "archive", bucket, on_demand=on_demand), school, SECRETS)
+    archive = opened(
+        tmp_path / "archive", bucket, on_demand=on_demand, recipients=(str(researcher.to_public()),)
+    )
+    assert in_clear(archive)
+    assert encrypt(archive, school.name).objects == 3
+    assert in_clear(archive) == []
+    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+    archive.checkout(archive.version(school.name, 1), tmp_path / "open", identities=[researcher])
+    assert tree_of(tmp_path / "open") == SECRETS[0]
+    school.sequence = 4
+    received(archive, school, SECRETS[0])
+    assert archive.committed(school.name).pull.files_received == 0
+
+
 def test_the_tree_is_the_same_whether_it_is_on_the_disk_or_only_listed(bucket, school, tmp_path):
     day = {**DAYS[2], "gstudio/db/c/d": b"1", "unplatform/x": b"2"}
     below = ("", "2026/mz", "2025/mz/2031017-mz17/gstudio")
@@ -462,6 +522,152 @@ def test_an_archive_that_was_on_this_disk_moves_to_the_bucket_and_back(bucket, s
     assert tree_of(back.committed(school.name).tree) == {**DAYS[2], "gstudio/db/c": b"four"}
 
 
+def spoil(remote: Remote, key: str, content: bytes | None) -> None:
+    """Change an object behind the back of the index, or remove it."""
+    if content is None:
+        obstore.delete(remote._store(), key)
+    else:
+        obstore.put(remote._store(), key, content, use_multipart=False)
+
+
+def key_of(pool: str, content: bytes) -> str:
+    digest = hashlib.sha256(content).hexdigest()
+    return f"{pool}/{digest[:2]}/{digest}"
+
+
+@pytest.mark.parametrize(
+    "key, content, problem",
+    [
+        (key_of("2031017-mz17", b"one"), None, "is gone"),
+        (key_of("2031017-mz17", b"one"), b"o", "has another size than was sent"),
+        (f"{key_of('shared', b'v' * 9 * MIB)}/00002-of-00002", None, "1 of its 2 parts are gone"),
+    ],
+)
+def test_what_the_bucket_has_lost_is_named_without_reading_a_byte_of_it(
+    relay, school, tmp_path, key, content, problem
+):
+    archive = opened(tmp_path / "archive", bucket_at(relay.port, tmp_path))
+    pulled(archive, school, DAYS[:1])
+    assert scrub(archive, 1).damage == []
+    spoil(archive.objects.remote, key, content)
+    relay.down = 0
+    done = scrub(archive, 1)
+    assert [damage.problem for damage in done.damage] == [problem]
+    assert done.damage[0].path == f"{archive.objects.remote.bucket}: {key.removesuffix('/00002-of-00002')}"
+    assert (done.listed, done.bytes) == (3, 0)
+    assert relay.down < MIB
+
+
+def test_everything_in_the_bucket_is_looked_up_within_the_period_and_so_much_is_read_as_is_wanted(
+    archive, school
+):
+    pulled(archive, school, DAYS[:1])
+    spoil(archive.objects.remote, key_of(school.name, b"one"), b"0ne")
+    runs = [scrub(archive, 4) for _ in range(4)]
+    assert (sum(run.listed for run in runs), [run.damage for run in runs]) == (3, [[]] * 4)
+    assert runs[3].oldest
+    done = scrub(archive, 1, 100)
+    assert (done.listed, done.objects, done.bytes) == (3, 3, 9 * MIB + 3)
+    assert ["has changed" in damage.problem for damage in done.damage] == [True]
+
+
+def test_what_the_bucket_has_lost_is_sent_again_by_a_repair_and_not_thrown_away_first(
+    bucket, school, tmp_path
+):
+    archive = opened(tmp_path / "archive", bucket, on_demand=False)
+    pulled(archive, school, DAYS[:1])
+    remote = archive.objects.remote
+    for content in (None, b"0ne"):
+        spoil(remote, key_of(school.name, b"one"), content)
+        assert len(scrub(archive, 1, 100).damage) == 1
+        done = repair(archive, school.name)
+        assert (done.mended, done.lost) == ([f"{key_of(school.name, b'one')} in the bucket"], [])
+        assert scrub(archive, 1, 100).damage == []
+        assert repair(archive, school.name).mended == []
+    # Where nobody has a good one, what is left of it stays.
+    archive.objects.find(school.name, "gstudio/db/a", hashlib.sha256(b"one").hexdigest()).unlink()
+    spoil(remote, key_of(school.name, b"one"), b"0ne")
+    scrub(archive, 1, 100)
+    assert repair(archive, school.name).lost == ["gstudio/db/a"]
+    assert key_of(school.name, b"one") in keys_of(remote)
+
+
+def test_what_a_second_copy_mends_on_demand_replaces_what_is_damaged_in_the_bucket(archive, school, tmp_path):
+    pulled(archive, school, DAYS[:1])
+    copy = opened(tmp_path / "copy", None, on_demand=False)
+    pulled(copy, school, DAYS[:1])
+    spoil(archive.objects.remote, key_of(school.name, b"one"), b"0ne")
+    assert repair(archive, school.name, SecondCopy(archive, copy.root)).mended == ["gstudio/db/a"]
+    moving.upload(archive)
+    assert local_objects(archive) == set()
+    assert archive.verify(school.name) == []
+
+
+def test_a_bucket_that_does_not_answer_stops_no_reading_of_the_disk(
+    server, centre, school, tmp_path, monkeypatch
+):
+    bucket = bucket_at(server, tmp_path)
+    here = opened(centre.root, bucket, on_demand=False)
+    pulled(here, school, DAYS[:1])
+    place = here.objects.find(school.name, "gstudio/db/a", hashlib.sha256(b"one").hexdigest())
+    place.chmod(0o640)
+    place.write_bytes(b"0ne")
+    centre.archive_settings = settings_of(bucket_at(free_port(), tmp_path), "disk")
+    done = centre.shala("archive", "scrub", "--days", "1")
+    assert done.returncode == 1
+    assert "cannot be reached" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "3 objects, 9.4 MB read: 1 damaged" in done.stdout
+
+
+def big(number: int) -> bytes:
+    """Return a database of which a little differs from number to number."""
+    raw = bytearray(random.Random(1).randbytes(400_000))
+    raw[number * 4096 : number * 4096 + 8] = b"changed!"
+    return bytes(raw)
+
+
+@pytest.fixture
+def packed(bucket: Bucket, school: School, tmp_path: Path) -> Archive:
+    """An archive that was pruned on the disk, then moved to the bucket: old versions are packed here."""
+    here = opened(tmp_path / "archive", None, on_demand=False)
+    pulled(here, school, [{"gstudio/db/big": big(number)} for number in (1, 2, 3)])
+    assert here.prune(keep_days=10_000, keep_months=0).packed > 500_000
+    moved = Archive(here.root, SHARED, bucket, on_demand=True)
+    moving.upload(moved)
+    return moved
+
+
+def test_what_packed_content_stands_on_is_read_from_the_bucket_and_not_left_here(packed, school, tmp_path):
+    assert local_objects(packed) == set()
+    packed.checkout(packed.version(school.name, 1), tmp_path / "out")
+    assert tree_of(tmp_path / "out") == {"gstudio/db/big": big(1)}
+    assert damaged_objects(packed, school.name) == []
+    assert scrub(packed, 1).damage == []
+    assert local_objects(packed) == set()
+
+
+def test_what_stays_packed_on_this_disk_is_said_wherever_one_looks(packed, bucket, centre, school, tmp_path):
+    centre.root.symlink_to(packed.root)
+    centre.archive_settings = settings_of(bucket)
+    school.port = 22
+    centre.schools.append(school)
+    said = "only on this disk: 2 packed objects"
+    for command in (("objects", "--upload"), ("objects",), ("status",)):
+        done = centre.shala("archive", *command)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
+        assert f"keep a copy of {centre.root}/.shala" in done.stdout
+    places = json.loads(centre.shala("archive", "objects", "--json").stdout)["places"]
+    status = json.loads(centre.shala("archive", "status", "--json").stdout)
+    assert (places["only_objects"], places["only_bytes"]) == tuple(status["only_packed_here"].values())
+    # A content that is packed and in the bucket as well is safe, and not counted.
+    place = tmp_path / "again"
+    place.write_bytes(big(1))
+    packed.objects.remote.put(place, school.name, hashlib.sha256(big(1)).hexdigest())
+    assert moving.only_packed_here(packed)[0] == 1
+
+
 def test_damage_in_the_bucket_is_found_and_fetched_again_from_the_school(archive, school, tmp_path):
     pulled(archive, school, DAYS[:1])
     remote = archive.objects.remote
@@ -478,11 +684,15 @@ def test_damage_in_the_bucket_is_found_and_fetched_again_from_the_school(archive
     assert archive.verify(school.name) == []
 
 
-def test_the_commands_work_with_a_bucket(bucket, centre, school, tmp_path):
-    centre.archive_settings = (
+def settings_of(bucket: Bucket, view: str = "on-demand") -> str:
+    return (
         f'objects_url = "s3://{bucket.name}/{bucket.prefix}"\nobjects_endpoint = "{bucket.endpoint}"\n'
-        f'objects_credentials = "{bucket.credentials}"\nview = "on-demand"\nshared_items = ["gstudio/media"]\n'
+        f'objects_credentials = "{bucket.credentials}"\nview = "{view}"\nshared_items = ["gstudio/media"]\n'
     )
+
+
+def test_the_commands_work_with_a_bucket(bucket, centre, school, tmp_path):
+    centre.archive_settings = settings_of(bucket)
     pulled(opened(centre.root, bucket), school)
     run: Callable[..., subprocess.CompletedProcess[str]] = centre.shala
     done = run("archive", "objects")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import tomllib
+
 
 def test_the_command_line_answers(host):
     assert host.run("shala --help").rc == 0
@@ -36,6 +38,12 @@ def test_the_keys_of_the_bucket_are_for_one_account_alone(host):
     keys = host.file("/etc/shala/s3.toml")
     assert (keys.user, keys.mode) == ("shala", 0o600)
     assert 'secret_access_key = "not a secret"' in keys.content_string
+
+
+def test_what_is_sensitive_is_encrypted_to_the_researchers(host):
+    configuration = tomllib.loads(host.file("/etc/shala/central.toml").content_string)
+    assert configuration["archive"]["recipients"][0].startswith("age1")
+    assert "postgres-dump" in configuration["archive"]["sensitive_items"]
 
 
 def test_the_archive_is_read_again_every_night(host):

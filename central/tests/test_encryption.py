@@ -1,0 +1,650 @@
+"""Sensitive items: what the disk holds, what the researchers get, what a crash leaves, and turning it on later."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import random
+import sqlite3
+import stat
+import subprocess
+import tarfile
+from pathlib import Path
+
+import bagit
+import pyrage
+import pytest
+from central_school import received, sha256
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from shala_agent.manifest import File, read_files, sort_key, write_line
+from shala_central import archive as archive_module
+from shala_central import objects as objects_module
+from shala_central import publish as publish_module
+from shala_central.archive import Archive
+from shala_central.bag import BagRefused
+from shala_central.ciphertext import Ciphertexts, Encrypted, decrypt, item_of, read_identities
+from shala_central.config import read_config
+from shala_central.encryption import encrypt
+from shala_central.export import export
+from shala_central.failure import CentralError, UsageError
+from shala_central.integrity import SecondCopy, damaged_objects, repair, scrub
+from shala_central.provenance import provenance
+from shala_central.staging import Staging
+
+RESEARCHER, ANOTHER = pyrage.x25519.Identity.generate(), pyrage.x25519.Identity.generate()
+SENSITIVE = ("postgres-dump", "qbank")
+DUMP, QBANK = "gstudio/postgres-dump/pg_dump_all.sql", "gstudio/qbank/q"
+DAY_1 = {DUMP: b"a secret of day 1", QBANK: b"a secret, too", "gstudio/db/a": b"one"}
+DAY_2 = {DUMP: b"a secret of day 2", QBANK: b"a secret, too", "gstudio/db/a": b"two!"}
+
+
+class Crash(BaseException):
+    """The machine went off here."""
+
+
+def opened(root: Path, *recipients: object, shared: tuple[str, ...] = ()) -> Archive:
+    """Open an archive as a centre that encrypts to these recipients does; to none: as one that does not."""
+    keys = [str(identity.to_public()) for identity in recipients]
+    archive = Archive(root, shared, recipients=keys, sensitive_items=SENSITIVE)
+    archive.open()
+    return archive
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    return opened(tmp_path / "archive", RESEARCHER, ANOTHER)
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Archive:
+    """The same archive in the days before it was to be encrypted."""
+    return opened(tmp_path / "archive")
+
+
+@pytest.fixture
+def day(school):
+    """Let a school deliver a day to an archive: `day(archive, files, suspect items...)`."""
+
+    def deliver(archive: Archive, files: dict[str, bytes], *suspect: str, year: int = 2026) -> None:
+        school.sequence, school.year = school.sequence + 1, year
+        names = {path.split("/")[1] for path in files}
+        school.items = {name: "suspect" if name in suspect else "ok" for name in names}
+        received(archive, school, files)
+
+    return deliver
+
+
+def seen(archive: Archive, year: int = 2026, identity: object = RESEARCHER) -> dict[str, bytes]:
+    """Return what readers see, age files as the holder of a key reads them."""
+    tree = archive.root / str(year) / "mz" / "2031017-mz17"
+    found = {str(path.relative_to(tree)): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+    return {
+        path: pyrage.decrypt(content, [identity]) if path.endswith(".age") else content
+        for path, content in found.items()
+    }
+
+
+def hidden(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Return files under the names that they have where sensitive ones are encrypted."""
+    return {
+        f"{path}.age" if path.split("/")[1] in SENSITIVE else path: content for path, content in files.items()
+    }
+
+
+def secrets_on(root: Path) -> list[str]:
+    """Return the files below a folder in which a secret can be read."""
+    return [
+        str(path.relative_to(root))
+        for path in root.rglob("*")
+        if path.is_file() and b"a secret" in path.read_bytes()
+    ]
+
+
+def object_of(archive: Archive, path: str, content: bytes) -> Path:
+    """Return the object in which a file's content is kept."""
+    file = File(f"data/{path}", sha256(content), len(content), 0, 0o644)
+    stored = archive.objects.ciphertexts.as_stored("2031017-mz17", file)
+    place = archive.objects.find("2031017-mz17", stored.path.removeprefix("data/"), stored.sha256)
+    assert place is not None
+    return place
+
+
+def damage(path: Path, content: bytes) -> None:
+    path.chmod(0o640)
+    path.write_bytes(content)
+    path.chmod(0o440)
+
+
+# -- what comes ----------------------------------------------------------------------------------------------
+
+
+def test_a_sensitive_item_is_on_no_disk_but_as_age_files_that_each_researcher_can_read(archive, day):
+    day(archive, DAY_1)
+    assert secrets_on(archive.root) == []
+    assert seen(archive) == seen(archive, identity=ANOTHER) == hidden(DAY_1)
+    with pytest.raises(pyrage.DecryptError):
+        seen(archive, identity=pyrage.x25519.Identity.generate())
+    assert archive.verify("2031017-mz17") == []
+
+
+def test_an_unchanged_secret_is_neither_fetched_nor_encrypted_again(archive, school, day):
+    day(archive, DAY_1)
+    before = (archive.root / f"2026/mz/{school.name}/{QBANK}.age").stat().st_ino
+    day(archive, DAY_2)
+    day(archive, {**DAY_1, "gstudio/qbank/moved": DAY_1[QBANK]})
+    assert archive.committed(school.name).pull.files_received == 0
+    day(archive, DAY_2)
+    assert (archive.root / f"2026/mz/{school.name}/{QBANK}.age").stat().st_ino == before
+    assert [record.files_received for record in archive.records(school.name)] == [3, 2, 0, 0]
+
+
+def test_a_server_gets_no_secret_of_another_by_naming_its_digest(archive, school, day, another_school):
+    day(archive, DAY_1)
+    other = another_school("2031018-mz18")
+    other.items, other.sequence = {"postgres-dump": "ok"}, 1
+    file = File(f"data/{DUMP}", sha256(DAY_1[DUMP]), len(DAY_1[DUMP]), 0, 0o644)
+    staging = Staging(archive.staging(other.name) / "data", archive.objects, other.name)
+    assert list(staging.missing([], [write_line(file)])) == [file]
+
+
+def test_a_content_that_is_plain_in_another_item_is_encrypted_here_all_the_same(archive, school, day):
+    day(archive, {"gstudio/db/empty": b"", "gstudio/qbank/empty": b""})
+    assert seen(archive) == {"gstudio/db/empty": b"", "gstudio/qbank/empty.age": b""}
+    day(archive, {"gstudio/db/empty": b"", "gstudio/qbank/empty": b"", "gstudio/postgres-dump/e": b""})
+    assert seen(archive)["gstudio/postgres-dump/e.age"] == b""
+    assert archive.verify(school.name) == []
+
+
+def test_what_an_earlier_run_fetched_whole_is_encrypted_and_not_fetched_again(archive, school):
+    staging = Staging(archive.staging(school.name) / "data", archive.objects, school.name)
+    (staging.folder / DUMP).parent.mkdir(parents=True)
+    (staging.folder / DUMP).write_bytes(DAY_1[DUMP])
+    later = Staging(staging.folder, archive.objects, school.name)
+    file = File(f"data/{DUMP}", sha256(DAY_1[DUMP]), len(DAY_1[DUMP]), 0, 0o644)
+    assert list(later.missing([], [write_line(file)])) == []
+    assert secrets_on(archive.root) == []
+
+
+def test_what_has_not_come_whole_is_for_its_owner_alone(archive):
+    assert stat.S_IMODE((archive.hidden / "staging").stat().st_mode) == 0o700
+
+
+def test_a_refused_secret_is_not_kept_to_be_looked_at(archive, school):
+    path = archive.staging(school.name) / "data" / DUMP
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"a secret, but damaged")
+    archive.quarantine(school.name, 1, BagRefused(["bad"], [DUMP]), {})
+    assert secrets_on(archive.root) == []
+
+
+def test_a_file_with_the_name_of_an_age_file_is_refused(archive, school, day):
+    archive = Archive(
+        archive.root, recipients=[str(RESEARCHER.to_public())], sensitive_items=["gstudio/l.py"]
+    )
+    with pytest.raises(BagRefused, match=r"'gstudio/l.py.age' has a name that an encrypted file has here"):
+        day(archive, {"gstudio/l.py": b"secret", "gstudio/l.py.age": b"a claim"})
+    with pytest.raises(BagRefused, match=r"'gstudio/l.py.age/x' has a name"):
+        day(archive, {"gstudio/l.py": b"secret", "gstudio/l.py.age/x": b"a claim"})
+    assert archive.committed(school.name) is None
+    day(archive, {"gstudio/l.py": b"secret", "gstudio/l.py-2": b"in between"})
+    assert set(seen(archive)) == {"gstudio/l.py.age", "gstudio/l.py-2"}
+
+
+def test_a_name_that_would_be_too_long_is_refused(archive, day):
+    with pytest.raises(BagRefused, match="too long to be that of an encrypted file"):
+        day(archive, {f"gstudio/qbank/{'x' * 252}": b"secret"})
+
+
+def test_a_held_secret_stays_in_view_and_comes_back(archive, school, day, tmp_path):
+    day(archive, DAY_1)
+    day(archive, DAY_2, "postgres-dump")
+    assert seen(archive) == hidden({**DAY_2, DUMP: DAY_1[DUMP]})
+    assert archive.verify(school.name) == []
+    archive.accept(school.name)
+    assert seen(archive) == hidden(DAY_2)
+    archive.restore(school.name, archive.version(school.name, 1), ["gstudio/postgres-dump"])
+    assert seen(archive) == hidden({**DAY_2, DUMP: DAY_1[DUMP]})
+    assert archive.verify(school.name) == []
+
+
+# -- what a crash leaves -------------------------------------------------------------------------------------
+
+
+def steps(monkeypatch, crash_at: int) -> list[str]:
+    """Make the machine go off at the n-th step that changes the disk; return the steps so far."""
+    done: list[str] = []
+
+    def watched(owner: object, name: str) -> None:
+        original = getattr(owner, name)
+
+        def step(*arguments: object, **options: object) -> object:
+            done.append(name)
+            if len(done) == crash_at:
+                raise Crash
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, step)
+
+    for owner, name in (
+        (Path, "rename"),
+        (Path, "replace"),
+        (Path, "unlink"),
+        (os, "fsync"),
+        (os, "utime"),
+        (os, "link"),
+        (publish_module, "exchange"),
+        (archive_module, "remove_tree"),
+        (objects_module, "remove_tree"),
+        (objects_module, "sync_file_system"),
+        (Ciphertexts, "add"),
+        (Ciphertexts, "encrypt"),
+    ):
+        watched(owner, name)
+    return done
+
+
+def test_a_crash_at_any_step_shows_the_old_or_the_new_and_the_next_run_mends_it(tmp_path, school, day):
+    for crash_at in range(1, 300):
+        archive = opened(tmp_path / str(crash_at), RESEARCHER)
+        school.sequence = 0
+        day(archive, DAY_1)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            done = steps(monkeypatch, crash_at)
+            try:
+                day(archive, DAY_2)
+            except Crash:
+                finished = False
+            else:
+                finished = True
+        assert seen(archive) in (hidden(DAY_1), hidden(DAY_2)), done
+        assert [path for path in secrets_on(archive.root) if "/staging/" not in path] == [], done
+        archive = opened(tmp_path / str(crash_at), RESEARCHER)
+        school.sequence = 1
+        day(archive, DAY_2)
+        assert seen(archive) == hidden(DAY_2), done
+        assert secrets_on(archive.root) == [], done
+        assert archive.verify(school.name) == [], done
+        assert damaged_objects(archive, school.name) == [], done
+        if finished:
+            break
+    assert finished
+    assert crash_at > 20
+
+
+def test_a_failing_disk_while_it_is_encrypted_says_so_and_leaves_the_plain_content(archive, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"x" * 100_000)
+    file = File("data/gstudio/qbank/q", sha256(b"x" * 100_000), 100_000, 0, 0o644)
+    with pytest.raises(OSError, match="No space left on device"):
+        archive.objects.ciphertexts.encrypt(file, source, Path("/dev/full"))
+    source.write_bytes(b"y" * 100_000)
+    with pytest.raises(CentralError, match="has changed and was not encrypted"):
+        archive.objects.ciphertexts.encrypt(file, source, target)
+    assert not target.exists()
+
+
+# -- integrity -----------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_age_file_is_found_without_a_key_and_mended_from_a_second_copy(
+    archive, school, day, tmp_path
+):
+    day(archive, DAY_1)
+    day(archive, DAY_2)
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-a", str(archive.root), str(copy)], check=True)
+    in_view, in_history = object_of(archive, QBANK, DAY_1[QBANK]), object_of(archive, DUMP, DAY_1[DUMP])
+    damage(in_view, in_view.read_bytes()[:-1] + b"?")
+    in_history.unlink()
+    assert [d.path for d in archive.verify(school.name)] == [f"{QBANK}.age"]
+    assert {d.path for d in damaged_objects(archive, school.name)} == {f"{QBANK}.age", f"{DUMP}.age"}
+    assert len(scrub(archive, 1).damage) == 1
+    assert sorted(repair(archive, school.name, SecondCopy(archive, copy)).mended) == [
+        f"{DUMP}.age",
+        f"{QBANK}.age",
+    ]
+    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+    assert seen(archive) == hidden(DAY_2)
+
+
+def test_a_lost_age_file_is_asked_of_the_school_again_by_the_name_that_it_has_there(archive, school, day):
+    day(archive, DAY_1)
+    day(archive, DAY_1, year=2027)
+    object_of(archive, QBANK, DAY_1[QBANK]).unlink()
+    day(archive, {**DAY_1, "gstudio/db/a": b"more"}, year=2027)
+    assert archive.committed(school.name).pull.files_received == 2
+    archive.mend_earlier_years(school.name)
+    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+    assert seen(archive) == hidden(DAY_1)
+
+
+def test_drop_damaged_finds_age_files_so_that_the_school_is_asked_for_them(archive, school, day):
+    day(archive, DAY_1)
+    place = object_of(archive, DUMP, DAY_1[DUMP])
+    damage(place, b"?" * place.stat().st_size)
+    assert archive.drop_damaged(school.name) == 1
+    day(archive, {**DAY_1, "gstudio/db/a": b"more"})
+    assert archive.verify(school.name) == []
+
+
+def test_prune_keeps_what_is_needed_packs_no_ciphertext_and_forgets_the_rest(archive, school, day, tmp_path):
+    big = [random.Random(n).randbytes(50_000) + b"\0" * 50_000 for n in range(4)]
+    for number, content in enumerate(big):
+        day(archive, {DUMP: content, "gstudio/db/a": content, QBANK: b"%d" % number})
+    archive.prune(keep_days=1000, keep_months=0)
+    assert (
+        sqlite3.connect(archive.hidden / "cold.sqlite").execute("SELECT count(*) FROM cold").fetchone()[0]
+        == 3
+    )
+    assert damaged_objects(archive, school.name) == []
+    archive.checkout(archive.version(school.name, 1), tmp_path / "1", identities=[RESEARCHER])
+    assert (tmp_path / "1" / DUMP).read_bytes() == big[0]
+    archive.prune(keep_days=0, keep_months=0)
+    kept = {f"{DUMP}.age": big[3], f"{QBANK}.age": b"3", "gstudio/db/a": big[3]}
+    assert seen(archive) == kept
+    assert len(list(archive.objects.ciphertexts.contents(school.name))) == 4, "of the newest and of one month"
+    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+
+
+def test_a_lost_table_lets_prune_remove_nothing(archive, school, day):
+    day(archive, DAY_1)
+    for path in archive.hidden.glob("encrypted.sqlite*"):
+        path.unlink()
+    again = opened(archive.root, RESEARCHER)
+    assert again.prune(0, 0).objects == 0
+    assert seen(again) == hidden(DAY_1)
+
+
+# -- what researchers get ------------------------------------------------------------------------------------
+
+
+def test_a_checkout_is_of_age_files_and_with_a_key_as_it_was_sealed(archive, school, day, tmp_path):
+    day(archive, DAY_1)
+    day(archive, DAY_2)
+    first = archive.version(school.name, 1)
+    archive.checkout(first, tmp_path / "closed")
+    archive.checkout(first, tmp_path / "open", identities=[RESEARCHER])
+    for folder, name in (("closed", f"{DUMP}.age"), ("open", DUMP)):
+        status = (tmp_path / folder / name).stat()
+        assert (stat.S_IMODE(status.st_mode), status.st_mtime) == (0o644, 1_700_000_000)
+    found = {
+        str(p.relative_to(tmp_path / "open")): p.read_bytes()
+        for p in (tmp_path / "open").rglob("*")
+        if p.is_file()
+    }
+    assert found == DAY_1
+    assert secrets_on(tmp_path / "closed") == []
+    archive.checkout(first, tmp_path / "one", f"{DUMP}.age")
+    with pytest.raises(CentralError, match="cannot be decrypted: No matching keys found"):
+        archive.checkout(first, tmp_path / "wrong", identities=[pyrage.x25519.Identity.generate()])
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_what_decrypts_to_something_else_than_was_sealed_is_refused(archive, school, day, tmp_path):
+    day(archive, DAY_1)
+    forged = pyrage.encrypt(b"forged", [RESEARCHER.to_public()])
+    place = archive.objects.root / school.name / sha256(forged)[:2] / sha256(forged)
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(forged)
+    with sqlite3.connect(archive.hidden / "encrypted.sqlite") as db:
+        row = (bytes.fromhex(sha256(forged)), len(forged), bytes.fromhex(sha256(DAY_1[DUMP])))
+        db.execute("UPDATE content SET stored = ?, stored_size = ? WHERE sha256 = ?", row)
+    with pytest.raises(CentralError, match="is not what the school sealed"):
+        archive.checkout(archive.version(school.name, 1), tmp_path / "out", identities=[RESEARCHER])
+
+
+def test_an_export_is_a_valid_bag_of_age_files_or_of_plain_ones(archive, school, day, tmp_path):
+    day(archive, DAY_1)
+    for name, identities, expected in (("closed", (), hidden(DAY_1)), ("open", (RESEARCHER,), DAY_1)):
+        export(archive, [archive.version(school.name, None)], (), tmp_path / f"{name}.tar", identities)
+        with tarfile.open(tmp_path / f"{name}.tar") as tar:
+            tar.extractall(tmp_path / name, filter="data")
+        bag = tmp_path / name / school.name
+        bagit.Bag(str(bag)).validate()
+        assert {str(p.relative_to(bag / "data")) for p in (bag / "data").rglob("*") if p.is_file()} == set(
+            expected
+        )
+    assert secrets_on(tmp_path / "closed") == []
+    assert (bag / "data" / DUMP).read_bytes() == DAY_1[DUMP]
+
+
+def test_log_and_diff_speak_of_files_as_they_are_at_the_school(archive, school, day):
+    day(archive, DAY_1)
+    day(archive, DAY_2)
+    old, new = archive.versions(school.name)
+    assert [(d.sign, d.path) for d in archive.diff(old, new)] == [("*", "gstudio/db/a"), ("*", DUMP)]
+    assert archive.committed(school.name).encrypted() == ["gstudio/postgres-dump", "gstudio/qbank"]
+
+
+def test_the_provenance_of_an_age_file_leads_to_the_school(archive, school, day):
+    day(archive, DAY_1)
+    day(archive, DAY_2)
+    found = provenance(archive, f"2026/mz/{school.name}/{QBANK}.age")
+    assert (found.path_at_school, found.sha256_at_school) == (f"data/{QBANK}", sha256(DAY_1[QBANK]))
+    assert (found.collection, found.first_collection) == (2, 1)
+    age_file = archive.root / "2026/mz" / school.name / f"{QBANK}.age"
+    assert found.sha256 == hashlib.sha256(age_file.read_bytes()).hexdigest()
+
+
+# -- turning it on, off, and other keys ----------------------------------------------------------------------
+
+
+def test_turned_on_later_what_is_there_stays_until_it_is_encrypted_history_and_earlier_years_too(
+    plain, archive, school, day, tmp_path
+):
+    day(plain, DAY_1)
+    day(plain, DAY_2)
+    day(plain, DAY_1, year=2027)
+    plain.prune(keep_days=1000, keep_months=0)
+    day(archive, {**DAY_1, DUMP: b"a secret that is new"}, year=2027)
+    assert seen(archive, 2027) == {
+        QBANK: DAY_1[QBANK],
+        "gstudio/db/a": b"one",
+        f"{DUMP}.age": b"a secret that is new",
+    }
+    done = encrypt(archive, school.name)
+    assert (done.objects, done.left) == (3, [])
+    assert secrets_on(archive.root) == []
+    assert seen(archive) == hidden(DAY_2)
+    assert seen(archive, 2027) == hidden({**DAY_1, DUMP: b"a secret that is new"})
+    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+    archive.checkout(archive.version(school.name, 1), tmp_path / "1", identities=[RESEARCHER])
+    assert (tmp_path / "1" / DUMP).read_bytes() == DAY_1[DUMP]
+    assert encrypt(archive, school.name).objects == 0
+    day(archive, DAY_2, year=2027)
+    assert archive.committed(school.name).pull.files_received == 0
+
+
+def test_encrypting_what_is_there_may_be_cut_at_any_step(tmp_path, school, day):
+    for crash_at in range(1, 400):
+        plain = opened(tmp_path / str(crash_at))
+        school.sequence = 0
+        for files, year in ((DAY_1, 2026), (DAY_2, 2026), (DAY_1, 2027)):
+            day(plain, files, year=year)
+        archive = opened(plain.root, RESEARCHER)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            done = steps(monkeypatch, crash_at)
+            try:
+                encrypt(archive, school.name)
+            except Crash:
+                finished = False
+            else:
+                finished = True
+        assert seen(archive) in (DAY_2, hidden(DAY_2)), done
+        assert seen(archive, 2027) in (DAY_1, hidden(DAY_1)), done
+        archive = opened(plain.root, RESEARCHER)
+        assert encrypt(archive, school.name).left == []
+        assert (seen(archive), seen(archive, 2027)) == (hidden(DAY_2), hidden(DAY_1)), done
+        assert secrets_on(archive.root) == [], done
+        assert archive.verify(school.name) == damaged_objects(archive, school.name) == [], done
+        if finished:
+            break
+    assert finished
+    assert crash_at > 20
+
+
+def test_a_plain_content_that_another_item_needs_stays_and_what_was_packed_against_a_secret_is_unpacked(
+    plain, archive, school, day, tmp_path
+):
+    text = b"".join(b"%d a line that another item has, too\n" % n for n in range(3000))
+    day(plain, {DUMP: text, "gstudio/db/a": text})
+    day(plain, {DUMP: text + b"a secret", "gstudio/db/a": b""})
+    day(plain, {DUMP: b"", "gstudio/db/a": b""})
+    plain.prune(keep_days=1000, keep_months=0)
+    encrypt(archive, school.name)
+    assert damaged_objects(archive, school.name) == []
+    archive.checkout(archive.version(school.name, 1), tmp_path / "1", identities=[RESEARCHER])
+    assert (tmp_path / "1/gstudio/db/a").read_bytes() == (tmp_path / "1" / DUMP).read_bytes() == text
+    assert not archive.objects.cold.has(school.name, sha256(text + b"a secret"))
+
+
+def test_a_damaged_plain_content_is_left_and_named(plain, archive, school, day):
+    day(plain, DAY_1)
+    damage(object_of(plain, QBANK, DAY_1[QBANK]), b"?")
+    done = encrypt(archive, school.name)
+    assert QBANK in done.left
+    assert done.objects == 1
+
+
+def test_turned_off_what_is_new_is_plain_and_what_is_encrypted_stays(plain, archive, school, day):
+    day(archive, DAY_1)
+    off = opened(archive.root)
+    day(off, DAY_2)
+    assert off.committed(school.name).pull.files_received == 2
+    assert seen(off) == {DUMP: DAY_2[DUMP], f"{QBANK}.age": DAY_1[QBANK], "gstudio/db/a": b"two!"}
+    assert off.verify(school.name) == damaged_objects(off, school.name) == []
+
+
+def test_turned_off_an_age_file_that_is_lost_comes_again_in_plain(plain, archive, school, day):
+    day(archive, DAY_1)
+    object_of(archive, QBANK, DAY_1[QBANK]).unlink()
+    off = opened(archive.root)
+    day(off, {**DAY_1, "gstudio/db/a": b"more"})
+    assert seen(off) == {f"{DUMP}.age": DAY_1[DUMP], QBANK: DAY_1[QBANK], "gstudio/db/a": b"more"}
+    assert off.verify(school.name) == damaged_objects(off, school.name) == []
+
+
+def test_other_recipients_read_what_came_since_and_the_old_ones_what_came_before(tmp_path, school, day):
+    day(opened(tmp_path / "archive", RESEARCHER), DAY_1)
+    later = opened(tmp_path / "archive", ANOTHER)
+    day(later, DAY_2)
+    tree = later.root / "2026/mz" / school.name
+    assert pyrage.decrypt((tree / f"{DUMP}.age").read_bytes(), [ANOTHER]) == DAY_2[DUMP]
+    assert pyrage.decrypt((tree / f"{QBANK}.age").read_bytes(), [RESEARCHER]) == DAY_2[QBANK]
+
+
+# -- formats -------------------------------------------------------------------------------------------------
+
+NAMES = st.text("ab-.", min_size=1, max_size=4).filter(lambda name: name.strip("."))
+PATHS = st.builds(
+    lambda item, parts: f"gstudio/{item}/{'/'.join(parts)}",
+    st.sampled_from(("db", "qbank")),
+    st.lists(NAMES, min_size=1, max_size=2),
+)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(PATHS, unique=True, max_size=12), st.data())
+def test_a_list_as_it_is_kept_is_in_order_and_leads_back(tmp_path_factory, paths, data):
+    table = Ciphertexts(tmp_path_factory.mktemp("table") / "encrypted.sqlite")
+    files = sorted(
+        (File(f"data/{path}", sha256(path.encode()), 1, 2, 0o640) for path in paths),
+        key=lambda f: sort_key(f.path),
+    )
+    chosen = [
+        file for file in files if item_of(file.path[5:]) == "gstudio/qbank" and data.draw(st.booleans())
+    ]
+    nowhere = Path("/dev/null")
+    table.add("mz17", [Encrypted(f, nowhere, sha256(f.sha256.encode()), f.size + 200) for f in chosen])
+    kept = list(table.lines("mz17", map(write_line, files)))
+    keys = [sort_key(line.split(b" ", 4)[4].decode()[:-1]) for line in kept]
+    assert keys == sorted(keys)
+    kept_files = [next(iter(read_files([line]))) for line in kept]
+    back = sorted((table.as_sealed("mz17", file) for file in kept_files), key=lambda f: sort_key(f.path))
+    assert back == files
+    assert list(table.lines("mz18", map(write_line, files))) == list(map(write_line, files))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=200) | st.integers(65_000, 132_000).map(lambda size: b"x" * size))
+def test_what_is_encrypted_comes_back_and_a_changed_byte_does_not(tmp_path_factory, content):
+    folder = tmp_path_factory.mktemp("age")
+    (folder / "plain").write_bytes(content)
+    file = File("data/gstudio/qbank/q", sha256(content), len(content), 10**18, 0o640)
+    table = Ciphertexts(folder / "t", [str(RESEARCHER.to_public())], SENSITIVE)
+    done = table.encrypt(file, folder / "plain", folder / "age")
+    stored = (folder / "age").read_bytes()
+    assert (done.sha256, done.size) == (sha256(stored), len(stored))
+    back = io.BytesIO()
+    decrypt(io.BytesIO(stored), back, file, [RESEARCHER])
+    assert back.getvalue() == content
+    with pytest.raises(CentralError):
+        decrypt(io.BytesIO(stored[:-1] + bytes([stored[-1] ^ 1])), io.BytesIO(), file, [RESEARCHER])
+
+
+# -- the configuration and the command line ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('recipients = ["age1nobody"]', "archive.recipients, entry 1: 'age1nobody' is not an age recipient"),
+        (f'recipients = ["{RESEARCHER}"]', "archive.recipients, entry 1: is a secret key, which must never be here"),
+        ('recipients = ["OK"]\nsensitive_items = []', "archive.recipients without archive.sensitive_items"),
+        ('recipients = ["OK"]\nsensitive_items = ["users-csvs"]', "archive.sensitive_items: 'users-csvs' is not an item"),
+        ('recipients = ["OK"]\nsensitive_items = ["media"]', "'media' is shared between schools"),
+        ('recipients = ["OK"]\nsensitive_items = ["gstudio/assessment-media"]', "is shared between schools"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_encrypted_to_is_one_line_and_exit_code_2(centre, lines, said):
+    centre.archive_settings = f"{lines.replace('OK', str(RESEARCHER.to_public()))}\n"
+    done = centre.shala("archive", "tree")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"shala: {centre.folder}/central.toml: " in done.stderr
+    assert said in done.stderr
+    assert str(RESEARCHER) not in done.stderr
+
+
+def test_without_recipients_nothing_is_sensitive(centre, tmp_path):
+    config = read_config(centre.config)
+    assert config.archive.sensitive_items
+    assert not Archive.of(config.archive).objects.ciphertexts.is_sensitive(DUMP)
+    assert centre.shala("archive", "encrypt").returncode == 2
+
+
+def test_an_identity_file_is_for_its_owner_alone_and_is_never_quoted(tmp_path):
+    path = tmp_path / "key.txt"
+    path.write_text(f"# created: today\n# public key: {RESEARCHER.to_public()}\n{RESEARCHER}\n")
+    path.chmod(0o644)
+    with pytest.raises(UsageError, match=r"can be read by others \(chmod 600"):
+        read_identities(path)
+    path.chmod(0o600)
+    assert [str(identity) for identity in read_identities(path)] == [str(RESEARCHER)]
+    path.write_text(f"{str(RESEARCHER)[:-1]}\n")
+    with pytest.raises(UsageError, match="is not an age identity file") as refused:
+        read_identities(path)
+    assert str(RESEARCHER)[:20] not in str(refused.value)
+
+
+def test_an_operator_encrypts_and_a_researcher_checks_out(centre, day, tmp_path):
+    plain = opened(centre.root)
+    day(plain, DAY_1)
+    key = tmp_path / "key.txt"
+    key.touch(0o600)
+    key.write_text(f"{RESEARCHER}\n")
+    centre.archive_settings = (
+        f'recipients = ["{RESEARCHER.to_public()}"]\nsensitive_items = ["postgres-dump", "gstudio/qbank"]\n'
+    )
+    done = centre.shala("archive", "encrypt")
+    assert (done.returncode, done.stdout) == (0, "2 contents encrypted, 30 B; 2 plain ones removed\n")
+    assert (
+        "encrypted to the researchers' keys: gstudio/qbank"
+        in centre.shala("archive", "show", "2031017-mz17").stdout
+    )
+    done = centre.shala(
+        "archive", "checkout", "2031017-mz17", "1", str(tmp_path / "out"), "--identity", str(key)
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / DUMP).read_bytes() == DAY_1[DUMP]
