@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import http.client
+import io
 import json
 import os
 import pwd
@@ -21,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgspec
 import uvicorn
@@ -28,6 +30,7 @@ from nacl.signing import SigningKey
 from shala_agent import wire
 from shala_agent.records import Change, Records
 from shala_agent.segment import NONE, Entry, encode_entry, make_segment, read_header
+from shala_central.cli import main
 from shala_central.config import ZoneSettings
 from shala_central.enrolment import create_token
 from shala_central.server import make_server
@@ -136,12 +139,19 @@ class ZoneCentre:
         opened.database.close()
 
     def shala(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run the command line as an operator does."""
-        environment = {**os.environ, "SHALA_CENTRAL_CONFIG": str(self.config)}
-        command = [sys.executable, "-m", "shala_central", *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=120, check=False, env=environment
-        )
+        """Run the command line; in this process, because it is done often."""
+        out, errors, code = io.StringIO(), io.StringIO(), 0
+        with (
+            mock.patch.object(sys, "argv", ["shala", *arguments]),
+            mock.patch.dict(os.environ, {"SHALA_CENTRAL_CONFIG": str(self.config)}),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(errors),
+        ):
+            try:
+                main()
+            except SystemExit as end:
+                code = int(end.code or 0)
+        return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), errors.getvalue())
 
     def make_zone(self, *names: str) -> None:
         with self.zones() as zones, zones.database.writing() as session:
