@@ -86,7 +86,6 @@ def shala() -> None:
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option(
     "--limit",
-    default="",
     metavar="GROUP",
     help="Only these groups, e.g. state_mz or zone_mz_aizawl,state_rj.",
 )
@@ -102,7 +101,7 @@ def shala() -> None:
 @json_option
 def pull_command(  # noqa: PLR0917 - click's
     names: tuple[str, ...],
-    limit: str,
+    limit: str | None,
     accept_reset: bool,
     again: bool,
     config: CentralConfig,
@@ -121,19 +120,17 @@ def pull_command(  # noqa: PLR0917 - click's
       shala pull 2031017-mz17 --json
       shala pull --again 2031017-mz17     after: shala archive verify
     """
+    if accept_reset and not names:
+        raise UsageError("--accept-reset needs the names of the servers that were re-installed")
     servers = select(read_fleet(Path(config.fleet)), names, limit)
     if not servers:
-        raise UsageError(
-            "no server is both named and within --limit" if names and limit else "the fleet is empty"
-        )
+        raise UsageError("the fleet is empty (playbooks/central.yml makes it from the inventory)")
     if not as_json:
         zones = len({server.zone for server in servers if server.zone})
         within = f" in {counted(zones, 'zone')}" if zones else ""
         click.echo(
             f"Pulling from {counted(len(servers), 'server')}{within} into {config.archive.root}", err=True
         )
-    if accept_reset and not names:
-        raise UsageError("--accept-reset needs the names of the servers that were re-installed")
     with contextlib.ExitStack() as stack:
         watcher: Watcher = NoWatcher()
         if not as_json and sys.stderr.isatty():

@@ -117,13 +117,20 @@ def test_a_limit_means_groups_and_names_together(tmp_path, school, another_schoo
     path.write_text(json.dumps({"format": 1, "servers": [one.entry() for one in schools]}))
     fleet = read_fleet(path)
 
-    def chosen(names: list[str], limit: str) -> list[str]:
+    def chosen(names: list[str], limit: str | None) -> list[str]:
         return [server.name for server in select(fleet, names, limit)]
 
-    assert len(chosen([], "")) == 3
+    assert len(chosen([], None)) == 3
     assert chosen([], "state_mz") == [school.name, "2031008-mz8"]
     assert chosen([], "zone_mz_lunglei,state_rj") == ["2031008-mz8", "3080101-rj1"]
-    assert chosen(["3080101-rj1"], "state_mz") == []
+    assert chosen(["3080101-rj1"], "state_rj") == ["3080101-rj1"]
+    for names, limit, complaint in (
+        (["3080101-rj1"], "state_mz", "no server is both named and within --limit"),
+        ([], "", "names no group"),
+        ([], " , ", "names no group"),
+    ):
+        with pytest.raises(UsageError, match=complaint):
+            chosen(names, limit)
 
 
 def test_a_list_of_schools_is_checked(centre, tmp_path):
