@@ -253,7 +253,8 @@ def doctor(config_path: Path, as_json: bool) -> None:
     else:
         for problem in problems:
             click.echo(str(problem))
-        click.echo(f"{len(problems)} problems." if problems else "All is well.")
+        found = "1 problem." if len(problems) == 1 else f"{len(problems)} problems."
+        click.echo(found if problems else "All is well.")
     raise click.exceptions.Exit(FAILED if problems else DONE)
 
 

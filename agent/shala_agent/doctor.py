@@ -113,9 +113,9 @@ def _work(config: Config, ledger: Ledger) -> Iterator[Problem]:
     spool = Spool(Path(config.paths.spool))
     with suppress(OSError, ManifestError):
         if damaged := sum(1 for _ in spool.damaged()):
-            files = "1 file" if damaged == 1 else f"{damaged} files"
+            gone = "1 file is" if damaged == 1 else f"{damaged} files are"
             yield Problem(
-                f"{files} of the mirror {spool.bag} are gone or changed since they were put there",
+                f"{gone} gone from the mirror {spool.bag}, or changed there",
                 "shala-agent run takes them again; if it happens more than once, the disk is dying",
             )
     if status.sealed is None:

@@ -15,7 +15,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import pwd
 import random
 import re
 import stat
@@ -34,7 +33,7 @@ from shala_central.assembly import MAX_LOST, ObjectsLost, assemble
 from shala_central.bag import FILES, MANIFEST, PLATFORMS, TAG_MANIFEST, Bag, BagRefused, Broken, Head, survey
 from shala_central.ciphertext import SUFFIX, Ciphertexts, Identities, decrypt, item_of
 from shala_central.config import ArchiveSettings, Limits
-from shala_central.failure import CentralError, UsageError
+from shala_central.failure import CentralError, UsageError, as_owner, refused, user_name
 from shala_central.fleet import SERVER_NAME
 from shala_central.history import History, HistoryError, Version, superfluous
 from shala_central.listing import (
@@ -268,7 +267,7 @@ class Archive:
         except FileNotFoundError:
             owner = os.geteuid()
         if owner != os.geteuid():
-            raise CentralError(f"{self.root} belongs to {_user(owner)} (sudo -u {_user(owner)} shala pull)")
+            raise CentralError(f"{self.root} belongs to {user_name(owner)} (run: {as_owner(self.root)})")
         try:
             for folder in ("staging", "collections", "objects", "spare", "quarantine", "locks"):
                 make_folders(self.hidden / folder)
@@ -283,12 +282,20 @@ class Archive:
                     f"what is in {remote.bucket} is not known here (shala archive objects --reindex;"
                     " where content is still on this disk: --upload)"
                 )
+        except PermissionError:
+            raise CentralError(refused(self.root)) from None
         except OSError as error:
             raise CentralError(f"the archive {self.root} cannot be written: {error.strerror}") from None
 
     def require(self) -> None:
-        """Raise UsageError unless there is an archive to look at."""
-        if not self.hidden.is_dir():
+        """Raise UsageError unless there is an archive to look at, CentralError where this user may not."""
+        try:
+            found = self.hidden.is_dir()
+        except PermissionError:
+            found = True
+        if found and not os.access(self.hidden, os.R_OK | os.X_OK, effective_ids=True):
+            raise CentralError(refused(self.hidden))
+        if not found:
             raise UsageError(
                 f"{self.root} is not an archive yet (shala pull makes it; --config names another one)"
             )
@@ -1480,10 +1487,17 @@ def handles(versions: Sequence[Version]) -> dict[Version, str]:
     """
     names: dict[Version, str] = {}
     for version in versions:
-        others = [v for v in versions if v.sequence == version.sequence and v != version]
-        lengths = (16, 19, len(version.pulled))  # characters of ISO 8601: to the minute, to the second, all
-        short = next(n for n in lengths if n == lengths[-1] or all(o.pulled[:n] != version.pulled[:n] for o in others))
-        names[version] = f"{version.sequence}@{version.pulled[:short]}" if others else str(version.sequence)
+        times = [v.pulled for v in versions if v.sequence == version.sequence]
+        for length in (
+            0,
+            16,
+            19,
+            len(version.pulled),
+        ):  # characters of ISO 8601: to the minute, to the second
+            time_shown = version.pulled[:length]
+            if sum(pulled.startswith(time_shown) for pulled in times) == 1:
+                break
+        names[version] = f"{version.sequence}{'@' if time_shown else ''}{time_shown}"
     return names
 
 
@@ -1690,15 +1704,8 @@ def _require_name(name: str) -> None:
 
 def _operator() -> str:
     """Return who runs this command, also behind sudo."""
-    user, behind = _user(os.geteuid()), os.environ.get("SUDO_USER", "")
+    user, behind = user_name(os.geteuid()), os.environ.get("SUDO_USER", "")
     return f"{behind} (as {user})" if behind else user
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _inode(path: Path) -> int:

@@ -137,9 +137,8 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
         click.echo(f"{name}: nothing is committed yet")
     else:
         _print_committed(committed)
-    for item, number in committed.pull.held.items() if committed else ():
-        way = f"(shala archive accept {name} {visible(item)})"
-        click.echo(f"  readers see {visible(item)} of collection {number} {way}")
+    if committed is not None:
+        _print_held(committed)
     for item in committed.encrypted() if committed else ():
         click.echo(f"  encrypted to the researchers' keys: {visible(item)}")
     click.echo(f"\nHistory: {counted(len(history), 'collection')}")
@@ -159,6 +158,17 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
             click.echo(f"  {reason}")
     click.echo(f"\nMore: shala archive verify {name}, shala archive show {name} --json")
     return 0
+
+
+def _print_held(committed: Committed) -> None:
+    """Say in a line for each collection which items of it readers see instead of the newest."""
+    held = committed.pull.held
+    for number in sorted(set(held.values())):
+        items = [visible(item) for item, other in held.items() if other == number]
+        shown = ", ".join(items[:3]) + (f" and {counted(len(items) - 3, 'other')}" if len(items) > 3 else "")
+        which = f" {items[0]}" if len(items) == 1 else "" if len(items) == len(held) else " ITEM"
+        way = f"shala archive accept {committed.name}{which}"
+        click.echo(f"  readers see {shown} of collection {number} ({way})")
 
 
 def _print_committed(committed: Committed) -> None:
@@ -329,7 +339,8 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
                     click.echo(f"  {visible(path)}")
         left = [answer.name for answer in answers if answer.lost]
         again = f" Again from the school: shala pull --again {' '.join(left[:5])}" if left else ""
-        click.echo(f"{sum(len(a.mended) for a in answers)} files mended, {len(left)} servers left.{again}")
+        mended = sum(len(answer.mended) for answer in answers)
+        click.echo(f"{counted(mended, 'file')} mended, {counted(len(left), 'server')} left.{again}")
     left_over = [answer for answer in answers if answer.lost]
     if not left_over:
         return 0
@@ -404,8 +415,8 @@ def _lack(entry: Completeness) -> dict[str, object]:
 def archive_log(name: str, config: CentralConfig, as_json: bool) -> int:
     """List the collections of a server that are kept, newest first.
 
-    What stands under `collection` is what diff, checkout, restore and export take: a number, and with its time
-    where a server that was installed anew has used that number twice.
+    What stands under `collection` is what diff, checkout, restore and export take: a number, and with its
+    time where a server that was installed anew has used that number twice.
 
     \b
     Example:
@@ -483,9 +494,9 @@ def archive_checkout(  # noqa: PLR0917 - click's
 ) -> int:
     """Write a collection of a server, as it was sealed, to a folder that does not exist yet.
 
-    NUMBER is the collection as shala archive log names it. The folder is its owner's alone (0700); what is in
-    it has the permissions of the school. What is encrypted is an age file there; with the key of a researcher it is decrypted and compared with
-    what the school sealed.
+    NUMBER is the collection as shala archive log names it. The folder is its owner's alone (0700); what is
+    in it has the permissions of the school. What is encrypted is an age file there; with the key of a
+    researcher it is decrypted and compared with what the school sealed.
 
     \b
     Examples:
@@ -582,7 +593,7 @@ def archive_provenance(path: str, config: CentralConfig, as_json: bool) -> int:
         print_json(found)
         return 0
     for field in found.__struct_fields__:
-        click.echo(f"{field.replace('_', ' '):<18} {visible(str(getattr(found, field)))}")
+        click.echo(f"{field.replace('_', ' '):<19} {visible(str(getattr(found, field)))}")
     return 0
 
 
@@ -647,7 +658,7 @@ def quarantine_group() -> None:
     """
 
 
-@quarantine_group.command("list")
+@quarantine_group.command("list", short_help="List what was refused, with the reasons.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @config_option
 @json_option
@@ -694,7 +705,7 @@ def _seen(entry: Mapping[str, object]) -> str:
     return f"seen {counted(int(str(entry.get('times', 1))), 'time')}"
 
 
-@quarantine_group.command("release")
+@quarantine_group.command("release", short_help="Let the newest refused collection in.")
 @click.argument("name")
 @config_option
 @json_option
@@ -721,7 +732,7 @@ def quarantine_release(name: str, config: CentralConfig, as_json: bool) -> int:
     return 0
 
 
-@quarantine_group.command("discard")
+@quarantine_group.command("discard", short_help="Throw refused collections away.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @config_option
 @json_option
@@ -770,10 +781,10 @@ def archive_prune(dry_run: bool, config: CentralConfig, as_json: bool) -> int:
         return 0
     for version in pruned.versions:
         click.echo(f"{version.server}  collection {version.sequence} of {version.pulled[:10]}")
-    word = "would go" if dry_run else "are gone"
+    word = "would go" if dry_run else "gone"
     click.echo(
-        f"{counted(len(pruned.versions), 'collection')} and {counted(pruned.objects, 'object')} {word},"
-        f" {size(pruned.bytes)} of room; {size(pruned.packed)} by packing"
+        f"{word}: {counted(len(pruned.versions), 'collection')}, {counted(pruned.objects, 'object')};"
+        f" room: {size(pruned.bytes)}, and {size(pruned.packed)} by packing"
     )
     return 0
 

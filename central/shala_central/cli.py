@@ -16,7 +16,7 @@ import msgspec
 from shala_central import __version__
 from shala_central.archive_commands import archive_group
 from shala_central.config import CONFIG_PATH, CentralConfig, read_config
-from shala_central.failure import CentralError, UsageError
+from shala_central.failure import CentralError, UsageError, refused
 from shala_central.fleet import Server, read_fleet, select
 from shala_central.options import (
     FAILED,
@@ -55,7 +55,9 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, click.Abort, asyncio.CancelledError):
         code = _complain("interrupted; what has arrived is kept, the same command goes on from there", FAILED)
     except OSError as error:
-        code = _complain(f"{error.filename or 'system'}: {error.strerror or error}", FAILED)
+        place = Path(str(error.filename or "system"))
+        inside = isinstance(error, PermissionError) and ".shala" in place.parts
+        code = _complain(refused(place) if inside else f"{place}: {error.strerror or error}", FAILED)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -65,6 +67,7 @@ def _complain(text: str, code: int) -> int:
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="shala %(version)s")
 def shala() -> None:
     """Runs school servers that nobody can reach most of the time: the central side.
 
@@ -166,8 +169,8 @@ def _print_results(results: Sequence[ServerResult]) -> None:
             "result": result.result,
             "ok/suspect/failed/missing": items_line(result.items) if result.result in GOOD else "-",
             "bytes": size(result.bytes) if result.result in GOOD else "-",
-            "received": size(result.bytes_received),
-            "duration": duration(result.seconds),
+            "received": size(result.bytes_received) if result.result != "offline" else "-",
+            "duration": duration(result.seconds) if result.result != "offline" else "-",
         }
         for result in results
     ]
@@ -183,10 +186,8 @@ def _print_results(results: Sequence[ServerResult]) -> None:
         files = sum(result.files_received for result in new)
         whole = sum(result.bytes for result in new)
         saved = max(0, whole - sum(result.bytes_received for result in new))
-        click.echo(
-            f"{counted(files, 'file')}, {size(received)} received;"
-            f" {size(saved)} of {size(whole)} did not have to travel."
-        )
+        spared = f"; {size(saved)} of {size(whole)} did not have to travel" if new else ""
+        click.echo(f"{counted(files, 'file')}, {size(received)} received{spared}.")
     left = [result for result in results if result.result not in GOOD]
     committed = sum(result.result == "committed" for result in results)
     unchanged = sum(result.result == "unchanged" for result in results)
@@ -228,14 +229,14 @@ class _ProbeTarget(msgspec.Struct, forbid_unknown_fields=False):
     type=click.Path(path_type=Path),
     default=CONFIG_PATH,
     envvar="SHALA_CENTRAL_CONFIG",
-    help="Where the fleet is found when neither FILE nor a pipe gives it.",
+    help="Where the fleet is found when no FILE gives it.",
 )
 @json_option
 def probe_command(file: IO[bytes] | None, timeout: float, config_path: Path, as_json: bool) -> int:
     """Find out which servers answer now, a thousand at once, without logging in anywhere.
 
-    FILE (or a pipe, or `-`) holds a JSON list of {"name", "address", "port"}; at a terminal without FILE it
-    is the fleet of the centre. The exit code is 0 whoever answers: who does is the answer.
+    FILE (`-`: what is piped in) holds a JSON list of {"name", "address", "port"}; without FILE it is the
+    fleet of the centre. The exit code is 0 whoever answers: who does is the answer.
 
     \b
     Examples:

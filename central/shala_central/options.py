@@ -77,7 +77,7 @@ def open_archive(config: CentralConfig, *, writing: bool = False) -> Archive:
 
 
 def servers_of(archive: Archive, names: Sequence[str]) -> list[str]:
-    """Return the servers that are meant, each once: those named, or without names all that are in the archive.
+    """Return the servers that are meant, each once: those named, or without names all in the archive.
 
     Raises UsageError for one of which nothing is there, or if there is nothing at all.
     """

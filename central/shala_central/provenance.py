@@ -18,8 +18,8 @@ from shala_central.listing import file_of, path_of
 class Provenance(msgspec.Struct, frozen=True):
     """One published file: what was sealed, by whom, and when this content came for the first time.
 
-    `path_in_collection` is its place in the sealed bag (docs/archive.md), `modified_at_school` the time that the
-    file had there. Of an encrypted one `sha256` and `bytes` are those of the age file.
+    `path_in_collection` is its place in the sealed bag (docs/archive.md), `modified_at_school` the time that
+    the file had there. Of an encrypted one `sha256` and `bytes` are those of the age file.
     """
 
     path: str

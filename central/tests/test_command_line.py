@@ -149,6 +149,7 @@ def test_a_list_of_schools_is_checked(centre, tmp_path):
 
 def test_version(centre):
     assert centre.shala("version").stdout == "shala 0.1.0\n"
+    assert centre.shala("--version").stdout == "shala 0.1.0\n"
 
 
 def test_a_reader_who_has_seen_enough_meets_no_traceback(centre, tmp_path):

@@ -301,7 +301,10 @@ def test_a_damaged_age_file_is_found_without_a_key_and_mended_from_a_second_copy
     assert [d.path for d in archive.verify(school.name)] == [f"{QBANK}.age"]
     assert {d.path for d in damaged_objects(archive, school.name)} == {f"{QBANK}.age", f"{DUMP}.age"}
     assert len(scrub(archive, 1).damage) == 1
-    assert sorted(repair(archive, school.name, SecondCopy(archive, copy)).mended) == [f"{DUMP}.age", f"{QBANK}.age"]
+    assert sorted(repair(archive, school.name, SecondCopy(archive, copy)).mended) == [
+        f"{DUMP}.age",
+        f"{QBANK}.age",
+    ]
     assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
     assert seen(archive) == hidden(DAY_2)
 
