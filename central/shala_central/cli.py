@@ -31,7 +31,7 @@ from shala_central.options import (
 from shala_central.probe import TIMEOUT_SECONDS, Target, run_probe
 from shala_central.pull import GOOD, NoWatcher, ServerResult, Watcher, exit_code, pull
 from shala_central.report import duration, size, table
-from shala_central.schools import ALIASES, STATES, Rules, address_problem, read_schools
+from shala_central.schools import STATES, Rules, address_problem, read_schools, rules_beside
 
 
 def main() -> NoReturn:
@@ -289,7 +289,7 @@ def schools_group() -> None:
 
 @schools_group.command("check", short_help="Check a list of schools.")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--states", default=",".join(STATES), show_default=True, help="The state codes there are.")
+@click.option("--states", help=f"The state codes there are.  [default: {','.join(STATES)}]")
 @click.option(
     "--alias",
     "aliases",
@@ -300,16 +300,12 @@ def schools_group() -> None:
 @click.option(
     "--duplicate-ids",
     type=click.Choice(["error", "first", "skip"]),
-    default="error",
-    show_default=True,
-    help="What a server id in two rows means: an error, the first row counts, or neither.",
+    help="What a server id in two rows means: an error, the first row counts, or neither.  [default: error]",
 )
 @click.option(
     "--invalid",
     type=click.Choice(["error", "skip"]),
-    default="error",
-    show_default=True,
-    help="What a row that cannot be used means: an error, or it is left out with a warning.",
+    help="What a row that cannot be used means: an error, or left out with a warning.  [default: error]",
 )
 @click.option(
     "--code",
@@ -321,10 +317,10 @@ def schools_group() -> None:
 @json_option
 def schools_check(  # noqa: PLR0917 - Click calls it by name
     file: Path,
-    states: str,
+    states: str | None,
     aliases: tuple[str, ...],
-    duplicate_ids: str,
-    invalid: str,
+    duplicate_ids: str | None,
+    invalid: str | None,
     codes: tuple[str, ...],
     as_json: bool,
 ) -> int:
@@ -332,20 +328,24 @@ def schools_check(  # noqa: PLR0917 - Click calls it by name
 
     FILE is a CSV with the columns `School Name;Full CLIx School Code;Server id`, and zone, address, port,
     ring if you have them. Names line, field and value of whatever is wrong. Exit code 1 if there is an error.
+    What a schools.yml beside it says (states, aliases, duplicate_ids, invalid, codes) holds here as it does
+    in the inventory, unless an option says otherwise.
 
     \b
     Examples:
       shala schools check schools.csv
       shala schools check schools.csv --duplicate-ids first --states mz,rj,ct,tg,ka
-      shala schools check inventories/example/schools.csv --code tg39=4160139
+      shala schools check inventories/example/schools.csv
+      shala schools check schools.csv --code tg39=4160139
     """
-    mapping = dict(ALIASES)
+    beside = rules_beside(file)
+    mapping = dict(beside.aliases)
     for alias in aliases:
         other, equals, state = alias.partition("=")
         if not equals:
             raise UsageError(f"--alias '{alias}' is not of the form OTHER=STATE (e.g. --alias cg=ct)")
         mapping[other] = state
-    known = tuple(state.strip() for state in states.split(",") if state.strip())
+    known = tuple(state.strip() for state in (states or ",".join(beside.states)).split(",") if state.strip())
     mapping = {
         other: state for other, state in mapping.items() if state in known or f"{other}={state}" in aliases
     }
@@ -355,9 +355,9 @@ def schools_check(  # noqa: PLR0917 - Click calls it by name
     rules = Rules(
         states=known,
         aliases=mapping,
-        duplicate_ids=duplicate_ids,  # type: ignore[arg-type]
-        invalid=invalid,  # type: ignore[arg-type]
-        codes=given,
+        duplicate_ids=duplicate_ids or beside.duplicate_ids,  # type: ignore[arg-type]
+        invalid=invalid or beside.invalid,  # type: ignore[arg-type]
+        codes={**beside.codes, **given},
     )
     try:
         read = read_schools(file, rules)
@@ -377,7 +377,7 @@ def schools_check(  # noqa: PLR0917 - Click calls it by name
     click.echo(
         f"{counted(len(read.schools), 'server')} can be used,"
         f" {counted(errors, 'error')}, {counted(warnings, 'warning')}."
-        f"{' Correct the errors, or see: shala schools check --help' if errors else ''}"
+        f"{f' Correct them in {file.name}, or set what to do in schools.yml beside it' if errors else ''}"
     )
     return FAILED if errors else 0
 
