@@ -21,7 +21,7 @@ from shala_agent.config import Config
 from shala_agent.failure import AgentError
 from shala_agent.ledger import CHAIN, Ledger
 from shala_agent.manifest import ManifestError
-from shala_agent.outcome import FAILED
+from shala_agent.outcome import FAILED, counted
 from shala_agent.spool import Spool
 from shala_agent.status import read_status
 
@@ -113,9 +113,8 @@ def _work(config: Config, ledger: Ledger) -> Iterator[Problem]:
     spool = Spool(Path(config.paths.spool))
     with suppress(OSError, ManifestError):
         if damaged := sum(1 for _ in spool.damaged()):
-            gone = "1 file is" if damaged == 1 else f"{damaged} files are"
             yield Problem(
-                f"{gone} gone from the mirror {spool.bag}, or changed there",
+                f"gone from the mirror {spool.bag}, or changed there: {counted(damaged, 'file')}",
                 "shala-agent run takes them again; if it happens more than once, the disk is dying",
             )
     if status.sealed is None:
