@@ -11,7 +11,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-demo:  ## Boot the lab fleet, do one full round, show the archive (root; five minutes, ten the first time)
+demo:  ## Boot the lab fleet, do one full round, show the archive (root; 5 to 20 minutes, by the machine)
 	@lab/demo.sh up
 
 demo-down:  ## Take the lab fleet down, and the Docker engine if the lab started it

@@ -27,7 +27,7 @@ make_venv() {
   "$python" -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
   wanted=$(cat requirements/dev.txt agent/pyproject.toml central/pyproject.toml | sha256sum | cut -d' ' -f1)
   [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
-  say "Making the virtual environment .venv (about a minute)"
+  say "Making the virtual environment .venv (one to three minutes)"
   [ -x .venv/bin/python ] || "$python" -m venv .venv
   export PIP_DISABLE_PIP_VERSION_CHECK=1
   .venv/bin/pip install -qq --no-deps --require-hashes -r requirements/dev.txt

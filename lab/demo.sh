@@ -41,10 +41,13 @@ up() {
 
 One round is done. To look further:
   docker exec -u shala -it shala-lab-centre-1 bash           a shell at the centre; then: shala archive show 2031017-mz17
+  docker exec -u shala shala-lab-centre-1 shala archive status --html /tmp/status.html   how complete it is, as a page; then:
+  docker cp shala-lab-centre-1:/tmp/status.html build/       ... and open build/status.html
   docker exec -it shala-lab-2031017-mz17 bash               a shell on a school server; then: shala-agent status
   ANSIBLE_INVENTORY=inventories/lab .venv/bin/ansible-playbook playbooks/status.yml    how the fleet is
   make demo                                                 the round again (nothing unchanged moves twice)
   make demo-down                                            take the machines away
+  docs/operator.md                                          the operator's guide, for all that comes after
 TEXT
   return $partly
 }

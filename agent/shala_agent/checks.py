@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from shala_agent.outcome import counted
+
 SQL_TRAILER = b"-- PostgreSQL database cluster dump complete"
 ACTIVITY_COLUMNS = [
     "Unit",
@@ -242,4 +244,5 @@ def _rows_are_whole(
         return
     ragged = [number for number, row in enumerate(rows, 2) if len(row) != len(header)]
     if ragged:
-        yield f"has {len(ragged)} rows with another number of fields than the header (first: row {ragged[0]})"
+        rows_cut = counted(len(ragged), "row")
+        yield f"has {rows_cut} with another number of fields than the header (first: row {ragged[0]})"

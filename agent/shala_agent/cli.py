@@ -20,6 +20,7 @@ from shala_agent import __version__
 from shala_agent.config import CONFIG_PATH, Config, read_config
 from shala_agent.failure import AgentError, Stopped, UsageError
 from shala_agent.ledger import Ledger
+from shala_agent.outcome import counted
 from shala_agent.progress import Progress
 from shala_agent.sync_commands import enrol, progress, records, sync
 
@@ -258,7 +259,7 @@ def doctor(config_path: Path, as_json: bool) -> None:
     else:
         for problem in problems:
             click.echo(str(problem))
-        click.echo(f"{len(problems)} problems." if problems else "All is well.")
+        click.echo(f"{counted(len(problems), 'problem')}." if problems else "All is well.")
     raise click.exceptions.Exit(FAILED if problems else DONE)
 
 

@@ -22,7 +22,7 @@ from shala_agent.items import (
     check_progress,
     check_qbank,
 )
-from shala_agent.outcome import Result, failed, judged
+from shala_agent.outcome import Result, counted, failed, judged
 from shala_agent.reach import CODE, GNOWSYS, Reach, Stat
 
 ALL_USERS_SCRIPT = f"{CODE}/gstudio/doc/deployer/get_all_users_activity_timestamp_csvs.py"
@@ -83,13 +83,13 @@ def derive_activity_of_all(
     findings = _broken(reach, ACTIVITY_FOLDER, new, check_activity)
     cut = ran.timed_out or "Traceback" in ran.stderr + ran.stdout
     if cut or not users:
-        findings.insert(0, f"it broke off after {users} users: {_why(ran)}")
+        findings.insert(0, f"it broke off after {counted(users, 'user')}: {_why(ran)}")
     if not new:
         return failed(*(findings or ["no CSV was made"]))
     if len(new) != users and not cut:
-        findings.append(f"{users} users were done, but {len(new)} CSVs are new")
+        findings.append(f"users done: {users}, but CSVs that are new: {len(new)}")
     if len(new) < before_count:
-        findings.append(f"{len(new)} CSVs, the last time it were {before_count}")
+        findings.append(f"{counted(len(new), 'CSV')}, the last time it were {before_count}")
     return judged(findings, None, {"count": len(new)})
 
 
@@ -119,14 +119,14 @@ def derive_progress(
         "not created" if match[1] else "created": int(match[2]) for match in _CREATED.finditer(ran.stdout)
     }
     if ran.timed_out or "RESULT OF CSV EXPORT" not in ran.stdout or "created" not in counts:
-        findings.insert(0, f"it broke off after {len(new)} CSVs: {_why(ran)}")
+        findings.insert(0, f"it broke off after {counted(len(new), 'CSV')}: {_why(ran)}")
         return failed(*findings)
     if not new:
         return failed(*findings, "no CSV was made")
     if len(new) != counts["created"]:
-        findings.append(f"it says that it created {counts['created']} CSVs, but {len(new)} are new")
+        findings.append(f"it says that it created {counted(counts['created'], 'CSV')}, but new: {len(new)}")
     if len(new) < before_count:
-        findings.append(f"{len(new)} CSVs, the last time it were {before_count}")
+        findings.append(f"{counted(len(new), 'CSV')}, the last time it were {before_count}")
     return judged(findings, None, {"count": len(new)})
 
 

@@ -21,7 +21,7 @@ from shala_agent.config import Config
 from shala_agent.failure import AgentError
 from shala_agent.ledger import CHAIN, Ledger
 from shala_agent.manifest import ManifestError
-from shala_agent.outcome import FAILED
+from shala_agent.outcome import FAILED, counted
 from shala_agent.spool import Spool
 from shala_agent.status import read_status
 
@@ -115,9 +115,8 @@ def _work(config: Config, ledger: Ledger) -> Iterator[Problem]:
     spool = Spool(Path(config.paths.spool))
     with suppress(OSError, ManifestError):
         if damaged := sum(1 for _ in spool.damaged()):
-            files = "1 file" if damaged == 1 else f"{damaged} files"
             yield Problem(
-                f"{files} of the mirror {spool.bag} are gone or changed since they were put there",
+                f"gone from the mirror {spool.bag}, or changed there: {counted(damaged, 'file')}",
                 "shala-agent run takes them again; if it happens more than once, the disk is dying",
             )
     if status.sealed is None:

@@ -14,6 +14,11 @@ SKIPPED = "skipped"
 MAX_REASONS = 20  # shown in full; the rest is counted
 
 
+def counted(number: int, thing: str) -> str:
+    """Return a number of things in words: `1 file`, `2 files`."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 class Result(msgspec.Struct):
     """How one step or item ended: `reasons` for a person, `detail` for the next run (counts to compare
     with).

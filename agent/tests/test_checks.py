@@ -99,7 +99,7 @@ def test_documents_across_the_blocks_of_a_reading_are_counted(tmp_path, monkeypa
     [
         (b"", "empty"),
         (csv(COLUMNS)[:-1], "was cut"),
-        (csv(COLUMNS) + b"a,b\r\n", "1 rows"),
+        (csv(COLUMNS) + b"a,b\r\n", "1 row with"),
         (csv(["Unit", "Other"]), "other columns"),
         (csv([*COLUMNS, "More"]), "other columns"),
         (csv(COLUMNS) + b"\xff" + b",x" * 8 + b"\r\n", "UTF-8"),

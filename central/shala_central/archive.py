@@ -15,7 +15,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import pwd
 import random
 import re
 import stat
@@ -34,7 +33,7 @@ from shala_central.assembly import MAX_LOST, ObjectsLost, assemble
 from shala_central.bag import FILES, MANIFEST, PLATFORMS, TAG_MANIFEST, Bag, BagRefused, Broken, Head, survey
 from shala_central.ciphertext import SUFFIX, Ciphertexts, Identities, decrypt, item_of
 from shala_central.config import ArchiveSettings, Limits
-from shala_central.failure import CentralError, UsageError
+from shala_central.failure import CentralError, UsageError, as_owner, refused, user_name
 from shala_central.fleet import SERVER_NAME
 from shala_central.history import History, HistoryError, Version, superfluous
 from shala_central.listing import (
@@ -268,7 +267,7 @@ class Archive:
         except FileNotFoundError:
             owner = os.geteuid()
         if owner != os.geteuid():
-            raise CentralError(f"{self.root} belongs to {_user(owner)} (sudo -u {_user(owner)} shala pull)")
+            raise CentralError(f"{self.root} belongs to {user_name(owner)} (run: {as_owner(self.root)})")
         try:
             for folder in ("staging", "collections", "objects", "spare", "quarantine", "locks"):
                 make_folders(self.hidden / folder)
@@ -283,12 +282,20 @@ class Archive:
                     f"what is in {remote.bucket} is not known here (shala archive objects --reindex;"
                     " where content is still on this disk: --upload)"
                 )
+        except PermissionError:
+            raise CentralError(refused(self.root)) from None
         except OSError as error:
             raise CentralError(f"the archive {self.root} cannot be written: {error.strerror}") from None
 
     def require(self) -> None:
-        """Raise UsageError unless there is an archive to look at."""
-        if not self.hidden.is_dir():
+        """Raise UsageError unless there is an archive to look at, CentralError where this user may not."""
+        try:
+            found = self.hidden.is_dir()
+        except PermissionError:
+            found = True
+        if found and not os.access(self.hidden, os.R_OK | os.X_OK, effective_ids=True):
+            raise CentralError(refused(self.hidden))
+        if not found:
             raise UsageError(
                 f"{self.root} is not an archive yet (shala pull makes it; --config names another one)"
             )
@@ -327,6 +334,7 @@ class Archive:
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[int | None]:
         """Hold the lock of a server and yield its descriptor; yield None if another run holds it."""
+        _require_name(name)
         descriptor = os.open(self.hidden / "locks" / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
             try:
@@ -352,6 +360,7 @@ class Archive:
 
     def staging(self, name: str) -> Path:
         """Return the staging folder of a server; `data` in it is the tree to be."""
+        _require_name(name)
         folder = self.hidden / "staging" / name
         folder.mkdir(mode=0o750, exist_ok=True)
         return folder
@@ -391,6 +400,18 @@ class Archive:
         """Return whether the lists of a record are those that the school sealed and that were published."""
         return _has_sealed_list(record) and _has_published_list(record)
 
+    def knows(self, name: str) -> bool:
+        """Return whether there is any trace of a server: a record, an earlier collection, content, a tree."""
+        if not SERVER_NAME.fullmatch(name):
+            return False
+        traces = (self.hidden / "collections" / name, self.objects.root / name)
+        if any(trace.is_dir() for trace in traces) or any(self.root.glob(f"[0-9][0-9][0-9][0-9]/*/{name}")):
+            return True
+        if not (self.hidden / "history.sqlite").exists():  # who only asks makes none
+            return False
+        with self.history() as history:
+            return name in history.servers()
+
     def servers(self) -> list[str]:
         """Return the names of all servers with a committed collection."""
         folder = self.hidden / "collections"
@@ -415,7 +436,8 @@ class Archive:
             with contextlib.suppress(msgspec.MsgspecError, OSError):
                 reason = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
                 if reason.get("server_name") == name:
-                    found.append({"folder": str(path.parent), **reason})
+                    released = (path.parent / "released").exists()
+                    found.append({"folder": str(path.parent), "released": released, **reason})
         return found
 
     def quarantine_counts(self) -> dict[str, int]:
@@ -492,6 +514,7 @@ class Archive:
 
         Without `items` all of them. Raises UsageError for one that is not held back, ObjectsLost.
         """
+        self._require(name)
         with self.changing(name):
             committed = self._require(name)
             held = committed.pull.held
@@ -920,14 +943,26 @@ class Archive:
         with self.history() as history:
             return [*history.versions(name), newest]
 
-    def version(self, name: str, sequence: int | None) -> Version:
-        """Return the kept collection of that number (None: the newest). Raises UsageError."""
+    def version(self, name: str, wanted: int | str | None) -> Version:
+        """Return one kept collection: by its number, by its handle `2@2026-11-21T15:38`, or None: the newest.
+
+        Raises UsageError if there is none, or more than one of that number.
+        """
         versions = self.versions(name)
-        for version in reversed(versions):
-            if sequence in (None, version.sequence):
-                return version
-        kept = ", ".join(str(version.sequence) for version in versions[-10:])
-        raise UsageError(f"{name} has no collection {sequence} (kept are: {kept}; shala archive log {name})")
+        if wanted is None:
+            return versions[-1]
+        number, _, pulled = str(wanted).partition("@")
+        found = [v for v in versions if str(v.sequence) == number and v.pulled.startswith(pulled)]
+        if len(found) == 1:
+            return found[0]
+        names = handles(versions)
+        if found:
+            which = ", ".join(names[version] for version in found)
+            raise UsageError(
+                f"{name} has {len(found)} collections {wanted}: it was installed anew (name one: {which})"
+            )
+        kept = ", ".join(names[version] for version in versions[-10:])
+        raise UsageError(f"{name} has no collection {wanted} (kept are: {kept}; shala archive log {name})")
 
     def files(self, version: Version) -> Iterator[bytes]:
         """Yield the lines of FILES of a kept collection."""
@@ -1004,8 +1039,13 @@ class Archive:
         # What was fetched from a bucket counts for the next try, if that is for the same.
         what = zlib.crc32(f"{version.server} {version.pulled} {below}{' plain' * bool(identities)}".encode())
         unfinished = destination.with_name(f".{destination.name}.{what:08x}.part")
-        if not self.objects.on_demand:
+        # A decrypted file counts for nothing: only its age file could be compared.
+        resumes = self.objects.on_demand and not identities
+        if not resumes:
             remove_tree(unfinished)
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.mkdir(mode=0o700, exist_ok=True)
+        unfinished.chmod(0o700)  # children's data: who may read it is the operator's decision
         files = size = 0
         chosen = (
             file
@@ -1027,11 +1067,20 @@ class Archive:
             _decrypt(unfinished / path, file, identities)
             return file.size
 
-        for written in in_parallel(write, chosen) if self.objects.on_demand else map(write, chosen):
-            files, size = files + 1, size + written
-        if not files:
-            raise UsageError(f"collection {version.sequence} of {version.server} holds nothing at '{below}'")
-        unfinished.rename(destination)
+        try:
+            for written in in_parallel(write, chosen) if self.objects.on_demand else map(write, chosen):
+                files, size = files + 1, size + written
+            if not files:
+                raise UsageError(
+                    f"collection {version.sequence} of {version.server} holds nothing at '{below}'"
+                )
+            unfinished.rename(destination)
+        except BaseException as failed:
+            if not resumes or isinstance(failed, OSError | UsageError):
+                remove_tree(unfinished)
+            else:
+                logger.warning("what was fetched stays in %s for the next try", unfinished)
+            raise
         return files, size
 
     def prune(self, keep_days: int, keep_months: int, *, pretend: bool = False) -> Pruned:
@@ -1431,6 +1480,27 @@ class Archive:
         return size, files
 
 
+def handles(versions: Sequence[Version]) -> dict[Version, str]:
+    """Return what each collection of one server is called: its number, and its time where that is not enough.
+
+    After a server was installed anew its numbers begin again.
+    """
+    names: dict[Version, str] = {}
+    for version in versions:
+        times = [v.pulled for v in versions if v.sequence == version.sequence]
+        for length in (
+            0,
+            16,
+            19,
+            len(version.pulled),
+        ):  # characters of ISO 8601: to the minute, to the second
+            time_shown = version.pulled[:length]
+            if sum(pulled.startswith(time_shown) for pulled in times) == 1:
+                break
+        names[version] = f"{version.sequence}{'@' if time_shown else ''}{time_shown}"
+    return names
+
+
 def hash_of(tag_files: Mapping[str, bytes]) -> str:
     """Return one digest over tag files, to tell whether the same thing came again."""
     digest = hashlib.sha256()
@@ -1626,17 +1696,16 @@ def _holds(path: Path, sha256: str) -> bool:
         return False
 
 
+def _require_name(name: str) -> None:
+    """Raise UsageError for what could lead out of the archive."""
+    if not SERVER_NAME.fullmatch(name):
+        raise UsageError(f"'{name}' is not a server name (<school code>-<server id>)")
+
+
 def _operator() -> str:
     """Return who runs this command, also behind sudo."""
-    user, behind = _user(os.geteuid()), os.environ.get("SUDO_USER", "")
+    user, behind = user_name(os.geteuid()), os.environ.get("SUDO_USER", "")
     return f"{behind} (as {user})" if behind else user
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _inode(path: Path) -> int:

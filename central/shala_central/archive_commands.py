@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
-from shala_central.archive import Archive, Committed, Entry
+from shala_central.archive import Archive, Committed, Entry, handles
 from shala_central.bag import count_items
 from shala_central.ciphertext import read_identities
 from shala_central.config import CentralConfig
@@ -29,6 +30,7 @@ from shala_central.options import (
     json_option,
     open_archive,
     print_json,
+    servers_of,
     visible,
 )
 from shala_central.report import size, table
@@ -135,9 +137,8 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
         click.echo(f"{name}: nothing is committed yet")
     else:
         _print_committed(committed)
-    for item, number in committed.pull.held.items() if committed else ():
-        way = f"(shala archive accept {name} {visible(item)})"
-        click.echo(f"  readers see {visible(item)} of collection {number} {way}")
+    if committed is not None:
+        _print_held(committed)
     for item in committed.encrypted() if committed else ():
         click.echo(f"  encrypted to the researchers' keys: {visible(item)}")
     click.echo(f"\nHistory: {counted(len(history), 'collection')}")
@@ -152,11 +153,22 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
         click.echo(f"  let in: number {release.sequence}, {release.at[:19]} by {visible(release.by)}: {what}")
     for entry in quarantined[-MAX_SHOWN:]:
         reasons = entry.get("reasons")
-        click.echo(f"\nQuarantine: {entry['folder']} (seen {entry.get('times', 1)} times)")
+        click.echo(f"\nQuarantine: {entry['folder']} ({_seen(entry)})")
         for reason in reasons if isinstance(reasons, list) else []:
             click.echo(f"  {reason}")
     click.echo(f"\nMore: shala archive verify {name}, shala archive show {name} --json")
     return 0
+
+
+def _print_held(committed: Committed) -> None:
+    """Say in a line for each collection which items of it readers see instead of the newest."""
+    held = committed.pull.held
+    for number in sorted(set(held.values())):
+        items = [visible(item) for item, other in held.items() if other == number]
+        shown = ", ".join(items[:3]) + (f" and {counted(len(items) - 3, 'other')}" if len(items) > 3 else "")
+        which = f" {items[0]}" if len(items) == 1 else "" if len(items) == len(held) else " ITEM"
+        way = f"shala archive accept {committed.name}{which}"
+        click.echo(f"  readers see {shown} of collection {number} ({way})")
 
 
 def _print_committed(committed: Committed) -> None:
@@ -212,9 +224,7 @@ def archive_verify(
       shala archive verify --sample 5
     """
     archive = open_archive(config)
-    chosen = list(names) or archive.servers()
-    if not chosen:
-        raise UsageError("nothing is committed yet (shala pull)")
+    chosen = servers_of(archive, names)
     answers = []
     with bar(chosen, "Verifying", quiet=as_json) as moving:
         for name in moving:
@@ -314,8 +324,11 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
     from shala_central.integrity import SecondCopy, repair
 
     archive = open_archive(config, writing=True)
+    chosen = servers_of(archive, names)
+    if second is not None and not (second / ".shala").is_dir():
+        raise UsageError(f"{second} is not an archive (--from takes the root of a copy, with .shala in it)")
     copy = SecondCopy(archive, second) if second is not None else None
-    answers = [repair(archive, name, copy) for name in list(names) or archive.servers()]
+    answers = [repair(archive, name, copy) for name in chosen]
     if as_json:
         print_json({"servers": answers})
     else:
@@ -326,7 +339,8 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
                     click.echo(f"  {visible(path)}")
         left = [answer.name for answer in answers if answer.lost]
         again = f" Again from the school: shala pull --again {' '.join(left[:5])}" if left else ""
-        click.echo(f"{sum(len(a.mended) for a in answers)} files mended, {len(left)} servers left.{again}")
+        mended = sum(len(answer.mended) for answer in answers)
+        click.echo(f"{counted(mended, 'file')} mended, {counted(len(left), 'server')} left.{again}")
     left_over = [answer for answer in answers if answer.lost]
     if not left_over:
         return 0
@@ -334,7 +348,7 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
 
 
 @archive_group.command("status", short_help="Show how complete the archive is.")
-@click.option("--limit", default="", metavar="GROUP", help="Only these groups, e.g. state_mz.")
+@click.option("--limit", metavar="GROUP", help="Only these groups, e.g. state_mz.")
 @click.option(
     "--html",
     "html_file",
@@ -343,7 +357,7 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
 )
 @config_option
 @json_option
-def archive_status(limit: str, html_file: Path | None, config: CentralConfig, as_json: bool) -> int:
+def archive_status(limit: str | None, html_file: Path | None, config: CentralConfig, as_json: bool) -> int:
     """Show how complete the archive is: by state, and every server that lacks something.
 
     \b
@@ -401,17 +415,22 @@ def _lack(entry: Completeness) -> dict[str, object]:
 def archive_log(name: str, config: CentralConfig, as_json: bool) -> int:
     """List the collections of a server that are kept, newest first.
 
+    What stands under `collection` is what diff, checkout, restore and export take: a number, and with its
+    time where a server that was installed anew has used that number twice.
+
     \b
     Example:
       shala archive log 2031017-mz17
     """
     versions = open_archive(config).versions(name)[::-1]
+    names = handles(versions)
     if as_json:
-        print_json({"name": name, "collections": versions})
+        listed = [{**msgspec.structs.asdict(version), "handle": names[version]} for version in versions]
+        print_json({"name": name, "collections": listed})
         return 0
     rows = [
         {
-            "collection": version.sequence,
+            "collection": names[version],
             "year": version.year,
             "pulled": version.pulled[:19],
             "files": version.files,
@@ -428,19 +447,20 @@ def archive_log(name: str, config: CentralConfig, as_json: bool) -> int:
 
 @archive_group.command("diff", short_help="Show what changed between two collections.")
 @click.argument("name")
-@click.argument("old", type=int)
-@click.argument("new", type=int, required=False)
+@click.argument("old")
+@click.argument("new", required=False)
 @config_option
 @json_option
-def archive_diff(name: str, old: int, new: int | None, config: CentralConfig, as_json: bool) -> int:
+def archive_diff(name: str, old: str, new: str | None, config: CentralConfig, as_json: bool) -> int:
     """Show which files changed between two collections of a server: + new, - gone, * changed.
 
-    OLD and NEW are numbers of collections; without NEW it is the newest.
+    OLD and NEW are collections as shala archive log names them; without NEW it is the newest.
 
     \b
     Examples:
       shala archive diff 2031017-mz17 3
       shala archive diff 2031017-mz17 3 7
+      shala archive diff 2031017-mz17 2@2026-11-20T15:38 2@2026-11-21T15:38
     """
     archive = open_archive(config)
     before, after = archive.version(name, old), archive.version(name, new)
@@ -457,7 +477,7 @@ def archive_diff(name: str, old: int, new: int | None, config: CentralConfig, as
 
 @archive_group.command("checkout", short_help="Write an earlier collection to a folder.")
 @click.argument("name")
-@click.argument("number", type=int)
+@click.argument("number")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--item", default="", metavar="PATH", help="Only what is below this, e.g. gstudio/db.")
 @identity_option
@@ -465,7 +485,7 @@ def archive_diff(name: str, old: int, new: int | None, config: CentralConfig, as
 @json_option
 def archive_checkout(  # noqa: PLR0917 - click's
     name: str,
-    number: int,
+    number: str,
     folder: Path,
     item: str,
     identity: Path | None,
@@ -474,8 +494,9 @@ def archive_checkout(  # noqa: PLR0917 - click's
 ) -> int:
     """Write a collection of a server, as it was sealed, to a folder that does not exist yet.
 
-    What is encrypted is an age file there; with the key of a researcher it is decrypted and compared with
-    what the school sealed.
+    NUMBER is the collection as shala archive log names it. The folder is its owner's alone (0700); what is
+    in it has the permissions of the school. What is encrypted is an age file there; with the key of a
+    researcher it is decrypted and compared with what the school sealed.
 
     \b
     Examples:
@@ -500,16 +521,17 @@ def archive_checkout(  # noqa: PLR0917 - click's
 
 @archive_group.command("restore", short_help="Put an earlier collection, or items of it, in view again.")
 @click.argument("name")
-@click.argument("number", type=int)
+@click.argument("number")
 @click.option("--item", "items", multiple=True, metavar="ITEM", help="Only this one, e.g. gstudio/db.")
 @config_option
 @json_option
 def archive_restore(
-    name: str, number: int, items: tuple[str, ...], config: CentralConfig, as_json: bool
+    name: str, number: str, items: tuple[str, ...], config: CentralConfig, as_json: bool
 ) -> int:
     """Let readers see an earlier collection of a server, or items of it, until the next good one.
 
-    The newest collection stays what it is, beside it: shala archive accept brings it back into view.
+    NUMBER is the collection as shala archive log names it. The newest one stays what it is, beside it:
+    shala archive accept brings it back into view.
 
     \b
     Examples:
@@ -517,9 +539,10 @@ def archive_restore(
       shala archive restore 2031017-mz17 3 --item gstudio/db
     """
     archive = open_archive(config, writing=True)
-    shown = archive.restore(name, archive.version(name, number), items)
+    version = archive.version(name, number)
+    shown = archive.restore(name, version, items)
     if as_json:
-        print_json({"name": name, "collection": number, "items": shown})
+        print_json({"name": name, "collection": version, "items": shown})
     else:
         click.echo(f"{name}: readers see collection {number} of {', '.join(shown)}")
     return 0
@@ -570,15 +593,15 @@ def archive_provenance(path: str, config: CentralConfig, as_json: bool) -> int:
         print_json(found)
         return 0
     for field in found.__struct_fields__:
-        click.echo(f"{field.replace('_', ' '):<18} {visible(str(getattr(found, field)))}")
+        click.echo(f"{field.replace('_', ' '):<19} {visible(str(getattr(found, field)))}")
     return 0
 
 
 @archive_group.command("export", short_help="Write a selection to one tar file.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--limit", default="", metavar="GROUP", help="Only these groups, e.g. state_mz.")
+@click.option("--limit", metavar="GROUP", help="Only these groups, e.g. state_mz.")
 @click.option("--item", "items", multiple=True, metavar="ITEM", help="Only this one, e.g. gstudio/db.")
-@click.option("--number", type=int, help="This collection instead of the newest.")
+@click.option("--number", help="This collection (as shala archive log names it) instead of the newest.")
 @click.option(
     "--to", "target", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.tar[.zst]"
 )
@@ -587,9 +610,9 @@ def archive_provenance(path: str, config: CentralConfig, as_json: bool) -> int:
 @json_option
 def archive_export(  # noqa: PLR0917 - click's
     names: tuple[str, ...],
-    limit: str,
+    limit: str | None,
     items: tuple[str, ...],
-    number: int | None,
+    number: str | None,
     target: Path,
     identity: Path | None,
     config: CentralConfig,
@@ -599,6 +622,8 @@ def archive_export(  # noqa: PLR0917 - click's
 
     What is encrypted is an age file there, or decrypted with the key of a researcher.
 
+    FILE ends in .tar, or in .tar.zst, which is packed.
+
     \b
     Examples:
       shala archive export 2031017-mz17 --to mz17.tar
@@ -607,16 +632,10 @@ def archive_export(  # noqa: PLR0917 - click's
     from shala_central.export import export
 
     archive = open_archive(config)
-    wanted = (
-        [server.name for server in select(read_fleet(Path(config.fleet)), names, limit)] if limit else names
-    )
-    versions = [
-        archive.version(name, number) for name in wanted or archive.servers() if archive.committed(name)
-    ]
-    if unknown := [name for name in names if archive.committed(name) is None]:
-        raise UsageError(
-            f"nothing of '{unknown[0]}' is in the archive (shala archive tree --depth 2 shows what is)"
-        )
+    wanted = servers_of(archive, names)
+    if limit is not None:
+        wanted = [server.name for server in select(read_fleet(Path(config.fleet)), names, limit)]
+    versions = [archive.version(name, number) for name in wanted if name in names or archive.committed(name)]
     if not versions:
         raise UsageError("no chosen server has a collection (shala archive status shows which have)")
     identities = read_identities(identity) if identity is not None else ()
@@ -639,7 +658,7 @@ def quarantine_group() -> None:
     """
 
 
-@quarantine_group.command("list")
+@quarantine_group.command("list", short_help="List what was refused, with the reasons.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @config_option
 @json_option
@@ -651,26 +670,42 @@ def quarantine_list(names: tuple[str, ...], config: CentralConfig, as_json: bool
       shala archive quarantine list 2031017-mz17
     """
     archive = open_archive(config)
-    found = [
-        entry
-        for name in list(names) or sorted(archive.quarantine_counts())
-        for entry in archive.quarantined(name)
-    ]
+    found = [entry for name in _refused(archive, names) for entry in archive.quarantined(name)]
     if as_json:
         print_json({"quarantine": found})
         return 0
     for entry in found:
         reasons = entry.get("reasons")
         click.echo(
-            f"{entry['server_name']}  {Path(str(entry['folder'])).name}  seen {entry.get('times', 1)} times"
+            f"{entry['server_name']}  {Path(str(entry['folder'])).name}  {_seen(entry)}"
+            f"{'  released: the next pull lets it in' if entry['released'] else ''}"
         )
         for reason in reasons if isinstance(reasons, list) else []:
             click.echo(f"  {visible(str(reason))}")
-    click.echo(f"{counted(len(found), 'refused collection')}. More: shala archive quarantine release --help")
+    more = ". More: shala archive quarantine release --help" if found else ""
+    click.echo(f"{counted(len(found), 'refused collection')}{more}")
     return 0
 
 
-@quarantine_group.command("release")
+def _refused(archive: Archive, names: Sequence[str]) -> list[str]:
+    """Return the servers that are meant, each once: those named, or all with something in quarantine.
+
+    Raises UsageError for one that has nothing there.
+    """
+    refused = archive.quarantine_counts()
+    for name in names:
+        if name not in refused:
+            raise UsageError(
+                f"nothing of '{visible(name)}' is in quarantine (shala archive quarantine list shows what is)"
+            )
+    return list(dict.fromkeys(names)) or sorted(refused)
+
+
+def _seen(entry: Mapping[str, object]) -> str:
+    return f"seen {counted(int(str(entry.get('times', 1))), 'time')}"
+
+
+@quarantine_group.command("release", short_help="Let the newest refused collection in.")
 @click.argument("name")
 @config_option
 @json_option
@@ -697,7 +732,7 @@ def quarantine_release(name: str, config: CentralConfig, as_json: bool) -> int:
     return 0
 
 
-@quarantine_group.command("discard")
+@quarantine_group.command("discard", short_help="Throw refused collections away.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @config_option
 @json_option
@@ -709,11 +744,11 @@ def quarantine_discard(names: tuple[str, ...], config: CentralConfig, as_json: b
       shala archive quarantine discard 2031017-mz17
     """
     archive = open_archive(config, writing=True)
-    gone = {name: archive.discard(name) for name in names}
+    gone = {name: archive.discard(name) for name in _refused(archive, names)}
     if as_json:
         print_json({"discarded": gone})
     else:
-        click.echo(f"{counted(sum(gone.values()), 'refused collection')} of {', '.join(names)} thrown away")
+        click.echo(f"{counted(sum(gone.values()), 'refused collection')} of {', '.join(gone)} thrown away")
     return 0
 
 
@@ -746,10 +781,10 @@ def archive_prune(dry_run: bool, config: CentralConfig, as_json: bool) -> int:
         return 0
     for version in pruned.versions:
         click.echo(f"{version.server}  collection {version.sequence} of {version.pulled[:10]}")
-    word = "would go" if dry_run else "are gone"
+    word = "would go" if dry_run else "gone"
     click.echo(
-        f"{counted(len(pruned.versions), 'collection')} and {counted(pruned.objects, 'object')} {word},"
-        f" {size(pruned.bytes)} of room; {size(pruned.packed)} by packing"
+        f"{word}: {counted(len(pruned.versions), 'collection')}, {counted(pruned.objects, 'object')};"
+        f" room: {size(pruned.bytes)}, and {size(pruned.packed)} by packing"
     )
     return 0
 
@@ -780,9 +815,7 @@ def archive_encrypt(names: tuple[str, ...], config: CentralConfig, as_json: bool
     if not config.archive.recipients:
         raise UsageError("there is nobody to encrypt to (archive.recipients in the configuration: age1...)")
     archive = open_archive(config, writing=True)
-    chosen = list(names) or archive.servers()
-    if unknown := [name for name in names if archive.committed(name) is None]:
-        raise UsageError(f"nothing of '{unknown[0]}' is in the archive (shala archive tree shows what is)")
+    chosen = servers_of(archive, names)
     with bar(chosen, "Encrypting", quiet=as_json) as moving:
         answers = [encrypt(archive, name) for name in moving]
     left = [answer for answer in answers if answer.left]

@@ -25,7 +25,7 @@ class ObjectsLost(Exception):
     """Objects that should be there are gone or have another size; `files` must be fetched again."""
 
     def __init__(self, files: list[File]) -> None:
-        super().__init__(f"{len(files)} objects are lost")
+        super().__init__("1 object is lost" if len(files) == 1 else f"{len(files)} objects are lost")
         self.files = files
 
 

@@ -17,7 +17,7 @@ from shala_central import __version__
 from shala_central.archive_commands import archive_group
 from shala_central.config import CONFIG_PATH, CentralConfig, read_config
 from shala_central.device_commands import device_group
-from shala_central.failure import CentralError, UsageError
+from shala_central.failure import CentralError, UsageError, refused
 from shala_central.fleet import Server, read_fleet, select
 from shala_central.options import (
     FAILED,
@@ -32,7 +32,7 @@ from shala_central.options import (
 from shala_central.probe import TIMEOUT_SECONDS, Target, run_probe
 from shala_central.pull import GOOD, NoWatcher, ServerResult, Watcher, exit_code, pull
 from shala_central.report import duration, size, table
-from shala_central.schools import ALIASES, STATES, Rules, address_problem, read_schools
+from shala_central.schools import STATES, Rules, address_problem, read_schools, rules_beside
 from shala_central.serve_command import serve_command
 from shala_central.zone_commands import org_group, zone_group
 
@@ -58,7 +58,9 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, click.Abort, asyncio.CancelledError):
         code = _complain("interrupted; what has arrived is kept, the same command goes on from there", FAILED)
     except OSError as error:
-        code = _complain(f"{error.filename or 'system'}: {error.strerror or error}", FAILED)
+        place = Path(str(error.filename or "system"))
+        inside = isinstance(error, PermissionError) and ".shala" in place.parts
+        code = _complain(refused(place) if inside else f"{place}: {error.strerror or error}", FAILED)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -68,6 +70,7 @@ def _complain(text: str, code: int) -> int:
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="shala %(version)s")
 def shala() -> None:
     """Runs school servers that nobody can reach most of the time: the central side.
 
@@ -89,7 +92,6 @@ def shala() -> None:
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option(
     "--limit",
-    default="",
     metavar="GROUP",
     help="Only these groups, e.g. state_mz or zone_mz_aizawl,state_rj.",
 )
@@ -105,7 +107,7 @@ def shala() -> None:
 @json_option
 def pull_command(  # noqa: PLR0917 - click's
     names: tuple[str, ...],
-    limit: str,
+    limit: str | None,
     accept_reset: bool,
     again: bool,
     config: CentralConfig,
@@ -124,19 +126,17 @@ def pull_command(  # noqa: PLR0917 - click's
       shala pull 2031017-mz17 --json
       shala pull --again 2031017-mz17     after: shala archive verify
     """
+    if accept_reset and not names:
+        raise UsageError("--accept-reset needs the names of the servers that were re-installed")
     servers = select(read_fleet(Path(config.fleet)), names, limit)
     if not servers:
-        raise UsageError(
-            "no server is both named and within --limit" if names and limit else "the fleet is empty"
-        )
+        raise UsageError("the fleet is empty (playbooks/central.yml makes it from the inventory)")
     if not as_json:
         zones = len({server.zone for server in servers if server.zone})
         within = f" in {counted(zones, 'zone')}" if zones else ""
         click.echo(
             f"Pulling from {counted(len(servers), 'server')}{within} into {config.archive.root}", err=True
         )
-    if accept_reset and not names:
-        raise UsageError("--accept-reset needs the names of the servers that were re-installed")
     with contextlib.ExitStack() as stack:
         watcher: Watcher = NoWatcher()
         if not as_json and sys.stderr.isatty():
@@ -172,8 +172,8 @@ def _print_results(results: Sequence[ServerResult]) -> None:
             "result": result.result,
             "ok/suspect/failed/missing": items_line(result.items) if result.result in GOOD else "-",
             "bytes": size(result.bytes) if result.result in GOOD else "-",
-            "received": size(result.bytes_received),
-            "duration": duration(result.seconds),
+            "received": size(result.bytes_received) if result.result != "offline" else "-",
+            "duration": duration(result.seconds) if result.result != "offline" else "-",
         }
         for result in results
     ]
@@ -189,10 +189,8 @@ def _print_results(results: Sequence[ServerResult]) -> None:
         files = sum(result.files_received for result in new)
         whole = sum(result.bytes for result in new)
         saved = max(0, whole - sum(result.bytes_received for result in new))
-        click.echo(
-            f"{counted(files, 'file')}, {size(received)} received;"
-            f" {size(saved)} of {size(whole)} did not have to travel."
-        )
+        spared = f"; {size(saved)} of {size(whole)} did not have to travel" if new else ""
+        click.echo(f"{counted(files, 'file')}, {size(received)} received{spared}.")
     left = [result for result in results if result.result not in GOOD]
     committed = sum(result.result == "committed" for result in results)
     unchanged = sum(result.result == "unchanged" for result in results)
@@ -238,14 +236,14 @@ class _ProbeTarget(msgspec.Struct, forbid_unknown_fields=False):
     type=click.Path(path_type=Path),
     default=CONFIG_PATH,
     envvar="SHALA_CENTRAL_CONFIG",
-    help="Where the fleet is found when neither FILE nor a pipe gives it.",
+    help="Where the fleet is found when no FILE gives it.",
 )
 @json_option
 def probe_command(file: IO[bytes] | None, timeout: float, config_path: Path, as_json: bool) -> int:
     """Find out which servers answer now, a thousand at once, without logging in anywhere.
 
-    FILE (or a pipe, or `-`) holds a JSON list of {"name", "address", "port"}; at a terminal without FILE it
-    is the fleet of the centre. The exit code is 0 whoever answers: who does is the answer.
+    FILE (`-`: what is piped in) holds a JSON list of {"name", "address", "port"}; without FILE it is the
+    fleet of the centre. The exit code is 0 whoever answers: who does is the answer.
 
     \b
     Examples:
@@ -298,7 +296,7 @@ def schools_group() -> None:
 
 @schools_group.command("check", short_help="Check a list of schools.")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--states", default=",".join(STATES), show_default=True, help="The state codes there are.")
+@click.option("--states", help=f"The state codes there are.  [default: {','.join(STATES)}]")
 @click.option(
     "--alias",
     "aliases",
@@ -309,16 +307,12 @@ def schools_group() -> None:
 @click.option(
     "--duplicate-ids",
     type=click.Choice(["error", "first", "skip"]),
-    default="error",
-    show_default=True,
-    help="What a server id in two rows means: an error, the first row counts, or neither.",
+    help="What a server id in two rows means: an error, the first row counts, or neither.  [default: error]",
 )
 @click.option(
     "--invalid",
     type=click.Choice(["error", "skip"]),
-    default="error",
-    show_default=True,
-    help="What a row that cannot be used means: an error, or it is left out with a warning.",
+    help="What a row that cannot be used means: an error, or left out with a warning.  [default: error]",
 )
 @click.option(
     "--code",
@@ -330,10 +324,10 @@ def schools_group() -> None:
 @json_option
 def schools_check(  # noqa: PLR0917 - Click calls it by name
     file: Path,
-    states: str,
+    states: str | None,
     aliases: tuple[str, ...],
-    duplicate_ids: str,
-    invalid: str,
+    duplicate_ids: str | None,
+    invalid: str | None,
     codes: tuple[str, ...],
     as_json: bool,
 ) -> int:
@@ -341,20 +335,24 @@ def schools_check(  # noqa: PLR0917 - Click calls it by name
 
     FILE is a CSV with the columns `School Name;Full CLIx School Code;Server id`, and zone, address, port,
     ring if you have them. Names line, field and value of whatever is wrong. Exit code 1 if there is an error.
+    What a schools.yml beside it says (states, aliases, duplicate_ids, invalid, codes) holds here as it does
+    in the inventory, unless an option says otherwise.
 
     \b
     Examples:
       shala schools check schools.csv
       shala schools check schools.csv --duplicate-ids first --states mz,rj,ct,tg,ka
-      shala schools check inventories/example/schools.csv --code tg39=4160139
+      shala schools check inventories/example/schools.csv
+      shala schools check schools.csv --code tg39=4160139
     """
-    mapping = dict(ALIASES)
+    beside = rules_beside(file)
+    mapping = dict(beside.aliases)
     for alias in aliases:
         other, equals, state = alias.partition("=")
         if not equals:
             raise UsageError(f"--alias '{alias}' is not of the form OTHER=STATE (e.g. --alias cg=ct)")
         mapping[other] = state
-    known = tuple(state.strip() for state in states.split(",") if state.strip())
+    known = tuple(state.strip() for state in (states or ",".join(beside.states)).split(",") if state.strip())
     mapping = {
         other: state for other, state in mapping.items() if state in known or f"{other}={state}" in aliases
     }
@@ -364,9 +362,9 @@ def schools_check(  # noqa: PLR0917 - Click calls it by name
     rules = Rules(
         states=known,
         aliases=mapping,
-        duplicate_ids=duplicate_ids,  # type: ignore[arg-type]
-        invalid=invalid,  # type: ignore[arg-type]
-        codes=given,
+        duplicate_ids=duplicate_ids or beside.duplicate_ids,  # type: ignore[arg-type]
+        invalid=invalid or beside.invalid,  # type: ignore[arg-type]
+        codes={**beside.codes, **given},
     )
     try:
         read = read_schools(file, rules)
@@ -386,7 +384,7 @@ def schools_check(  # noqa: PLR0917 - Click calls it by name
     click.echo(
         f"{counted(len(read.schools), 'server')} can be used,"
         f" {counted(errors, 'error')}, {counted(warnings, 'warning')}."
-        f"{' Correct the errors, or see: shala schools check --help' if errors else ''}"
+        f"{f' Correct them in {file.name}, or set what to do in schools.yml beside it' if errors else ''}"
     )
     return FAILED if errors else 0
 

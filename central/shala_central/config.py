@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from shala_central.failure import UsageError
+from shala_central.failure import UsageError, refused
 
 CONFIG_PATH = Path("/etc/shala/central.toml")
 
@@ -133,6 +133,8 @@ def read_config(path: Path) -> CentralConfig:
         raise UsageError(
             f"{path} does not exist (playbooks/central.yml makes it; --config names another one)"
         ) from None
+    except PermissionError:
+        raise UsageError(refused(path)) from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     except (msgspec.MsgspecError, ValueError) as error:

@@ -51,6 +51,8 @@ def export(
     What is encrypted is an age file there, and plain with the researcher's `identities`. Raises UsageError
     if the file is there already or nothing was selected, CentralError for damaged content.
     """
+    if not target.name.endswith((".tar", ".tar.zst")):
+        raise UsageError(f"{target} cannot be written (name a file that ends in .tar, or in .tar.zst)")
     if os.path.lexists(target):
         raise UsageError(f"{target} exists already (name a file that does not)")
     unfinished = target.with_name(f".{target.name}.part")

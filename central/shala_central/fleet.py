@@ -71,10 +71,11 @@ def read_fleet(path: Path) -> list[Server]:
     return fleet.servers
 
 
-def select(servers: Sequence[Server], names: Sequence[str], limit: str) -> list[Server]:
+def select(servers: Sequence[Server], names: Sequence[str], limit: str | None) -> list[Server]:
     """Given the fleet, names and a limit such as `state_mz,zone_mz_aizawl`, return the servers meant.
 
-    No names and no limit mean all; both mean those in both. Raises UsageError for what is not in the fleet.
+    No names and no limit mean all; both mean those in both. Raises UsageError for what is not in the fleet,
+    for a limit that says nothing, and where names and limit have no server in common: that is never all.
     """
     known = {server.name for server in servers}
     for name in names:
@@ -83,13 +84,18 @@ def select(servers: Sequence[Server], names: Sequence[str], limit: str) -> list[
                 f"'{name}' is not in the fleet (shala probe lists it; playbooks/central.yml renews it)"
             )
     chosen = [server for server in servers if not names or server.name in names]
-    groups = [part.strip() for part in limit.split(",") if part.strip()]
+    groups = [part.strip() for part in (limit or "").split(",") if part.strip()]
+    if limit is not None and not groups:
+        raise UsageError("--limit names no group (e.g. state_mz; without --limit all servers are meant)")
     for group in groups:
         if not any(_belongs(server, group) for server in servers):
             raise UsageError(
                 f"--limit: no server belongs to '{group}' (use state_mz, zone_mz_aizawl or a server name)"
             )
-    return [server for server in chosen if not groups or any(_belongs(server, group) for group in groups)]
+    within = [server for server in chosen if not groups or any(_belongs(server, group) for group in groups)]
+    if servers and not within:
+        raise UsageError("no server is both named and within --limit (leave out one of the two)")
+    return within
 
 
 def _belongs(server: Server, group: str) -> bool:

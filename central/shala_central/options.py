@@ -14,6 +14,7 @@ import msgspec
 
 from shala_central.archive import Archive
 from shala_central.config import CONFIG_PATH, CentralConfig, read_config
+from shala_central.failure import UsageError
 
 FAILED, USAGE, PARTLY = 1, 2, 3
 MAX_SHOWN = 20  # files or findings shown one by one; --json has them all
@@ -73,6 +74,22 @@ def open_archive(config: CentralConfig, *, writing: bool = False) -> Archive:
     if writing:
         archive.open()
     return archive
+
+
+def servers_of(archive: Archive, names: Sequence[str]) -> list[str]:
+    """Return the servers that are meant, each once: those named, or without names all in the archive.
+
+    Raises UsageError for one of which nothing is there, or if there is nothing at all.
+    """
+    for name in names:
+        if not archive.knows(name):
+            raise UsageError(
+                f"nothing of '{visible(name)}' is in the archive (shala archive tree --depth 2 shows what is)"
+            )
+    chosen = list(dict.fromkeys(names)) or archive.servers()
+    if not chosen:
+        raise UsageError("nothing is committed yet (shala pull)")
+    return chosen
 
 
 def items_line(items: dict[str, int]) -> str:

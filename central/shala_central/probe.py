@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import ipaddress
+import os
 import resource
 import socket
 from collections.abc import Collection, Iterable, Sequence
@@ -122,6 +123,8 @@ def _reason(error: OSError) -> str:
     asyncio joins those of several addresses into one text without number.
     """
     text = (error.strerror or str(error) or type(error).__name__).strip()
+    if error.errno and text.lower().startswith("connect call failed"):  # asyncio's words
+        text = os.strerror(error.errno)
     if "refused" in text.lower() or "Errno 111" in text:
         return "connection refused"
     return text[0].lower() + text[1:]

@@ -15,6 +15,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from shala_central.options import counted
 from shala_central.pull import ServerResult
 from shala_central.report import size
 
@@ -83,5 +84,5 @@ class Bars:
             completed=moved,
             total=total or None,
             doing=f"{self._finished}/{self._servers}",
-            more=f"{self._files:,} files, {size(self._saved)} not moved again",
+            more=f"{counted(self._files, 'file')}, {size(self._saved)} not moved again",
         )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
+
 import msgspec
 from shala_agent.collection import Collection
 from shala_agent.manifest import write_line
 
 from shala_central.archive import Archive, PullRecord
+from shala_central.ciphertext import item_of
 from shala_central.failure import UsageError
 from shala_central.history import Version
 from shala_central.listing import file_of, path_of
@@ -15,17 +18,18 @@ from shala_central.listing import file_of, path_of
 class Provenance(msgspec.Struct, frozen=True):
     """One published file: what was sealed, by whom, and when this content came for the first time.
 
-    Of an encrypted one `sha256` and `bytes` are those of the age file.
+    `path_in_collection` is its place in the sealed bag (docs/archive.md), `modified_at_school` the time that
+    the file had there. Of an encrypted one `sha256` and `bytes` are those of the age file.
     """
 
     path: str
     server_name: str
     school_name: str
-    path_at_school: str
+    path_in_collection: str
     sha256: str
     bytes: int
     sha256_at_school: str
-    modified_at_school_ns: int
+    modified_at_school: str
     collection: int
     first_collection: int
     first_pulled: str
@@ -60,9 +64,12 @@ def provenance(archive: Archive, path: str) -> Provenance:
     file = file_of(line)
     sealed = archive.objects.ciphertexts.as_sealed(name, file)
     inner, line = sealed.path.removeprefix("data/"), write_line(sealed)
-    # Readers may see the item of an earlier collection: the one whose list has this very line.
+    # Readers may see the item of an earlier collection, held back or restored: the record has its number, and
+    # its list this very line.
     sources = [version for version in versions if _line(archive, version, inner) == line]
+    held = msgspec.json.decode(archive.record(newest)["pull.json"], type=PullRecord).held.get(item_of(inner))
     source, first = (sources[-1], sources[0]) if sources else (newest, newest)
+    source = next((version for version in reversed(sources) if version.sequence == held), source)
     record = archive.record(source)
     collection = msgspec.json.decode(record["collection.json"], type=Collection)
     pull = msgspec.json.decode(record["pull.json"], type=PullRecord)
@@ -74,11 +81,11 @@ def provenance(archive: Archive, path: str) -> Provenance:
         path=path.strip("/"),
         server_name=name,
         school_name=collection.school_name,
-        path_at_school=f"data/{inner}",
+        path_in_collection=f"data/{inner}",
         sha256=file.sha256,
         bytes=file.size,
         sha256_at_school=sealed.sha256,
-        modified_at_school_ns=file.mtime_ns,
+        modified_at_school=_time(file.mtime_ns),
         collection=source.sequence,
         first_collection=first.sequence,
         first_pulled=first.pulled,
@@ -90,6 +97,14 @@ def provenance(archive: Archive, path: str) -> Provenance:
         item_outcome=item.outcome if item is not None else "",
         device=pull.device,
     )
+
+
+def _time(ns: int) -> str:
+    """Return a time of a file as ISO 8601 in UTC; also one that no calendar has."""
+    try:
+        return datetime.datetime.fromtimestamp(ns // 1_000_000_000, datetime.UTC).isoformat()
+    except (OverflowError, ValueError, OSError):
+        return f"{ns} ns after 1970"
 
 
 def _line(archive: Archive, version: Version, inner: str, *, view: bool = False) -> bytes | None:

@@ -18,10 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
+from shala_central.failure import UsageError
+
 DuplicatePolicy = Literal["error", "first", "skip"]
 InvalidPolicy = Literal["error", "skip"]
 Severity = Literal["error", "warning"]
 
+BESIDE = ("schools.yml", "schools.yaml")  # what the inventory plugin reads
 STATES = ("mz", "rj", "ct", "tg")
 ALIASES: Mapping[str, str] = {"cg": "ct", "ts": "tg"}
 # Per cent of the servers in each ring: a bad release meets 1 server in 20 first.
@@ -77,6 +82,17 @@ class Rules:
             yield "rings: give each ring (1, 2, ...) its share of the servers in per cent"
         elif sum(self.rings.values()) != 100:
             yield f"rings: the shares add up to {sum(self.rings.values())} per cent, not to 100"
+
+
+class _Beside(msgspec.Struct, frozen=True):
+    """What a schools.yml says of a list; plugins/inventory/schools.py describes it."""
+
+    path: str = "schools.csv"
+    states: tuple[str, ...] = STATES
+    aliases: dict[str, str] = msgspec.field(default_factory=lambda: dict(ALIASES))
+    duplicate_ids: DuplicatePolicy = "error"
+    invalid: InvalidPolicy = "error"
+    codes: dict[str, str | int] = msgspec.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +157,35 @@ def read_schools(path: Path, rules: Rules | None = None) -> SchoolsList:
     if problems := list(rules.problems()):
         raise ValueError("; ".join(problems))
     return _Reading(path.name, rules).read(path.read_bytes())
+
+
+def rules_beside(path: Path) -> Rules:
+    """Return the rules that the inventory has for a list: of the schools.yml beside it, if that names it.
+
+    Raises UsageError for one that cannot be read.
+    """
+    beside = next((place for name in BESIDE if (place := path.parent / name).is_file()), None)
+    if beside is None:
+        return Rules()
+    try:
+        words = msgspec.yaml.decode(beside.read_bytes(), type=dict[str, object])
+        said = {word: value for word, value in words.items() if value is not None}
+        told = msgspec.convert(said, _Beside)
+    except ImportError:
+        raise UsageError(
+            f"{beside} cannot be read without PyYAML (pip install pyyaml, or make venv)"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{beside}: {error} (ansible-doc -t inventory schools has the options)") from None
+    if told.path != path.name:
+        return Rules()
+    return Rules(
+        states=told.states,
+        aliases=told.aliases,
+        duplicate_ids=told.duplicate_ids,
+        invalid=told.invalid,
+        codes={server_id: str(code) for server_id, code in told.codes.items()},
+    )
 
 
 def zone_group(zone: str) -> str:
@@ -386,7 +431,7 @@ class _Reading:
     def _school_code(self, line: int, written: str, server_id: str) -> str:
         if server_id in self.rules.codes:
             written = str(self.rules.codes[server_id])
-        way_out = f"write the code of 7 or 8 digits in, or name it under codes, e.g. {server_id}: '2031017'"
+        way_out = f"write the code of 7 or 8 digits in, or under codes in schools.yml: {server_id}: '2031017'"
         if not written:
             raise _RowRefused("school code", written, f"of server {server_id} is missing", way_out)
         if written.upper() in ("NA", "N/A", "-", "NONE"):

@@ -229,3 +229,8 @@ def test_rows_become_a_table(play):
         "one left",
     ]
     assert "2031017-mz17  mz        12" in play({"shala_report": rows}).stdout
+
+
+def test_a_playbook_writes_sizes_as_the_command_line_does():
+    done = ansible("ansible", "localhost", "-m", "debug", "-a", "msg={{ 17234567 | shala_size }}")
+    assert "17.2 MB" in done.stdout

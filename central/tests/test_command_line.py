@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 
 import click
 import pytest
@@ -117,13 +118,20 @@ def test_a_limit_means_groups_and_names_together(tmp_path, school, another_schoo
     path.write_text(json.dumps({"format": 1, "servers": [one.entry() for one in schools]}))
     fleet = read_fleet(path)
 
-    def chosen(names: list[str], limit: str) -> list[str]:
+    def chosen(names: list[str], limit: str | None) -> list[str]:
         return [server.name for server in select(fleet, names, limit)]
 
-    assert len(chosen([], "")) == 3
+    assert len(chosen([], None)) == 3
     assert chosen([], "state_mz") == [school.name, "2031008-mz8"]
     assert chosen([], "zone_mz_lunglei,state_rj") == ["2031008-mz8", "3080101-rj1"]
-    assert chosen(["3080101-rj1"], "state_mz") == []
+    assert chosen(["3080101-rj1"], "state_rj") == ["3080101-rj1"]
+    for names, limit, complaint in (
+        (["3080101-rj1"], "state_mz", "no server is both named and within --limit"),
+        ([], "", "names no group"),
+        ([], " , ", "names no group"),
+    ):
+        with pytest.raises(UsageError, match=complaint):
+            chosen(names, limit)
 
 
 def test_a_list_of_schools_is_checked(centre, tmp_path):
@@ -140,8 +148,33 @@ def test_a_list_of_schools_is_checked(centre, tmp_path):
     assert answer["findings"][0]["line"] == 3
 
 
+def test_what_stands_beside_the_list_holds_for_its_check_as_for_the_inventory(centre, tmp_path):
+    path = tmp_path / "schools.csv"
+    path.write_text(f"{HEADER}1;A;2031017;mz17\n2;B;NA;tg39\n3;C;2031017;mz17\n")
+    beside = tmp_path / "schools.yml"
+    beside.write_text("plugin: schools\ncodes: {tg39: 4160139}\nduplicate_ids: first\naliases:\n")
+    done = centre.shala("schools", "check", str(path), "--json")
+    assert done.returncode == 0, done
+    assert [one["server_name"] for one in json.loads(done.stdout)["schools"]] == [
+        "2031017-mz17",
+        "4160139-tg39",
+    ]
+    assert centre.shala("schools", "check", str(path), "--duplicate-ids", "error").returncode == 1
+    beside.write_text("path: another.csv\ncodes: {tg39: 4160139}\n")
+    assert centre.shala("schools", "check", str(path)).returncode == 1
+    beside.write_text("duplicate_ids: never\n")
+    done = centre.shala("schools", "check", str(path))
+    assert (done.returncode, "schools.yml" in done.stderr) == (2, True)
+
+
+def test_the_example_list_needs_nothing_to_be_right(centre):
+    example = Path(__file__).parents[2] / "inventories/example/schools.csv"
+    assert centre.shala("schools", "check", str(example)).returncode == 0
+
+
 def test_version(centre):
     assert centre.shala("version").stdout == "shala 0.1.0\n"
+    assert centre.shala("--version").stdout == "shala 0.1.0\n"
 
 
 def test_a_reader_who_has_seen_enough_meets_no_traceback(centre, tmp_path):

@@ -422,7 +422,7 @@ def test_the_provenance_of_an_age_file_leads_to_the_school(archive, school, day)
     day(archive, DAY_1)
     day(archive, DAY_2)
     found = provenance(archive, f"2026/mz/{school.name}/{QBANK}.age")
-    assert (found.path_at_school, found.sha256_at_school) == (f"data/{QBANK}", sha256(DAY_1[QBANK]))
+    assert (found.path_in_collection, found.sha256_at_school) == (f"data/{QBANK}", sha256(DAY_1[QBANK]))
     assert (found.collection, found.first_collection) == (2, 1)
     age_file = archive.root / "2026/mz" / school.name / f"{QBANK}.age"
     assert found.sha256 == hashlib.sha256(age_file.read_bytes()).hexdigest()

@@ -143,7 +143,7 @@ def test_earlier_collections_are_listed_compared_and_taken_out_again(centre, sch
         if p.is_file()
     }
     assert out == DAY_1
-    assert "0 collections and 0 objects are gone" in centre.shala("archive", "prune").stdout
+    assert "gone: 0 collections, 0 objects;" in centre.shala("archive", "prune").stdout
     for wrong in (("checkout", school.name, "9", "/tmp/x"), ("log", "nobody"), ("diff", school.name, "one")):
         done = centre.shala("archive", *wrong)
         assert done.returncode == 2

@@ -1,0 +1,320 @@
+"""The commands of the archive in the hands of somebody new: names that are none, numbers that are two, rights."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from central_school import School, received
+from shala_central.archive import Archive, handles
+from shala_central.bag import BagRefused, Broken
+from shala_central.cli import _print_results
+from shala_central.failure import CentralError, UsageError
+from shala_central.probe import _reason
+from shala_central.provenance import provenance
+from shala_central.pull import ServerResult
+
+DAY = {"gstudio/db/a": b"good", "gstudio/qbank/q": b"q1"}
+
+
+@pytest.fixture
+def day(centre, school):
+    """Let a school deliver a day into the centre's archive: `day(files, school)`."""
+
+    def deliver(files: dict[str, bytes], of: School = school, pulled: str = "", number: int = 0) -> Archive:
+        archive = centre.archive
+        archive.open()
+        if of not in centre.schools:
+            of.port = of.port or 22
+            centre.schools.append(of)
+        of.sequence = number or of.sequence + 1
+        of.items = {path.split("/")[1]: "ok" for path in files}
+        received(archive, of, files, pulled)
+        return archive
+
+    return deliver
+
+
+def everything(folder: Path) -> set[str]:
+    return {str(path) for path in folder.rglob("*") if not path.name.startswith("history.sqlite")}
+
+
+# -- names and groups ----------------------------------------------------------------------------------------
+
+
+def test_an_export_of_no_server_is_never_one_of_all(centre, school, day, another_school, tmp_path):
+    day(DAY)
+    day(DAY, another_school("3080101-rj1"))
+    for names, limit in (([school.name], "state_rj"), ([], ""), ([school.name], ",")):
+        done = centre.shala("archive", "export", *names, "--limit", limit, "--to", str(tmp_path / "out.tar"))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "--limit" in done.stderr
+        assert not (tmp_path / "out.tar").exists()
+
+
+@pytest.mark.parametrize("name", ["../../evil", "2031099-mz99"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("archive", "show"),
+        ("archive", "log"),
+        ("archive", "verify"),
+        ("archive", "repair"),
+        ("archive", "accept"),
+        ("archive", "encrypt"),
+        ("archive", "quarantine", "list"),
+        ("archive", "quarantine", "release"),
+        ("archive", "quarantine", "discard"),
+        ("archive", "diff", ..., "1"),
+        ("archive", "restore", ..., "1"),
+        ("archive", "checkout", ..., "1", "out"),
+        ("archive", "export", ..., "--to", "out.tar"),
+        ("pull",),
+    ],
+    ids=lambda command: command[-1] if ... not in command else command[1],
+)
+def test_a_name_that_is_no_server_is_one_line_and_makes_nothing(
+    centre, school, day, tmp_path, monkeypatch, command, name
+):
+    centre.archive_settings = f'recipients = ["{RECIPIENT}"]\n'
+    day(DAY)
+    _ = centre.config
+    monkeypatch.chdir(tmp_path)
+    before = everything(tmp_path)
+    words = [name if word is ... else word for word in command]
+    done = centre.shala(*words, *([] if ... in command else [name]))
+    assert done.returncode == 2, done
+    assert (done.stdout, len(done.stderr.splitlines())) == ("", 1)
+    assert everything(tmp_path) == before
+
+
+RULE = Broken("sequence", "its collection is number 1, but 3 is committed already")
+RECIPIENT = "age17qlygu53999tup3ggj36spscfgznqm34ywt0pht00cjuyyfcsgzs8cuu90"
+
+
+def test_a_wrong_name_among_right_ones_is_said_before_anything_is_done(centre, school, day):
+    day(DAY)
+    for command in ("verify", "repair"):
+        done = centre.shala("archive", command, school.name, "nope")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "nothing of 'nope' is in the archive" in done.stderr
+
+
+def test_no_lock_and_no_folder_is_made_for_what_is_no_server(day):
+    archive = day(DAY)
+    with pytest.raises(UsageError, match="is not a server name"), archive.lock("../../evil"):
+        pass
+    with pytest.raises(UsageError, match="is not a server name"):
+        archive.staging("../../evil")
+
+
+def test_a_second_copy_that_is_no_archive_is_named(centre, school, day, tmp_path):
+    day(DAY)
+    done = centre.shala("archive", "repair", school.name, "--from", str(tmp_path))
+    assert done.returncode == 2
+    assert f"{tmp_path} is not an archive" in done.stderr
+
+
+# -- quarantine ----------------------------------------------------------------------------------------------
+
+
+def test_the_list_of_what_was_refused_says_what_was_let_in_and_how_often_it_was_seen(centre, school, day):
+    archive = day(DAY)
+    said = centre.shala("archive", "quarantine", "list").stdout
+    assert said == "0 refused collections\n"
+    archive.quarantine(school.name, 1, BagRefused(["went back"], broken=[RULE]), {"HEAD": b"x"})
+    before = centre.shala("archive", "quarantine", "list").stdout
+    assert "seen 1 time\n" in before
+    archive.release(school.name)
+    after = centre.shala("archive", "quarantine", "list", school.name).stdout
+    assert "seen 1 time  released: the next pull lets it in\n" in after
+    (entry,) = json.loads(centre.shala("archive", "quarantine", "list", "--json").stdout)["quarantine"]
+    assert entry["released"]
+
+
+# -- which collection ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed_anew(centre, school, day):
+    """A server that has delivered two collections of the number 2."""
+    day({"gstudio/db/a": b"one"}, number=1, pulled="2026-11-19T04:00:00.000001+00:00")
+    day({"gstudio/db/a": b"before"}, number=2, pulled="2026-11-20T04:00:00.000001+00:00")
+    return day({"gstudio/db/a": b"after"}, number=2, pulled="2026-11-21T04:00:00.000001+00:00")
+
+
+def test_a_number_that_two_collections_have_is_never_guessed(centre, school, installed_anew, tmp_path):
+    for command in (
+        ("diff", school.name, "1", "2"),
+        ("checkout", school.name, "2", str(tmp_path / "out")),
+        ("restore", school.name, "2"),
+        ("export", school.name, "--number", "2", "--to", str(tmp_path / "out.tar")),
+    ):
+        done = centre.shala("archive", *command)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "name one: 2@2026-11-20T04:00, 2@2026-11-21T04:00" in done.stderr
+
+
+def test_each_collection_has_a_handle_that_the_log_shows_and_every_command_takes(
+    centre, school, installed_anew, tmp_path
+):
+    listed = centre.shala("archive", "log", school.name).stdout
+    assert [line.split()[0] for line in listed.splitlines()[2:5]] == [
+        "2@2026-11-21T04:00",
+        "2@2026-11-20T04:00",
+        "1",
+    ]
+    answer = json.loads(centre.shala("archive", "log", school.name, "--json").stdout)
+    assert answer["collections"][0]["handle"] == "2@2026-11-21T04:00"
+    before, after = "2@2026-11-20T04:00", "2@2026-11-21"
+    for command in (
+        ("diff", school.name, before, after),
+        ("checkout", school.name, before, str(tmp_path / "out")),
+        ("export", school.name, "--number", before, "--to", str(tmp_path / "out.tar")),
+        ("restore", school.name, before),
+    ):
+        done = centre.shala("archive", *command)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/gstudio/db/a").read_bytes() == b"before"
+    assert centre.published(school) == {"gstudio/db/a": b"before"}
+
+
+def test_two_collections_of_one_number_and_minute_are_told_apart(day, school):
+    for number, content in enumerate((b"a", b"b", b"c")):
+        archive = day(
+            {"gstudio/db/a": content}, number=1, pulled=f"2026-11-21T04:00:0{number // 2}.{number}+00:00"
+        )
+    names = [*handles(archive.versions(school.name)).values()]
+    assert len(set(names)) == 3
+    assert [archive.version(school.name, name).pulled for name in names] == [
+        version.pulled for version in archive.versions(school.name)
+    ]
+
+
+def test_provenance_names_the_collection_that_was_restored_and_when_its_file_was_written(day, school, centre):
+    day({"gstudio/db/a": b"one"})
+    day({"gstudio/db/a": b"one", "gstudio/qbank/q": b"q"})
+    archive = day({"gstudio/db/a": b"three"})
+    archive.restore(school.name, archive.version(school.name, 1))
+    path = f"2026/mz/{school.name}/gstudio/db/a"
+    found = provenance(archive, path)
+    assert (found.collection, found.modified_at_school) == (1, "2023-11-14T22:13:20+00:00")
+    assert "path in collection  data/gstudio/db/a\n" in centre.shala("archive", "provenance", path).stdout
+
+
+# -- what is taken elsewhere ---------------------------------------------------------------------------------
+
+
+def test_a_checkout_is_for_its_owner_alone(centre, school, day, tmp_path):
+    day(DAY)
+    for number, words in enumerate((("--item", "gstudio/db"), ())):
+        folder = tmp_path / "new" / str(number)
+        done = centre.shala("archive", "checkout", school.name, "1", str(folder), *words)
+        assert done.returncode == 0, done.stderr
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert (folder / "gstudio/db/a").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device"), CentralError("damaged")],
+)
+def test_nothing_half_is_left_of_a_checkout_that_fails(day, school, tmp_path, monkeypatch, failure):
+    archive = day(DAY)
+    copy_out = archive._copy_out
+
+    def fail(version, path, file, target):
+        copy_out(version, path, file, target)
+        if path.endswith("/q"):
+            raise failure
+
+    monkeypatch.setattr(archive, "_copy_out", fail)
+    before = everything(tmp_path)
+    with pytest.raises(type(failure)):
+        archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+    with pytest.raises(UsageError, match="holds nothing"):
+        archive.checkout(archive.version(school.name, 1), tmp_path / "out", "gstudio/none")
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["out.tar.gz", "out.zip", "out", "out.zst"])
+def test_an_export_of_a_kind_that_is_not_written_is_refused(centre, school, day, tmp_path, name):
+    day(DAY)
+    done = centre.shala("archive", "export", school.name, "--to", str(tmp_path / name))
+    assert done.returncode == 2
+    assert "ends in .tar, or in .tar.zst" in done.stderr
+    assert not (tmp_path / name).exists()
+
+
+def test_a_server_that_is_named_twice_is_exported_once(centre, school, day, tmp_path):
+    day(DAY)
+    centre.shala("archive", "export", school.name, school.name, "--to", str(tmp_path / "out.tar"))
+    with tarfile.open(tmp_path / "out.tar") as tar:
+        names = tar.getnames()
+    assert len(names) == len(set(names)) == len(DAY) + 5
+
+
+# -- rights --------------------------------------------------------------------------------------------------
+
+
+def test_root_is_told_the_very_command_that_its_owner_may_run(centre, school, day):
+    day(DAY)
+    os.chown(centre.root, 65534, -1)
+    done = centre.shala("archive", "repair", school.name)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"belongs to nobody (run: sudo -u nobody shala archive repair {school.name})" in done.stderr
+
+
+def test_who_may_not_read_the_archive_is_told_who_may(day):
+    archive = day(DAY)
+    archive.root.chmod(0o700)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(CentralError, match=r"is not for nobody to use \(run: sudo -u "):
+            archive.require()
+    finally:
+        os.seteuid(0)
+
+
+# -- what is said --------------------------------------------------------------------------------------------
+
+
+def test_what_readers_see_of_an_earlier_collection_is_one_line(centre, school, day):
+    items = [f"gstudio/item{number}" for number in range(6)]
+    day({f"{item}/a": b"1" for item in items})
+    archive = day({f"{item}/a": b"2" for item in items})
+    archive.restore(school.name, archive.version(school.name, 1))
+    said = centre.shala("archive", "show", school.name).stdout
+    assert said.count("readers see") == 1
+    assert (
+        "readers see gstudio/item0, gstudio/item1, gstudio/item2 and 3 others of collection 1"
+        f" (shala archive accept {school.name})"
+    ) in said
+
+
+def test_accept_reset_without_names_is_refused_before_anything_is_announced(centre, school, day):
+    day(DAY)
+    done = centre.shala("pull", "--accept-reset")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def test_a_pull_without_anything_new_speaks_of_no_saving_and_who_is_offline_took_no_time(capsys):
+    _print_results(
+        [
+            ServerResult("2031017-mz17", "mz", "", "unchanged", bytes_received=300, bytes=5000, seconds=1),
+            ServerResult("3080101-rj1", "rj", "", "offline", "no answer within 2 s", seconds=0.01),
+        ]
+    )
+    said = capsys.readouterr().out
+    assert "travel" not in said
+    assert "0 files, 300 B received." in said
+    assert next(line for line in said.splitlines() if line.startswith("3080101")).split()[-2:] == ["-", "-"]
+
+
+def test_a_network_that_cannot_be_reached_is_said_in_the_words_of_the_system():
+    unreachable = OSError(errno.ENETUNREACH, "Connect call failed ('172.30.77.17', 22)")
+    assert _reason(unreachable) == "network is unreachable"
