@@ -159,7 +159,11 @@ class Remote:
                 yield sha256, size, ""
             elif self.has(pool, sha256):  # otherwise pruning has removed it meanwhile
                 gone = sum(key not in there for key in keys)
-                parts = f"{gone} of its {len(keys)} parts are gone" if len(keys) > 1 else "is gone"
+                parts = (
+                    f"{gone} of its {len(keys)} parts {'is' if gone == 1 else 'are'} gone"
+                    if len(keys) > 1
+                    else "is gone"
+                )
                 yield sha256, size, parts if gone else "has another size than was sent"
 
     def kept(self) -> Kept:

@@ -540,7 +540,7 @@ def key_of(pool: str, content: bytes) -> str:
     [
         (key_of("2031017-mz17", b"one"), None, "is gone"),
         (key_of("2031017-mz17", b"one"), b"o", "has another size than was sent"),
-        (f"{key_of('shared', b'v' * 9 * MIB)}/00002-of-00002", None, "1 of its 2 parts are gone"),
+        (f"{key_of('shared', b'v' * 9 * MIB)}/00002-of-00002", None, "1 of its 2 parts is gone"),
     ],
 )
 def test_what_the_bucket_has_lost_is_named_without_reading_a_byte_of_it(
