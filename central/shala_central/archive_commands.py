@@ -111,8 +111,11 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
       shala archive show 2031017-mz17
     """
     archive = open_archive(config)
-    committed, quarantined = archive.committed(name), archive.quarantined(name)
-    if committed is None and not quarantined:
+    damaged, quarantined = archive.damaged_record(name), archive.quarantined(name)
+    committed = None if damaged else archive.committed(name)
+    if damaged:
+        click.echo(f"shala: {damaged}", err=True)
+    elif committed is None and not quarantined:
         raise UsageError(
             f"nothing of '{name}' is in the archive (shala archive tree --depth 2 shows what is)"
         )
@@ -212,7 +215,7 @@ def archive_verify(
       shala archive verify --sample 5
     """
     archive = open_archive(config)
-    chosen = list(names) or archive.servers()
+    chosen = list(names) or archive.known()
     if not chosen:
         raise UsageError("nothing is committed yet (shala pull)")
     answers = []
@@ -222,7 +225,7 @@ def archive_verify(
             if deep:
                 from shala_central.integrity import damaged_objects
 
-                damage = [*damage, *damaged_objects(archive, name)]
+                damage = [*damage, *damaged_objects(archive, name, damage)]
             answers.append({"name": name, "damage": damage})
     damaged = [answer for answer in answers if answer["damage"]]
     if as_json:
@@ -235,8 +238,10 @@ def archive_verify(
                 click.echo(f"  {item.path} {item.problem}")
             if len(found) > MAX_SHOWN:
                 click.echo(f"  and {len(found) - MAX_SHOWN} more (--json has all)")
-        whole = f"{len(answers) - len(damaged)} of {counted(len(answers), 'server')} whole"
-        hint = f"; left: {len(damaged)} damaged. Mend: shala archive repair" if damaged else ""
+        whole = f"{len(answers) - len(damaged)} of {counted(len(answers), 'server')} undamaged"
+        hint = (
+            f"; left: {len(damaged)} damaged. {_ways([str(a['name']) for a in damaged])}" if damaged else ""
+        )
         click.echo(f"{whole}{hint}")
     if not damaged:
         return 0
@@ -289,6 +294,12 @@ def archive_scrub(days: int | None, percent: float | None, config: CentralConfig
     return FAILED if done.damage or done.failed else 0
 
 
+def _ways(names: Sequence[str]) -> str:
+    """Say what mends servers: nothing does that has no good copy."""
+    again = f"shala pull --again {' '.join(names[:5])}"
+    return f"Mend: shala archive repair --from ROOT (another copy of the archive), or {again}"
+
+
 @archive_group.command("repair", short_help="Mend damaged or lost content from a second copy.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option(
@@ -315,22 +326,38 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
 
     archive = open_archive(config, writing=True)
     copy = SecondCopy(archive, second) if second is not None else None
-    answers = [repair(archive, name, copy) for name in list(names) or archive.servers()]
+    answers = [repair(archive, name, copy) for name in list(names) or archive.known()]
     if as_json:
         print_json({"servers": answers})
     else:
         for answer in answers:
-            if answer.mended or answer.lost:
-                click.echo(f"{answer.name}: {len(answer.mended)} mended, {len(answer.lost)} left")
-                for path in answer.lost[:MAX_SHOWN]:
-                    click.echo(f"  {visible(path)}")
+            if answer.mended or answer.put_back or answer.lost:
+                click.echo(
+                    f"{answer.name}: {len(answer.mended)} mended, {len(answer.put_back)} put back in view,"
+                    f" {len(answer.lost)} left"
+                )
+                for word, paths in (
+                    ("mended", answer.mended),
+                    ("put back", answer.put_back),
+                    ("left", answer.lost),
+                ):
+                    for path in paths[:MAX_SHOWN]:
+                        click.echo(f"  {word}: {visible(path)}")
+                    if len(paths) > MAX_SHOWN:
+                        click.echo(f"  {word}: {len(paths) - MAX_SHOWN} more (--json has all)")
         left = [answer.name for answer in answers if answer.lost]
-        again = f" Again from the school: shala pull --again {' '.join(left[:5])}" if left else ""
-        click.echo(f"{sum(len(a.mended) for a in answers)} files mended, {len(left)} servers left.{again}")
+        again = f" {_ways(left)}" if left else ""
+        done = sum(len(answer.mended) for answer in answers)
+        back = sum(len(answer.put_back) for answer in answers)
+        click.echo(
+            f"{counted(done, 'file')} mended, {back} put back in view,"
+            f" {counted(len(left), 'server')} left.{again}"
+        )
     left_over = [answer for answer in answers if answer.lost]
     if not left_over:
         return 0
-    return PARTLY if len(left_over) < len(answers) or any(answer.mended for answer in answers) else FAILED
+    done_some = any(answer.mended or answer.put_back for answer in answers)
+    return PARTLY if len(left_over) < len(answers) or done_some else FAILED
 
 
 @archive_group.command("status", short_help="Show how complete the archive is.")
@@ -611,7 +638,7 @@ def archive_export(  # noqa: PLR0917 - click's
         [server.name for server in select(read_fleet(Path(config.fleet)), names, limit)] if limit else names
     )
     versions = [
-        archive.version(name, number) for name in wanted or archive.servers() if archive.committed(name)
+        archive.version(name, number) for name in wanted or archive.servers() if archive.is_readable(name)
     ]
     if unknown := [name for name in names if archive.committed(name) is None]:
         raise UsageError(
@@ -626,7 +653,7 @@ def archive_export(  # noqa: PLR0917 - click's
     else:
         whose = counted(len(done.servers), "server")
         click.echo(f"{target}: {whose}, {counted(done.files, 'file')}, {size(done.bytes)}")
-    return 0
+    return 0 if names else _name_damaged(archive)
 
 
 @archive_group.group("quarantine", cls=Group)
@@ -751,7 +778,15 @@ def archive_prune(dry_run: bool, config: CentralConfig, as_json: bool) -> int:
         f"{counted(len(pruned.versions), 'collection')} and {counted(pruned.objects, 'object')} {word},"
         f" {size(pruned.bytes)} of room; {size(pruned.packed)} by packing"
     )
-    return 0
+    return _name_damaged(archive)
+
+
+def _name_damaged(archive: Archive) -> int:
+    """Name the servers that were left out because nothing can be told of them; return the exit code."""
+    damaged = archive.damaged()
+    for reason in damaged.values():
+        click.echo(f"shala: {reason}", err=True)
+    return PARTLY if damaged else 0
 
 
 def _print_only(archive: Archive, objects: int, size_here: int) -> None:

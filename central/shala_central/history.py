@@ -19,6 +19,7 @@ import msgspec
 import zstandard
 from shala_agent.manifest import Change, File, compose_all, read_changes, write_line
 
+from shala_central.failure import CentralError
 from shala_central.listing import fold
 
 VERSION = 1
@@ -31,7 +32,7 @@ PRAGMA user_version = {VERSION};
 """
 
 
-class HistoryError(Exception):
+class HistoryError(CentralError):
     """The history cannot be read; the text says why."""
 
 
