@@ -925,24 +925,28 @@ class Archive:
                 # Once more, because its tree was lost or an item was accepted.
                 remove_tree(record)
                 continue
-            names = [file.name for file in record.iterdir()]
-            if all(file in names for file in RECORD_FILES):
-                names = [file for file in names if file not in (FILES, PUBLISHED)]
-                files = {file: (record / file).read_bytes() for file in names}
-                old = lines_of(record / FILES)
-                # Of a list that a disk has damaged stays what can be read.
-                old = old if has_sealed_list(record) else readable(old)
-                back = changes_between(lines_of(newest / FILES), old)
-                pull = _pull_of(record, read_pull(newest).state)
-                files["pull.json"] = msgspec.json.encode(pull) + b"\n"
-                if VIEW in files and not has_published_list(record):
-                    files[VIEW] = b"".join(readable(lines_in(files[VIEW])))
-                    pull = msgspec.structs.replace(pull, view_sha256=hashlib.sha256(files[VIEW]).hexdigest())
-                    files["pull.json"] = msgspec.json.encode(pull) + b"\n"
-                with self.history() as history:
-                    history.add(name, pull.pulled, files, back)
+            self.remember(name, record, newest)
             # Otherwise an earlier run was cut while it removed what is remembered.
             remove_tree(record)
+
+    def remember(self, name: str, record: Path, newest: Path) -> None:
+        """Put the collection of a record into the history, as the way back from the newest record."""
+        names = [file.name for file in record.iterdir()]
+        if all(file in names for file in RECORD_FILES):
+            names = [file for file in names if file not in (FILES, PUBLISHED)]
+            files = {file: (record / file).read_bytes() for file in names}
+            old = lines_of(record / FILES)
+            # Of a list that a disk has damaged stays what can be read.
+            old = old if has_sealed_list(record) else readable(old)
+            back = changes_between(lines_of(newest / FILES), old)
+            pull = _pull_of(record, read_pull(newest).state)
+            files["pull.json"] = msgspec.json.encode(pull) + b"\n"
+            if VIEW in files and not has_published_list(record):
+                files[VIEW] = b"".join(readable(lines_in(files[VIEW])))
+                pull = msgspec.structs.replace(pull, view_sha256=hashlib.sha256(files[VIEW]).hexdigest())
+                files["pull.json"] = msgspec.json.encode(pull) + b"\n"
+            with self.history() as history:
+                history.add(name, pull.pulled, files, back)
 
     def quarantine(
         self, name: str, sequence: int | None, refused: BagRefused, tag_files: Mapping[str, bytes]
@@ -1059,17 +1063,23 @@ class Archive:
 
         Raises UsageError if there is none.
         """
-        committed = self._require(name)
-        pull = committed.pull
-        newest = Version(0, name, pull.pulled, pull.year, pull.sequence, pull.files, pull.bytes)
+        newest = self.newest(name)
         with self.history() as history:
             return [*history.versions(name), newest]
 
+    def newest(self, name: str) -> Version:
+        """Return the newest collection of a server. Raises UsageError if there is none."""
+        pull = self._require(name).pull
+        return Version(0, name, pull.pulled, pull.year, pull.sequence, pull.files, pull.bytes)
+
     def version(self, name: str, sequence: int | None) -> Version:
         """Return the kept collection of that number (None: the newest). Raises UsageError."""
+        newest = self.newest(name)
+        if sequence in (None, newest.sequence):  # the history may be damaged
+            return newest
         versions = self.versions(name)
         for version in reversed(versions):
-            if sequence in (None, version.sequence):
+            if version.sequence == sequence:
                 return version
         kept = ", ".join(str(version.sequence) for version in versions[-10:])
         raise UsageError(f"{name} has no collection {sequence} (kept are: {kept}; shala archive log {name})")

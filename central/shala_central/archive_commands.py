@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from shala_central.archive import Archive, Committed, Entry
+from shala_central.backup import back_up, damaged_tables, put_back
 from shala_central.bag import count_items
 from shala_central.ciphertext import read_identities
+from shala_central.cold import ColdFailed
 from shala_central.config import CentralConfig
 from shala_central.failure import UsageError
 from shala_central.fleet import read_fleet, select
+from shala_central.history import HistoryError
 from shala_central.moving import only_packed_here, places, reindex, upload
 from shala_central.options import (
     FAILED,
@@ -31,6 +35,7 @@ from shala_central.options import (
     print_json,
     visible,
 )
+from shala_central.records import PullRecord, RecordDamaged
 from shala_central.report import size, table
 
 if TYPE_CHECKING:
@@ -119,7 +124,7 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
         raise UsageError(
             f"nothing of '{name}' is in the archive (shala archive tree --depth 2 shows what is)"
         )
-    history, releases = archive.records(name), archive.releases(name)
+    history, releases = _records(archive, name), archive.releases(name)
     if as_json:
         print_json(
             {
@@ -160,6 +165,18 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
             click.echo(f"  {reason}")
     click.echo(f"\nMore: shala archive verify {name}, shala archive show {name} --json")
     return 0
+
+
+def _records(archive: Archive, name: str) -> list[PullRecord]:
+    """Return how the kept collections came; without a history that can be read, how the newest did."""
+    try:
+        return archive.records(name)
+    except HistoryError as error:
+        click.echo(f"shala: {error}; only the newest collection is known", err=True)
+    except RecordDamaged:
+        pass  # that is told already
+    committed = archive.committed(name) if archive.is_readable(name) else None
+    return [committed.pull] if committed is not None else []
 
 
 def _print_committed(committed: Committed) -> None:
@@ -228,9 +245,12 @@ def archive_verify(
                 damage = [*damage, *damaged_objects(archive, name, damage)]
             answers.append({"name": name, "damage": damage})
     damaged = [answer for answer in answers if answer["damage"]]
+    tables = damaged_tables(archive)
     if as_json:
-        print_json({"servers": answers})
+        print_json({"servers": answers, "tables": tables})
     else:
+        for table_damage in tables:
+            click.echo(f"{table_damage.path} {table_damage.problem}")
         for answer in answers:
             found: list[Any] = answer["damage"]
             click.echo(f"{answer['name']}: {counted(len(found), 'damaged file') if found else 'ok'}")
@@ -243,7 +263,7 @@ def archive_verify(
             f"; left: {len(damaged)} damaged. {_ways([str(a['name']) for a in damaged])}" if damaged else ""
         )
         click.echo(f"{whole}{hint}")
-    if not damaged:
+    if not damaged and not tables:
         return 0
     return FAILED if len(damaged) == len(answers) else PARTLY
 
@@ -262,8 +282,10 @@ def archive_verify(
 def archive_scrub(days: int | None, percent: float | None, config: CentralConfig, as_json: bool) -> int:
     """Read again what has not been read for longest: run daily, everything within archive.scrub_days.
 
-    In the bucket all names and sizes are compared in the same time, and archive.objects_scrub_percent of the
-    contents read back, others each time: that is traffic that may have to be paid for.
+    First it copies history.sqlite, cold.sqlite and encrypted.sqlite to .shala/backup, if they are whole;
+    shala archive repair puts them back. In the bucket all names and sizes are compared in the same time, and
+    archive.objects_scrub_percent of the contents read back, others each time: that is traffic that may have
+    to be paid for.
 
     \b
     Examples:
@@ -271,15 +293,24 @@ def archive_scrub(days: int | None, percent: float | None, config: CentralConfig
       shala archive scrub --days 1                everything, now
       shala archive scrub --days 1 --bucket 100   the bucket too
     """
-    from shala_central.integrity import scrub
+    from shala_central.integrity import Scrubbed, scrub
 
     settings = config.archive
     if percent is None:
         percent = settings.objects_scrub_percent
-    done = scrub(open_archive(config, writing=True), days or settings.scrub_days, percent)
+    archive = open_archive(config, writing=True)
+    tables = back_up(archive)
+    try:
+        done = scrub(archive, days or settings.scrub_days, percent)
+    except ColdFailed:
+        if not tables:
+            raise
+        done = Scrubbed(failed="what is packed was not read")
     if as_json:
-        print_json(done)
+        print_json({**msgspec.to_builtins(done), "tables": tables})
     else:
+        for table_damage in tables:
+            click.echo(f"{table_damage.path} {table_damage.problem}")
         for damage in done.damage[:MAX_SHOWN]:
             click.echo(f"{damage.path} {damage.problem}")
         if done.failed:
@@ -291,7 +322,7 @@ def archive_scrub(days: int | None, percent: float | None, config: CentralConfig
             f" {len(done.damage) or 'none'} damaged."
             f" The oldest reading is of {done.oldest or 'never'}.{hint}"
         )
-    return FAILED if done.damage or done.failed else 0
+    return FAILED if done.damage or done.failed or tables else 0
 
 
 def _ways(names: Sequence[str]) -> str:
@@ -315,7 +346,8 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
     """Mend damaged or lost content from a second copy of the archive, plain or packed there.
 
     The copy is only read; its disk may be mounted read-only. What no copy has can be asked of the school
-    again, if its newest collection holds it: shala pull --again.
+    again, if its newest collection holds it: shala pull --again. A damaged history.sqlite, cold.sqlite or
+    encrypted.sqlite is replaced by its copy in .shala/backup.
 
     \b
     Examples:
@@ -325,11 +357,18 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
     from shala_central.integrity import SecondCopy, repair
 
     archive = open_archive(config, writing=True)
+    if tables := put_back(archive):
+        archive = open_archive(config, writing=True)
     copy = SecondCopy(archive, second) if second is not None else None
     answers = [repair(archive, name, copy) for name in list(names) or archive.known()]
     if as_json:
-        print_json({"servers": answers})
+        print_json({"servers": answers, "tables": tables})
     else:
+        for one in tables:
+            done_with_it = f"the copy of {one.copied[:16]} is put back" if one.copied else "left"
+            click.echo(f"{one.name}: {done_with_it}")
+            for lost in one.lost[:MAX_SHOWN]:
+                click.echo(f"  not in it: {lost}" if one.copied else f"  {lost}")
         for answer in answers:
             if answer.mended or answer.put_back or answer.lost:
                 click.echo(
@@ -355,7 +394,7 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
         )
     left_over = [answer for answer in answers if answer.lost]
     if not left_over:
-        return 0
+        return 0 if all(one.copied for one in tables) else PARTLY
     done_some = any(answer.mended or answer.put_back for answer in answers)
     return PARTLY if len(left_over) < len(answers) or done_some else FAILED
 
@@ -432,10 +471,15 @@ def archive_log(name: str, config: CentralConfig, as_json: bool) -> int:
     Example:
       shala archive log 2031017-mz17
     """
-    versions = open_archive(config).versions(name)[::-1]
+    archive = open_archive(config)
+    try:
+        versions, code = archive.versions(name)[::-1], 0
+    except HistoryError as error:
+        click.echo(f"shala: {error}; only the newest is known", err=True)
+        versions, code = [archive.newest(name)], PARTLY
     if as_json:
         print_json({"name": name, "collections": versions})
-        return 0
+        return code
     rows = [
         {
             "collection": version.sequence,
@@ -450,7 +494,7 @@ def archive_log(name: str, config: CentralConfig, as_json: bool) -> int:
     for line in table(rows, ("collection", "year", "pulled", "files", "bytes"), numbers):
         click.echo(line)
     click.echo(f"More: shala archive diff {name} OLD NEW, shala archive checkout {name} NUMBER FOLDER")
-    return 0
+    return code
 
 
 @archive_group.command("diff", short_help="Show what changed between two collections.")
@@ -761,6 +805,8 @@ def archive_prune(dry_run: bool, config: CentralConfig, as_json: bool) -> int:
     settings = config.archive
     archive = open_archive(config, writing=not dry_run)
     pruned = archive.prune(settings.keep_days, settings.keep_months, pretend=dry_run)
+    if not dry_run:
+        back_up(archive)  # what was packed just now is nowhere else
     if as_json:
         print_json(
             {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 from collections.abc import Iterable, Sequence
 
@@ -10,6 +11,7 @@ import msgspec
 from shala_central.archive import Archive
 from shala_central.bag import count_items
 from shala_central.fleet import Server
+from shala_central.history import HistoryError
 from shala_central.report import size
 
 KINDS = ("ok", "suspect", "failed", "missing")
@@ -33,7 +35,8 @@ class Completeness(msgspec.Struct, frozen=True):
 
 def completeness(archive: Archive, servers: Sequence[Server]) -> list[Completeness]:
     """Given the archive and the servers that should be in it, return one entry for each, in their order."""
-    with archive.history() as history:
+    months: dict[str, dict[str, int]] = {}
+    with contextlib.suppress(HistoryError), archive.history() as history:
         months = history.months()
     refused = archive.quarantine_counts()
     return [

@@ -135,8 +135,8 @@ def damaged_objects(archive: Archive, name: str, told: Sequence[Damage] = ()) ->
         damage += found
     except RecordDamaged:
         pass  # that is what is told of it
-    except HistoryError:
-        raise
+    except (HistoryError, ColdFailed):
+        pass  # of all servers, and told once (shala_central.backup)
     except (CentralError, ManifestError) as error:
         if not told:
             damage.append(Damage("the record", str(error)))
