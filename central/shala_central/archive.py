@@ -155,10 +155,14 @@ class Release(msgspec.Struct, frozen=True):
 
 
 class Damage(msgspec.Struct, frozen=True):
-    """One file of the published tree that is not what was committed."""
+    """One file of the published tree that is not what was committed.
+
+    Of a content that is known by its digest alone, `concerns` are the first files that need it.
+    """
 
     path: str
     problem: str
+    concerns: list[str] = msgspec.field(default_factory=list)
 
 
 class Difference(msgspec.Struct, frozen=True):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
+from shala_agent.collection import Collection
 
 from shala_central.archive import Archive, Committed, Entry
 from shala_central.backup import back_up, damaged_tables, put_back
@@ -19,6 +21,7 @@ from shala_central.config import CentralConfig
 from shala_central.failure import UsageError
 from shala_central.fleet import read_fleet, select
 from shala_central.history import HistoryError
+from shala_central.integrity import note_damage
 from shala_central.moving import only_packed_here, places, reindex, upload
 from shala_central.options import (
     FAILED,
@@ -118,6 +121,11 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
     archive = open_archive(config)
     damaged, quarantined = archive.damaged_record(name), archive.quarantined(name)
     committed = None if damaged else archive.committed(name)
+    collection = None
+    try:
+        collection = committed.collection() if committed is not None else None
+    except RecordDamaged as unreadable:
+        damaged = f"{unreadable} ({_ways([name])})"
     if damaged:
         click.echo(f"shala: {damaged}", err=True)
     elif committed is None and not quarantined:
@@ -130,7 +138,8 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
             {
                 "name": name,
                 "tree": str(committed.tree) if committed else None,
-                "collection": committed.collection() if committed else None,
+                "damaged": damaged,
+                "collection": collection,
                 "pull": committed.pull if committed else None,
                 "encrypted": committed.encrypted() if committed else [],
                 "history": history,
@@ -138,11 +147,11 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
                 "releases": releases,
             }
         )
-        return 0
-    if committed is None:
-        click.echo(f"{name}: nothing is committed yet")
-    else:
-        _print_committed(committed)
+        return PARTLY if damaged else 0
+    if damaged or committed is None:
+        click.echo(f"{name}: {'its record is damaged' if damaged else 'nothing is committed yet'}")
+    if committed is not None and collection is not None:
+        _print_committed(committed, collection)
     for item, number in committed.pull.held.items() if committed else ():
         way = f"(shala archive accept {name} {visible(item)})"
         click.echo(f"  readers see {visible(item)} of collection {number} {way}")
@@ -164,7 +173,7 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
         for reason in reasons if isinstance(reasons, list) else []:
             click.echo(f"  {reason}")
     click.echo(f"\nMore: shala archive verify {name}, shala archive show {name} --json")
-    return 0
+    return PARTLY if damaged else 0
 
 
 def _records(archive: Archive, name: str) -> list[PullRecord]:
@@ -179,8 +188,7 @@ def _records(archive: Archive, name: str) -> list[PullRecord]:
     return [committed.pull] if committed is not None else []
 
 
-def _print_committed(committed: Committed) -> None:
-    collection = committed.collection()
+def _print_committed(committed: Committed, collection: Collection) -> None:
     click.echo(f"{committed.name}  {visible(collection.school_name)}".rstrip())
     click.echo(f"  {committed.tree}")
     click.echo(
@@ -235,7 +243,7 @@ def archive_verify(
     chosen = list(names) or archive.known()
     if not chosen:
         raise UsageError("nothing is committed yet (shala pull)")
-    answers = []
+    answers: list[dict[str, Any]] = []
     with bar(chosen, "Verifying", quiet=as_json) as moving:
         for name in moving:
             damage = archive.verify(name, share=sample / 100)
@@ -246,6 +254,7 @@ def archive_verify(
             answers.append({"name": name, "damage": damage})
     damaged = [answer for answer in answers if answer["damage"]]
     tables = damaged_tables(archive)
+    note_damage(archive, {str(a["name"]): a["damage"] for a in answers if a["damage"] or sample == 100})
     if as_json:
         print_json({"servers": answers, "tables": tables})
     else:
@@ -313,6 +322,8 @@ def archive_scrub(days: int | None, percent: float | None, config: CentralConfig
             click.echo(f"{table_damage.path} {table_damage.problem}")
         for damage in done.damage[:MAX_SHOWN]:
             click.echo(f"{damage.path} {damage.problem}")
+            for where in damage.concerns:
+                click.echo(f"  {visible(where)}")
         if done.failed:
             click.echo(f"shala: {done.failed}", err=True)
         hint = " Mend: shala archive repair" if done.damage else ""
@@ -412,51 +423,61 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
 def archive_status(limit: str, html_file: Path | None, config: CentralConfig, as_json: bool) -> int:
     """Show how complete the archive is: by state, and every server that lacks something.
 
+    Whole is a server of whose newest collection every item is ok and in view, after which nothing was refused
+    (quarantine), and of which the last verify or scrub found nothing damaged.
+
     \b
     Examples:
       shala archive status
       shala archive status --limit state_mz --html status.html
     """
-    from shala_central.completeness import by_state, completeness, page
+    from shala_central.completeness import CONDITIONS, by_state, completeness, page
 
     archive = open_archive(config)
-    only_objects, only_bytes = only_packed_here(archive)
+    try:
+        only_objects, only_bytes = only_packed_here(archive)
+    except ColdFailed as failed:
+        click.echo(f"shala: {failed}", err=True)
+        only_objects = only_bytes = 0
     entries = completeness(archive, select(read_fleet(Path(config.fleet)), (), limit))
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
     if html_file is not None:
-        html_file.write_text(page(entries, f"made {made}"), encoding="utf-8")
+        # It names schools and what they lack: for its owner and group, as the archive is.
+        descriptor = os.open(html_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(page(entries, f"made {made}"))
     if as_json:
         only = {"objects": only_objects, "bytes": only_bytes}
         print_json({"made": made, "states": by_state(entries), "servers": entries, "only_packed_here": only})
         return 0
     rows = [{**row, "bytes": size(int(str(row["bytes"])))} for row in by_state(entries)]
-    numbers = ("servers", "delivered", "whole", "bytes")
+    numbers = ("servers", "delivered", *CONDITIONS, "bytes")
     for line in table(rows, ("state", *numbers), numbers):
         click.echo(line)
-    lacking = [
-        entry for entry in entries if entry.items["ok"] < sum(entry.items.values()) or not entry.sequence
-    ]
+    lacking = [entry for entry in entries if not entry.is_whole]
     if lacking:
-        click.echo("\nNot whole, or not there:")
+        click.echo("\nNot whole:")
         rows = [_lack(entry) for entry in lacking]
         for line in table(rows, ("server", "collection", "pulled", "items", "lacks"), ("collection",)):
             click.echo(line)
     _print_only(archive, only_objects, only_bytes)
+    if pulled := [entry for entry in entries if entry.pulled]:
+        longest = min(pulled, key=lambda entry: entry.pulled)
+        click.echo(f"\nLongest ago pulled: {longest.name}, {longest.pulled[:16]}")
     whole = f"{len(entries) - len(lacking)} of {counted(len(entries), 'server')} whole"
-    click.echo(f"\n{whole}. More: shala archive show NAME")
-    return 0
+    kinds = {kind: sum(kind in entry.conditions for entry in entries) for kind in CONDITIONS[1:]}
+    others = "".join(f", {count} {kind}" for kind, count in kinds.items() if count)
+    click.echo(f"\n{whole}{others}. More: shala archive show NAME")
+    return PARTLY if any("damaged" in entry.conditions and not entry.sequence for entry in entries) else 0
 
 
 def _lack(entry: Completeness) -> dict[str, object]:
-    bad = [f"{name} {outcome}" for name, outcome in entry.outcomes.items() if outcome != "ok"]
-    quarantined = [f"{entry.quarantined} in quarantine"] if entry.quarantined else []
-    shown = [*bad[:3], *([f"and {len(bad) - 3} more"] if len(bad) > 3 else []), *quarantined]
     return {
         "server": entry.name,
         "collection": entry.sequence or "-",
         "pulled": entry.pulled[:16] or "never",
         "items": items_line(entry.items) if entry.sequence else "-",
-        "lacks": visible(", ".join(shown)),
+        "lacks": visible(", ".join(entry.lacks)),
     }
 
 

@@ -28,6 +28,7 @@ from shala_central.records import RecordDamaged, flaws, folders_of
 from shala_central.remote import Local, Remote, in_parallel
 
 logger = logging.getLogger(__name__)
+MAX_CONCERNS = 3  # files that are named of one content: the first ones
 SHARES = 256  # by the first two digits of a digest
 
 
@@ -57,6 +58,36 @@ class Repaired(msgspec.Struct, frozen=True):
     mended: list[str]
     lost: list[str]
     put_back: list[str] = msgspec.field(default_factory=list)
+
+
+class Noted(msgspec.Struct, frozen=True):
+    """What the last look found damaged of a server: when that was, how many files, and the first."""
+
+    at: str
+    files: int
+    first: str
+
+
+def note_damage(archive: Archive, found: Mapping[str, Sequence[Damage]]) -> None:
+    """Keep for `status` what was found damaged of servers; nothing found clears what was noted before.
+
+    Who may only read the archive cannot: then it stays as it was.
+    """
+    noted = noted_damage(archive)
+    for name, damage in found.items():
+        noted.pop(name, None)
+        if damage:
+            noted[name] = Noted(_now(), len(damage), f"{damage[0].path} {damage[0].problem}")
+    with contextlib.suppress(OSError):
+        write_file(archive.hidden / "damaged.json", msgspec.json.encode(noted))
+
+
+def noted_damage(archive: Archive) -> dict[str, Noted]:
+    """Return what the last looks found damaged: {server: what}."""
+    try:
+        return msgspec.json.decode((archive.hidden / "damaged.json").read_bytes(), type=dict[str, Noted])
+    except (OSError, msgspec.MsgspecError):
+        return {}
 
 
 class SecondCopy:
@@ -169,7 +200,37 @@ def scrub(archive: Archive, days: int, percent: float = 0) -> Scrubbed:
             done.failed = str(failed)
     if all(len(time) == SHARES for time in times):
         done.oldest = min(min(time.values()) for time in times)
+    if done.damage:
+        done.damage = _with_concerns(archive, done.damage)
     return done
+
+
+def _with_concerns(archive: Archive, damage: Sequence[Damage]) -> list[Damage]:
+    """Return damage of contents with the first files that need each; note it of their servers."""
+    files: dict[tuple[str, str], list[str]] = {_content(item): [] for item in damage}
+    pools = {pool for pool, _ in files}
+    found: dict[str, list[Damage]] = {}
+    for name in archive.servers() if SHARED in pools else sorted(pools.intersection(archive.servers())):
+        seen: set[tuple[str, str]] = set()
+        with contextlib.suppress(CentralError, ManifestError), archive.history() as history:
+            for file in archive.needed(name, history):
+                path = file.path.removeprefix("data/")
+                if (content := (archive.objects.pool_of(name, path), file.sha256)) not in files:
+                    continue
+                if content not in seen:
+                    found.setdefault(name, []).append(Damage(path, "has changed or cannot be read"))
+                    seen.add(content)
+                if (where := f"{name} {path}") not in files[content] and len(files[content]) < MAX_CONCERNS:
+                    files[content].append(where)
+    if found:
+        note_damage(archive, found)
+    return [msgspec.structs.replace(item, concerns=files[_content(item)]) for item in damage]
+
+
+def _content(item: Damage) -> tuple[str, str]:
+    """Return (pool, sha256) of a damage that was named by `_name`."""
+    pool, _, digest = item.path.rpartition(": ")[2].split("/")
+    return pool, digest
 
 
 def _longest_ago(times: Mapping[str, str]) -> list[str]:
@@ -283,6 +344,8 @@ def repair(archive: Archive, name: str, second: SecondCopy | None = None) -> Rep
         put_back -= set(archive.strays(name))
         earlier = archive.mend_earlier_years(name)
         archive.recover(name)
+    if not lost and not _record_flaws(archive, name):
+        note_damage(archive, {name: []})
     return Repaired(name, mended, lost, [*sorted(put_back.difference(mended)), *earlier])
 
 

@@ -40,6 +40,17 @@ def fleet(archive: Archive, school: School, other: School) -> Archive:
 
 
 @pytest.fixture
+def fleet_of_centre(centre, school: School, other: School) -> tuple[School, School]:
+    """Two servers in the fleet of a centre, each with a collection."""
+    school.port = 22
+    centre.archive.open()
+    for one in (school, other):
+        centre.schools.append(one)
+        deliver(centre.archive, one, GOOD)
+    return school, other
+
+
+@pytest.fixture
 def copy(fleet: Archive, tmp_path: Path) -> Path:
     shutil.copytree(fleet.root, tmp_path / "copy")
     return tmp_path / "copy"
@@ -195,6 +206,24 @@ def test_what_the_tree_shows_damaged_is_not_counted_twice(fleet, school):
     told = fleet.verify(school.name)
     assert [found.path for found in told] == ["gstudio/qbank/q"]
     assert damaged_objects(fleet, school.name, told) == []
+
+
+def test_the_commands_name_a_damaged_record_and_go_on(centre, fleet_of_centre):
+    school, other = fleet_of_centre
+    (record_of(centre.archive, school) / "pull.json").write_bytes(b"{")
+    overwrite(record_of(centre.archive, other) / "collection.json", b"{")
+    for command in ("status", "prune", "verify"):
+        done = centre.shala("archive", command)
+        assert done.returncode == (1 if command == "verify" else 3), (command, done.stdout, done.stderr)
+        assert school.name in done.stdout + done.stderr
+    for one in (school, other):
+        shown = centre.shala("archive", "show", one.name)
+        assert shown.returncode == 3
+        assert "is damaged" in shown.stderr
+    mended = centre.shala("archive", "repair")
+    assert mended.returncode == 3
+    assert f"{school.name}: 1 mended" in mended.stdout
+    assert f"pull --again {other.name}" in mended.stdout
 
 
 # -- asked of the school again -------------------------------------------------------------------------------
