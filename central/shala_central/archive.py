@@ -515,7 +515,7 @@ class Archive:
             bad.discard(VIEW)
         good = (other for other in others if bad and not flaws(other))
         for other in (other for other in good if read_pull(other).is_of_same_collection(pull)):
-            wanted = [file for file in SEALED if file in bad or not (record / file).exists()]
+            wanted = list(SEALED)  # what one damaged file hides of another is mended with it
             if VIEW in bad:
                 # A list and its digest belong together: readers see what they saw in the copy.
                 wanted += [file for file in (VIEW, ENCRYPTED, "pull.json") if (other / file).exists()]
@@ -528,7 +528,7 @@ class Archive:
         records = folders_of(folder)
         if len(records) > 1:
             return  # nothing says which is the newest
-        with contextlib.suppress(RecordDamaged), self.history() as history:
+        with self.history() as history:
             versions = history.versions(name)
         here = records[0] if records else None
         for other in (other for other in others if not flaws(other)):
@@ -1281,6 +1281,7 @@ class Archive:
         Those with a record that is lost or damaged, a commit that is not finished, or a pull that goes on.
         """
         kept = {path.name for path in (self.hidden / "collections").iterdir()} | history.servers()
+        kept.update(self.known())
         unclear = kept - set(self.servers())
         for name in set(self.servers()):
             committed = self.committed(name)

@@ -313,7 +313,9 @@ def repair(archive: Archive, name: str, second: SecondCopy | None = None) -> Rep
     lost: list[str] = []
     before = _record_flaws(archive, name)
     with archive.changing(name):
-        if before and not archive.mend_record(name, second.records(name) if second is not None else ()):
+        others = second.records(name) if second is not None else []
+        others += folders_of(archive.hidden / "backup" / "records" / name)  # as they were last night
+        if before and not archive.mend_record(name, others):
             left = _record_flaws(archive, name)
             told = ", ".join(sorted(left))
             lost.append(f"the record of its collection ({told})")

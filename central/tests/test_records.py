@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from central_school import School, received
 from shala_central.archive import Archive
+from shala_central.backup import back_up
 from shala_central.failure import CentralError
 from shala_central.integrity import SecondCopy, damaged_objects, repair
 from shala_central.records import RecordDamaged, flaws
@@ -160,6 +161,20 @@ def test_every_file_of_a_record_is_compared_and_mended_of_a_second_copy(fleet, s
         path = record_of(fleet, school) / name
         assert path.read_bytes() == whole
         assert fleet.verify(school.name) == []
+
+
+def test_two_damaged_files_of_a_record_are_mended_at_once(fleet, school, copy):
+    for name in ("HEAD", "files.txt"):
+        overwrite(record_of(fleet, school) / name, b"?")
+    assert repair(fleet, school.name, SecondCopy(fleet, copy)).lost == []
+    assert fleet.verify(school.name) == []
+
+
+def test_a_record_that_is_gone_comes_back_as_it_was_last_night(fleet, school):
+    back_up(fleet)
+    lose_all(fleet, school)
+    assert repair(fleet, school.name).lost == []
+    assert fleet.verify(school.name) == []
 
 
 def test_a_damaged_record_of_the_second_copy_mends_nothing(fleet, school, copy):
