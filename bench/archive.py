@@ -33,9 +33,10 @@ from link import Relay, Sshd, free_port
 from peers import Borg, Peer, Restic, RsyncFuzzy, RsyncLinks
 from shala_agent.collection import Collection, ItemResult, bag_info, write_collection
 from shala_agent.manifest import File, write_line
-from shala_central.archive import Archive, PullRecord
+from shala_central.archive import Archive
 from shala_central.bag import GSTUDIO_ITEMS
 from shala_central.listing import changes_between, lines_in
+from shala_central.records import PullRecord
 from shala_school import ShalaCentre, ShalaSchool
 
 PARTS = ("days", "schools", "slow", "resume", "history", "million")

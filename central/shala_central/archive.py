@@ -17,20 +17,20 @@ import logging
 import os
 import random
 import re
+import shutil
 import stat
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 from shala_agent.collection import Collection
-from shala_agent.device import SIGNATURE, SignatureWrong, signer_of
 from shala_agent.manifest import File, Gone, ManifestError, sort_key
-from shala_agent.outcome import SUSPECT
+from shala_agent.outcome import FAILED, SUSPECT
 
 from shala_central.assembly import MAX_LOST, ObjectsLost, assemble
-from shala_central.bag import FILES, MANIFEST, PLATFORMS, TAG_MANIFEST, Bag, BagRefused, Broken, Head, survey
+from shala_central.bag import FILES, PLATFORMS, Bag, BagRefused, Broken, survey
 from shala_central.ciphertext import SUFFIX, Ciphertexts, Identities, decrypt, item_of
 from shala_central.config import ArchiveSettings, Limits
 from shala_central.failure import CentralError, UsageError, as_owner, refused, user_name
@@ -57,50 +57,34 @@ from shala_central.publish import (
     sync_folder,
     write_file,
 )
+from shala_central.records import (
+    ENCRYPTED,
+    PUBLISHED,
+    RECORD_FILES,
+    SEALED,
+    VIEW,
+    PullRecord,
+    RecordDamaged,
+    flaws,
+    folders_of,
+    has_published_list,
+    has_sealed_list,
+    read_collection,
+    read_pull,
+    what_is_left,
+)
 from shala_central.remote import Bucket, Remote, in_parallel
 from shala_central.spare import Spare
 
 logger = logging.getLogger(__name__)
-VIEW = "view.txt"  # in a record: the list of what is in view, where that is not all of the collection
-# In a record, where some of what is in view is encrypted: its paths at the school, and the list of the files
-# that are published. That list can be made again from the paths, and so is kept of the newest alone.
-ENCRYPTED = "encrypted.txt"
-PUBLISHED = "published.txt"
 MAX_NAME = 255  # bytes of a file's name
 BEFORE = "before.txt"  # in staging: the list of the tree that is being exchanged
-RECORD_FILES = ("HEAD", "collection.json", FILES, "bag-info.txt")
 NO_TREE = 0  # no inode has this number
 UNFINISHED_SECONDS = 60 * 86400  # a pull that was cut, and not gone on with for longer, is given up
 QUARANTINED = 5  # refused collections of one server that stay to be looked at: the newest ones
 # A record was believed once; what is asked now is only whether it is the same.
 NO_LIMITS = Limits(max_files=1 << 40, max_bytes=1 << 60, case_collisions="allow")
 YEAR = re.compile(r"[0-9]{4}")
-
-
-class PullRecord(msgspec.Struct, frozen=True):
-    """How and when a collection came: pull.json of its record."""
-
-    pulled: str
-    year: int
-    state: str
-    sequence: int
-    manifest_sha256: str
-    bytes: int
-    files: int
-    bytes_received: int
-    files_received: int
-    seconds: float
-    address: str = ""
-    # The device that signed it, and its public key; "" where it is not signed.
-    device: str = ""
-    public_key: str = ""
-    # Suspect items whose last good one readers go on seeing: {platform/item: the collection it is of}.
-    held: dict[str, int] = msgspec.field(default_factory=dict)
-    # Suspect items that the operator has taken for good.
-    accepted: list[str] = msgspec.field(default_factory=list)
-    # Of view.txt, "" where there is none: it is the one list that no signature covers.
-    view_sha256: str = ""
-    format: int = 1
 
 
 class _Current(msgspec.Struct, frozen=True):
@@ -149,12 +133,8 @@ class Committed(msgspec.Struct, frozen=True):
         return []
 
     def collection(self) -> Collection:
-        """Return what the school said about it."""
-        path = self.record / "collection.json"
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=Collection)
-        except (OSError, msgspec.MsgspecError) as error:
-            raise CentralError(f"the record {path} is damaged: {error}") from None
+        """Return what the school said about it. Raises RecordDamaged."""
+        return read_collection(self.record)
 
 
 class Release(msgspec.Struct, frozen=True):
@@ -174,10 +154,14 @@ class Release(msgspec.Struct, frozen=True):
 
 
 class Damage(msgspec.Struct, frozen=True):
-    """One file of the published tree that is not what was committed."""
+    """One file of the published tree that is not what was committed.
+
+    Of a content that is known by its digest alone, `concerns` are the first files that need it.
+    """
 
     path: str
     problem: str
+    concerns: list[str] = msgspec.field(default_factory=list)
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -322,12 +306,9 @@ class Archive:
 
     @contextlib.contextmanager
     def history(self) -> Iterator[History]:
-        """Open the history of all servers while the block runs. Raises CentralError."""
-        try:
-            with contextlib.closing(History(self.hidden / "history.sqlite")) as history:
-                yield history
-        except HistoryError as error:
-            raise CentralError(str(error)) from None
+        """Open the history of all servers while the block runs. Raises HistoryError."""
+        with contextlib.closing(History(self.hidden / "history.sqlite")) as history:
+            yield history
 
     # -- one server ------------------------------------------------------------------------------------------
 
@@ -370,19 +351,23 @@ class Archive:
         return self.root / f"{year:04d}" / state / name
 
     def committed(self, name: str) -> Committed | None:
-        """Return what is published of a server, or None if nothing is."""
+        """Return what is published of a server, or None if nothing is. Raises RecordDamaged."""
         if not SERVER_NAME.fullmatch(name):
             return None
         folder = self.hidden / "collections" / name
         for _ in range(3):  # a commit moves the record while we look
             try:
                 record = self._record_in_view(name, folder)
-                pull = msgspec.json.decode((record / "pull.json").read_bytes(), type=PullRecord)
+                pull = read_pull(record)
             except FileNotFoundError:
                 continue
-            except msgspec.MsgspecError as error:
-                raise CentralError(f"the record of {name} in {folder} is damaged: {error}") from None
+            except (OSError, msgspec.MsgspecError, RecordDamaged) as error:
+                raise _damaged_record(name, str(error)) from None
             return Committed(name, record, pull, self.tree_of(pull.year, pull.state, name))
+        if folders_of(folder) and not (self.hidden / "staging" / name / "commit.json").exists():
+            raise _damaged_record(name, f"{folder} does not say which is the newest (current.json)")
+        if (folder / "current.json").exists():
+            raise _damaged_record(name, f"what {folder / 'current.json'} names is gone")
         return None
 
     def _record_in_view(self, name: str, folder: Path) -> Path:
@@ -393,12 +378,45 @@ class Archive:
             if _inode(self.tree_of(intent.year, intent.state, name)) == intent.inode:
                 moved = folder / intent.record
                 return moved if moved.is_dir() else staging / "record"
-        current = msgspec.json.decode((folder / "current.json").read_bytes(), type=_Current)
+        try:
+            current = msgspec.json.decode((folder / "current.json").read_bytes(), type=_Current)
+        except msgspec.MsgspecError as error:
+            raise RecordDamaged(f"{folder / 'current.json'} cannot be read: {error}") from None
         return folder / current.record
 
+    def is_readable(self, name: str) -> bool:
+        """Return whether something of a server is published and its record tells what."""
+        try:
+            return self.committed(name) is not None
+        except RecordDamaged:
+            return False
+
+    def last_known(self, name: str) -> PullRecord | None:
+        """Return how the newest collection of a server came, as far as a damaged record still tells.
+
+        It is what a school's next collection is held against.
+        """
+        with contextlib.suppress(RecordDamaged):
+            if (committed := self.committed(name)) is not None:
+                return committed.pull
+        left = [what_is_left(record, "") for record in folders_of(self.hidden / "collections" / name)]
+        with contextlib.suppress(HistoryError), self.history() as history:
+            for version in history.versions(name)[-1:]:
+                left.append(msgspec.json.decode(history.record(version)["pull.json"], type=PullRecord))
+        if not left:
+            return None
+        newest = max(left, key=lambda pull: (pull.year, pull.sequence))
+        key = next((pull.public_key for pull in (newest, *left) if pull.public_key), "")
+        return msgspec.structs.replace(newest, public_key=key)
+
     def is_whole(self, record: Path) -> bool:
+        """Return whether every file of a record is the one that was committed."""
+        return not flaws(record)
+
+    @staticmethod
+    def lists_are_whole(record: Path) -> bool:
         """Return whether the lists of a record are those that the school sealed and that were published."""
-        return _has_sealed_list(record) and _has_published_list(record)
+        return has_sealed_list(record) and has_published_list(record)
 
     def knows(self, name: str) -> bool:
         """Return whether there is any trace of a server: a record, an earlier collection, content, a tree."""
@@ -413,9 +431,37 @@ class Archive:
             return name in history.servers()
 
     def servers(self) -> list[str]:
-        """Return the names of all servers with a committed collection."""
+        """Return the names of all servers with a committed collection whose record can be read."""
         folder = self.hidden / "collections"
-        return sorted((path.parent.name for path in folder.glob("*/current.json")), key=_by_number)
+        names = (path.parent.name for path in folder.glob("*/current.json"))
+        return sorted(filter(self.is_readable, names), key=_by_number)
+
+    def known(self) -> list[str]:
+        """Return the names of all servers of which there is any trace: a record, a tree or a history."""
+        names = {path.name for path in (self.hidden / "collections").iterdir()}
+        names |= {path.name for path in self.root.glob("[0-9][0-9][0-9][0-9]/*/*")}
+        with contextlib.suppress(HistoryError), self.history() as history:
+            names |= history.servers()
+        return sorted(filter(SERVER_NAME.fullmatch, names), key=_by_number)
+
+    def damaged(self) -> dict[str, str]:
+        """Return why nothing can be told of servers of which there is a trace: {name: the reason}."""
+        found = {name: self.damaged_record(name, is_known=True) for name in self.known()}
+        return {name: reason for name, reason in found.items() if reason}
+
+    def damaged_record(self, name: str, *, is_known: bool = False) -> str:
+        """Return why nothing can be told of a server although there is a trace of it, or ""."""
+        try:
+            committed = self.committed(name)
+        except RecordDamaged as damaged:
+            return str(damaged)
+        if committed is not None or self._is_at_work(name) or not (is_known or name in self.known()):
+            return ""
+        return str(_damaged_record(name, "it is gone"))
+
+    def _is_at_work(self, name: str) -> bool:
+        """Return whether a commit of a server has begun and is not done."""
+        return (self.hidden / "staging" / name / "commit.json").exists()
 
     def records(self, name: str) -> list[PullRecord]:
         """Return how each collection of a server that is kept was pulled, oldest first."""
@@ -470,13 +516,86 @@ class Archive:
         for left in staging.iterdir():
             if left.name not in ("data", "commit.json"):
                 remove_tree(left)
+        self._mend_pointer(name)
+
+    def mend_record(self, name: str, others: Sequence[Path] = ()) -> bool:
+        """Mend the record of a server from other records of its newest collection; return if it is whole.
+
+        `others` are folders of such records, of a second copy. What they give is believed when all files of
+        one fit each other. A pull.json that no other has is made anew where nothing was held back. With the
+        lock held.
+        """
+        folder = self.hidden / "collections" / name
+        if not self.is_readable(name):
+            self._mend_unreadable(name, folder, others)
+        if not self.is_readable(name):
+            return False
+        committed = self._require(name)
+        record, pull = committed.record, committed.pull
+        bad = {flaw.name for flaw in flaws(record)}
+        if VIEW in bad and self.mend_view(name, committed):
+            bad.discard(VIEW)
+        good = (other for other in others if bad and not flaws(other))
+        for other in (other for other in good if read_pull(other).is_of_same_collection(pull)):
+            wanted = list(SEALED)  # what one damaged file hides of another is mended with it
+            if VIEW in bad:
+                # A list and its digest belong together: readers see what they saw in the copy.
+                wanted += [file for file in (VIEW, ENCRYPTED, "pull.json") if (other / file).exists()]
+            _copy_files(other, record, wanted)
+            break
+        return not flaws(record)
+
+    def _mend_unreadable(self, name: str, folder: Path, others: Sequence[Path]) -> None:
+        """Make a record readable whose pull.json, or all of which, is lost."""
+        records = folders_of(folder)
+        if len(records) > 1:
+            return  # nothing says which is the newest
+        with self.history() as history:
+            versions = history.versions(name)
+        here = records[0] if records else None
+        for other in (other for other in others if not flaws(other)):
+            pull = read_pull(other)
+            if here is not None:
+                left = what_is_left(here, pull.state)
+                fits = (left.year, left.sequence) == (pull.year, pull.sequence) and left.manifest_sha256 in (
+                    "",
+                    pull.manifest_sha256,
+                )
+            else:  # not one that was followed by others: those would be lost with it
+                fits = all(version.pulled < pull.pulled for version in versions)
+            if fits:
+                make_folders(folder)
+                place = here or folder / other.name
+                place.mkdir(mode=0o750, exist_ok=True)
+                names = (*SEALED, VIEW, ENCRYPTED, "pull.json")
+                _copy_files(other, place, [file for file in names if (other / file).exists()])
+                break
+        else:
+            tree = next(self.root.glob(f"[0-9][0-9][0-9][0-9]/*/{name}"), None)
+            if here is None or tree is None or (here / VIEW).exists():
+                return
+            if {flaw.name for flaw in flaws(here)} - {"pull.json"}:
+                return
+            pull = what_is_left(here, tree.parent.name)
+            write_file(here / "pull.json", msgspec.json.encode(pull) + b"\n")
+        self._mend_pointer(name)
+
+    def _mend_pointer(self, name: str) -> None:
+        """Write current.json anew where it is damaged or gone, and only one whole record is there."""
+        folder = self.hidden / "collections" / name
+        records = folders_of(folder)
+        if len(records) != 1 or self.is_readable(name) or self._is_at_work(name) or flaws(records[0]):
+            return
+        write_file(folder / "current.json", msgspec.json.encode(_Current(records[0].name)) + b"\n")
+        logger.warning("current.json of %s was damaged or gone, and is made anew", name)
 
     def commit(self, name: str, bag: Bag, received: Path, pull: PullRecord, *, fresh: bool = False) -> None:
         """Publish a collection whose content is among the objects, and write its record. With the lock held.
 
         `received` is the folder with its HEAD, FILES and small tag files. Suspect items leave the last good
-        ones in view. Raises ObjectsLost if content is not there; then nothing has changed. A `fresh` tree is
-        made of objects alone.
+        ones in view, and the same collection once more leaves in view what the operator chose. Raises
+        ObjectsLost if content is not there; then nothing has changed. A `fresh` tree is made of objects
+        alone.
         """
         record = self.staging(name) / "record"
         remove_tree(record)
@@ -484,11 +603,17 @@ class Archive:
         for file in received.iterdir():
             if file.is_file():
                 (record / file.name).hardlink_to(file)
-        previous = self.committed(name)
+        previous = self.committed(name) if self.is_readable(name) else None
+        if previous is None and any(
+            (left / VIEW).exists() for left in folders_of(self.hidden / "collections" / name)
+        ):
+            logger.warning(
+                "what was held back of %s is not known any more: readers see what has come now", name
+            )
         known = previous is None or self.mend_view(name, previous)
         if previous is not None and (previous.pull.year, previous.pull.state) != (pull.year, pull.state):
             previous = None  # another tree: there is nothing in it to be replaced
-        held = _held(previous, bag.collection)
+        held = _held(previous, bag.collection, pull)
         if held and not known:
             logger.warning(
                 "what was held back of %s is not known any more: readers see what is suspect", name
@@ -496,7 +621,10 @@ class Archive:
             held = {}
         if previous is not None and held:
             _write_view(record, lines_of(received / FILES), readable(previous.chosen()), held)
-        self._publish(name, record, msgspec.structs.replace(pull, held=held), fresh=fresh)
+        pull = msgspec.structs.replace(pull, held=held)
+        if previous is not None and previous.pull.is_of_same_collection(pull):
+            pull = msgspec.structs.replace(pull, accepted=previous.pull.accepted)
+        self._publish(name, record, pull, fresh=fresh)
         self._close_release(name)
 
     def _close_release(self, name: str) -> None:
@@ -569,9 +697,29 @@ class Archive:
 
     def relink(self, name: str) -> None:
         """Publish what is published once more, of the objects as they are now. With the lock held."""
-        if self._require(name).tree.is_dir():
+        if not self.objects.on_demand:
             with contextlib.suppress(ObjectsLost):
                 self.republish(name)
+
+    def strays(self, name: str) -> list[str]:
+        """Return the paths of the newest tree that are not the objects of the list of what is in view.
+
+        Those that are missing, that another file stands in the place of, or that belong to no collection; of
+        what is a link to its object nothing is read. None where there is no tree.
+        """
+        committed = self._require(name)
+        if self.objects.on_demand:
+            return []
+        found = [damage.path for damage in _differences(committed.tree, committed.view(), share=0)]
+        told = set(found)
+        for file in map(file_of, committed.view()):
+            path = file.path.removeprefix("data/")
+            place = self.objects.find(name, path, file.sha256)
+            if path in told or (place is not None and _inode(place) == _inode(committed.tree / path)):
+                continue
+            if not _holds(committed.tree / path, file.sha256):
+                found.append(path)
+        return found
 
     def republish(self, name: str) -> None:
         """Publish what is in view once more, as it is kept now. With the lock held. Raises ObjectsLost."""
@@ -608,10 +756,10 @@ class Archive:
 
         Its digest tells whether it came to the same again. Call with the lock held.
         """
-        if _has_published_list(committed.record):
+        if has_published_list(committed.record):
             return True
         held, kept = committed.pull.held, {version.sequence: version for version in self.versions(name)}
-        if not _has_sealed_list(committed.record) or not kept.keys() >= set(held.values()):
+        if not has_sealed_list(committed.record) or not kept.keys() >= set(held.values()):
             return False
         made = self.staging(name) / VIEW
         lines = select(committed.files(), [f"data/{item}" for item in held], inside=False)
@@ -629,7 +777,7 @@ class Archive:
 
     def _copy_record(self, name: str, committed: Committed) -> Path:
         """Begin a record of the same collection with another view. Raises CentralError for a damaged one."""
-        if not self.is_whole(committed.record):
+        if not self.lists_are_whole(committed.record):
             raise CentralError(
                 f"the record of {name} in {committed.record} is damaged (shala pull --again {name})"
             )
@@ -671,7 +819,7 @@ class Archive:
             raise ObjectsLost(
                 [self.objects.ciphertexts.as_sealed(name, file) for file in lost.files]
             ) from None
-        before = self.committed(name)
+        before = self.committed(name) if self.is_readable(name) else None
         same_tree = before is not None and (before.pull.year, before.pull.state) == (pull.year, pull.state)
         if (
             before is not None
@@ -804,23 +952,28 @@ class Archive:
                 # Once more, because its tree was lost or an item was accepted.
                 remove_tree(record)
                 continue
-            names = [file.name for file in record.iterdir()]
-            if all(file in names for file in (*RECORD_FILES, "pull.json")):
-                names = [file for file in names if file not in (FILES, PUBLISHED)]
-                files = {file: (record / file).read_bytes() for file in names}
-                old = lines_of(record / FILES)
-                # Of a list that a disk has damaged stays what can be read.
-                old = old if self.is_whole(record) else readable(old)
-                back = changes_between(lines_of(newest / FILES), old)
-                pull = msgspec.json.decode(files["pull.json"], type=PullRecord)
-                if VIEW in files and not _has_published_list(record):
-                    files[VIEW] = b"".join(readable(lines_in(files[VIEW])))
-                    pull = msgspec.structs.replace(pull, view_sha256=hashlib.sha256(files[VIEW]).hexdigest())
-                    files["pull.json"] = msgspec.json.encode(pull) + b"\n"
-                with self.history() as history:
-                    history.add(name, pull.pulled, files, back)
+            self.remember(name, record, newest)
             # Otherwise an earlier run was cut while it removed what is remembered.
             remove_tree(record)
+
+    def remember(self, name: str, record: Path, newest: Path) -> None:
+        """Put the collection of a record into the history, as the way back from the newest record."""
+        names = [file.name for file in record.iterdir()]
+        if all(file in names for file in RECORD_FILES):
+            names = [file for file in names if file not in (FILES, PUBLISHED)]
+            files = {file: (record / file).read_bytes() for file in names}
+            old = lines_of(record / FILES)
+            # Of a list that a disk has damaged stays what can be read.
+            old = old if has_sealed_list(record) else readable(old)
+            back = changes_between(lines_of(newest / FILES), old)
+            pull = _pull_of(record, read_pull(newest).state)
+            files["pull.json"] = msgspec.json.encode(pull) + b"\n"
+            if VIEW in files and not has_published_list(record):
+                files[VIEW] = b"".join(readable(lines_in(files[VIEW])))
+                pull = msgspec.structs.replace(pull, view_sha256=hashlib.sha256(files[VIEW]).hexdigest())
+                files["pull.json"] = msgspec.json.encode(pull) + b"\n"
+            with self.history() as history:
+                history.add(name, pull.pulled, files, back)
 
     def quarantine(
         self, name: str, sequence: int | None, refused: BagRefused, tag_files: Mapping[str, bytes]
@@ -937,20 +1090,29 @@ class Archive:
 
         Raises UsageError if there is none.
         """
-        committed = self._require(name)
-        pull = committed.pull
-        newest = Version(0, name, pull.pulled, pull.year, pull.sequence, pull.files, pull.bytes)
+        newest = self.newest(name)
         with self.history() as history:
             return [*history.versions(name), newest]
+
+    def newest(self, name: str) -> Version:
+        """Return the newest collection of a server. Raises UsageError if there is none."""
+        pull = self._require(name).pull
+        return Version(0, name, pull.pulled, pull.year, pull.sequence, pull.files, pull.bytes)
 
     def version(self, name: str, wanted: int | str | None) -> Version:
         """Return one kept collection: by its number, by its handle `2@2026-11-21T15:38`, or None: the newest.
 
         Raises UsageError if there is none, or more than one of that number.
         """
-        versions = self.versions(name)
+        newest = self.newest(name)
         if wanted is None:
-            return versions[-1]
+            return newest
+        try:
+            versions = self.versions(name)
+        except HistoryError:
+            if str(wanted) == str(newest.sequence):  # as far as is known
+                return newest
+            raise
         number, _, pulled = str(wanted).partition("@")
         found = [v for v in versions if str(v.sequence) == number and v.pulled.startswith(pulled)]
         if len(found) == 1:
@@ -1000,7 +1162,7 @@ class Archive:
 
     @staticmethod
     def _published_list(committed: Committed) -> Iterator[bytes]:
-        if not _has_published_list(committed.record):
+        if not has_published_list(committed.record):
             raise _damaged_view(committed.name)
         return committed.view()
 
@@ -1124,7 +1286,7 @@ class Archive:
                 if not pretend:
                     remove_tree(self.objects.root / pool)
                     (self.hidden / "abandoned" / pool).unlink()
-            for name in left_alone:
+            for name in sorted(left_alone):
                 logger.warning("%s is left alone: its record is not whole, or its pull not done", name)
             if not left_alone:
                 # What is shared may be needed by any server, and so only goes when all are clear.
@@ -1171,6 +1333,7 @@ class Archive:
         Those with a record that is lost or damaged, a commit that is not finished, or a pull that goes on.
         """
         kept = {path.name for path in (self.hidden / "collections").iterdir()} | history.servers()
+        kept.update(self.known())
         unclear = kept - set(self.servers())
         for name in set(self.servers()):
             committed = self.committed(name)
@@ -1288,21 +1451,33 @@ class Archive:
         Raises UsageError if nothing of the server is published.
         """
         while True:
-            committed = self._require(name)
+            try:
+                committed = self._require(name)
+            except RecordDamaged as damaged:
+                return [Damage("the record", _without_name(str(damaged), name))]
+            except UsageError:
+                if name not in self.known() or self._is_at_work(name):
+                    raise
+                return [Damage("the record", "is gone")]
             damage = self._damage(committed, share)
-            now = self.committed(name)
             # A collection that was committed meanwhile explains every difference.
-            if now == committed:
+            if self.is_readable(name) and self.committed(name) == committed:
                 return sorted(damage, key=lambda item: item.path)
 
-    def drop_damaged(self, name: str) -> int:
+    def drop_damaged(self, name: str, received: Path | None = None) -> int:
         """Remove the objects of the newest collection that are not what they should be; return how many.
 
-        They are fetched again by the next pull that looks. Call with the lock held.
+        They are fetched again by the next pull that looks. `received` is the list of files that the school
+        has now: of a damaged record it is the only one. Call with the lock held.
         """
         dropped = 0
-        committed = self.committed(name)
-        for lines in (self._kept(committed), committed.view()) if committed is not None else ():
+        committed = self.committed(name) if self.is_readable(name) else None
+        lists: list[Iterator[bytes]] = []
+        if committed is not None:
+            lists = [self._kept(committed), committed.view()]
+        elif received is not None:
+            lists = [self.objects.ciphertexts.lines(name, lines_of(received))]
+        for lines in lists:
             for file in map(file_of, readable(lines)):
                 place = self.objects.find(name, file.path.removeprefix("data/"), file.sha256)
                 if place is not None and digest_of(place) != file.sha256:
@@ -1338,13 +1513,13 @@ class Archive:
             return committed.files()
         return ciphertexts.lines(committed.name, readable(committed.files()))
 
-    def mend_earlier_years(self, name: str) -> int:
-        """Put objects in the place of files of earlier years that are damaged or gone; return how many.
+    def mend_earlier_years(self, name: str) -> list[str]:
+        """Put objects in the place of files of earlier years that are damaged or gone; return which.
 
         An object that was fetched again is another file than the one that such a tree links to. Call with the
         lock held.
         """
-        mended = 0
+        mended: list[str] = []
         committed = self._require(name)
         for year, version in {version.year: version for version in self.versions(name)}.items():
             tree = self.tree_of(year, committed.pull.state, name)
@@ -1357,7 +1532,7 @@ class Archive:
                     continue
                 if not _holds(tree / path, file.sha256) and _holds(place, file.sha256):
                     self._replace(name, place, tree / path)
-                    mended += 1
+                    mended.append(f"{year}: {path}")
         return mended
 
     def _replace(self, name: str, place: Path, target: Path) -> None:
@@ -1372,27 +1547,39 @@ class Archive:
             target.parent.chmod(mode)
 
     def _damage(self, committed: Committed, share: float) -> list[Damage]:
-        damage: list[Damage] = []
+        damage = [Damage(flaw.name, flaw.problem) for flaw in flaws(committed.record)]
+        told = {item.path for item in damage}
         try:
-            if survey(committed.files(), NO_LIMITS).manifest_sha256 != committed.pull.manifest_sha256:
+            if not told and survey(committed.files(), NO_LIMITS).manifest_sha256 != (
+                committed.pull.manifest_sha256
+            ):
                 damage.append(Damage(FILES, "of the record is not the one that was committed"))
-            damage += _signature_damage(committed)
-            if not _has_published_list(committed.record):
-                damage.append(Damage(VIEW, "of the record is not the one that was published"))
-            if self.objects.on_demand:
-                damage += self._content_damage(committed, share)
-            else:
-                damage += _differences(committed.tree, committed.view(), share)
-            newest_of_year = {version.year: version for version in self.versions(committed.name)}
-            for year, version in newest_of_year.items():
-                tree = self.tree_of(year, committed.pull.state, committed.name)
-                if year != committed.pull.year and tree.is_dir():
-                    damage += [
-                        Damage(f"{year}: {d.path}", d.problem)
-                        for d in _differences(tree, self.view(version), share)
-                    ]
+            # What a damaged list names says nothing of the files.
+            if not told & {FILES, VIEW, "pull.json"}:
+                if self.objects.on_demand:
+                    damage += self._content_damage(committed, share)
+                else:
+                    damage += _differences(committed.tree, committed.view(), share)
         except (CentralError, ManifestError, BagRefused, OSError) as error:
-            damage.append(Damage(FILES, str(error)))
+            damage.append(_unreadable(committed, error))
+        try:
+            damage += self._damage_of_earlier_years(committed, share)
+        except HistoryError:
+            pass  # it is of all servers, and told once (shala_central.backup)
+        except (CentralError, ManifestError, OSError) as error:
+            damage.append(_unreadable(committed, error))
+        return damage
+
+    def _damage_of_earlier_years(self, committed: Committed, share: float) -> list[Damage]:
+        damage: list[Damage] = []
+        newest_of_year = {version.year: version for version in self.versions(committed.name)}
+        for year, version in newest_of_year.items():
+            tree = self.tree_of(year, committed.pull.state, committed.name)
+            if year != committed.pull.year and tree.is_dir():
+                damage += [
+                    Damage(f"{year}: {d.path}", d.problem)
+                    for d in _differences(tree, self.view(version), share)
+                ]
         return damage
 
     def _content_damage(self, committed: Committed, share: float) -> list[Damage]:
@@ -1501,6 +1688,20 @@ def handles(versions: Sequence[Version]) -> dict[Version, str]:
     return names
 
 
+def _unreadable(committed: Committed, error: Exception) -> Damage:
+    """Say what could not be read of a server, and why."""
+    if isinstance(error, OSError):
+        place = Path(os.fsdecode(error.filename or committed.tree))
+        if place.is_relative_to(committed.tree):
+            place = place.relative_to(committed.tree)
+        return Damage(str(place), f"cannot be read: {error.strerror}")
+    return Damage("the record", _without_name(str(error), committed.name))
+
+
+def _without_name(text: str, name: str) -> str:
+    return text.removeprefix(f"the record of {name} ")
+
+
 def hash_of(tag_files: Mapping[str, bytes]) -> str:
     """Return one digest over tag files, to tell whether the same thing came again."""
     digest = hashlib.sha256()
@@ -1535,43 +1736,10 @@ def _by_number(name: str) -> tuple[str, int, str]:
     return (match[1], int(match[2]), name) if match else (name, 0, name)
 
 
-def _signature_damage(committed: Committed) -> list[Damage]:
-    """Return whether the device's signature still fits the record."""
-    if not committed.pull.public_key:
-        return []
-    try:
-        tags = (committed.record / TAG_MANIFEST).read_bytes()
-        signer = signer_of((committed.record / SIGNATURE).read_bytes(), tags)
-        manifest = f"{committed.pull.manifest_sha256}  {MANIFEST}\n".encode()
-        if signer == committed.pull.public_key and manifest in tags:
-            return []
-    except (OSError, SignatureWrong) as error:
-        return [Damage(SIGNATURE, str(error))]
-    return [Damage(SIGNATURE, "is not that of the device that sealed the collection")]
-
-
 def _chosen_in(record: Path) -> Path:
     """Return the list of what is in view by a record, as the school sealed it."""
     view = record / VIEW
     return view if view.is_file() else record / FILES
-
-
-def _has_sealed_list(record: Path) -> bool:
-    """Return whether FILES of a record is still the one that the school sealed."""
-    try:
-        head = msgspec.json.decode((record / "HEAD").read_bytes(), type=Head)
-        return digest_of(record / FILES) == head.files_sha256
-    except (OSError, msgspec.MsgspecError):
-        return False
-
-
-def _has_published_list(record: Path) -> bool:
-    """Return whether VIEW of a record is still the one that was published; an older shala noted no digest."""
-    try:
-        wanted = msgspec.json.decode((record / "pull.json").read_bytes(), type=PullRecord).view_sha256
-        return not wanted or digest_of(record / VIEW) == wanted
-    except (OSError, msgspec.MsgspecError):
-        return False
 
 
 def _view_of(version: Version, record: Mapping[str, bytes]) -> bytes | None:
@@ -1609,19 +1777,27 @@ def _without_clashes(lines: Iterable[bytes]) -> Iterator[bytes]:
         yield line
 
 
-def _held(previous: Committed | None, collection: Collection) -> dict[str, int]:
-    """Return which suspect items leave the last good one in view: {platform/item: its collection}."""
+def _held(previous: Committed | None, collection: Collection, pull: PullRecord) -> dict[str, int]:
+    """Return which items leave an earlier one in view: {platform/item: its collection}.
+
+    Those that are suspect now; and what is held already, or was restored, until a good one comes.
+    """
     held: dict[str, int] = {}
     if previous is None:
         return held
-    before = previous.collection()
+    if previous.pull.is_of_same_collection(pull):
+        return previous.pull.held
+    try:
+        before = previous.collection()
+    except RecordDamaged:
+        before = None
     for item in collection.items:
         key = f"{item.platform}/{item.name}"
-        last = before.item(item.platform, item.name)
-        if item.outcome != SUSPECT or last is None or not last.files:
-            continue
-        if key in previous.pull.held:
+        last = before.item(item.platform, item.name) if before is not None else None
+        if item.outcome in (SUSPECT, FAILED) and key in previous.pull.held:
             held[key] = previous.pull.held[key]
+        elif item.outcome != SUSPECT or last is None or not last.files:
+            continue
         elif last.outcome != SUSPECT or key in previous.pull.accepted:
             held[key] = last.carried_from or previous.pull.sequence
     return held
@@ -1639,7 +1815,13 @@ def _write_view(
 def _differences(tree: Path, lines: Iterable[bytes], share: float = 1.0) -> list[Damage]:
     """Return how a tree differs from a list of files, reading every file of it."""
     damage: list[Damage] = []
-    found = _walk(tree)
+    closed: list[str] = []  # folders that cannot be read: nothing is said of what is in them
+
+    def note(folder: str, error: OSError) -> None:
+        closed.append(folder)
+        damage.append(Damage(folder or ".", f"cannot be read: {error.strerror} (a folder)"))
+
+    found = _walk(tree, note)
     here = next(found, None)
     for line in lines:
         file = file_of(line)
@@ -1649,7 +1831,8 @@ def _differences(tree: Path, lines: Iterable[bytes], share: float = 1.0) -> list
             here = next(found, None)
         path = file.path.removeprefix("data/")
         if here != path:
-            damage.append(Damage(path, "is missing"))
+            if not any(path.startswith(folder) for folder in closed):
+                damage.append(Damage(path, "is missing"))
             continue
         here = next(found, None)
         try:
@@ -1667,26 +1850,59 @@ def _differences(tree: Path, lines: Iterable[bytes], share: float = 1.0) -> list
     return damage
 
 
-def _walk(tree: Path, prefix: str = "") -> Iterator[str]:
-    """Yield the paths of everything below a tree that is not a folder, in the order of manifests."""
-    with contextlib.suppress(FileNotFoundError):
-        for entry in sorted(os.scandir(tree / prefix), key=lambda entry: entry.name):
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(tree, f"{prefix}{entry.name}/")
-            else:
-                yield f"{prefix}{entry.name}"
+def _walk(tree: Path, unreadable: Callable[[str, OSError], None], prefix: str = "") -> Iterator[str]:
+    """Yield the paths of everything below a tree that is not a folder, in the order of manifests.
+
+    A folder that cannot be read is told (`gstudio/db/`), and left out.
+    """
+    try:
+        entries = sorted(os.scandir(tree / prefix), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        unreadable(prefix, error)
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(tree, unreadable, f"{prefix}{entry.name}/")
+        else:
+            yield f"{prefix}{entry.name}"
 
 
 def _same_collection(record: Path, other: Path) -> bool:
-    """Return whether two records are of the same collection; one that cannot be read is of none."""
+    """Return whether two records are of the same collection, as far as they can be read."""
+    newest = read_pull(other)
+    pull = _pull_of(record, newest.state)
+    if not pull.manifest_sha256:  # its name is all that is left
+        return (pull.year, pull.sequence) == (newest.year, newest.sequence)
+    return pull.is_of_same_collection(newest)
+
+
+def _pull_of(record: Path, state: str) -> PullRecord:
+    """Return how the collection of a record came; of one that a disk has damaged what is left of it."""
     try:
-        one, two = (
-            msgspec.json.decode((place / "pull.json").read_bytes(), type=PullRecord)
-            for place in (record, other)
-        )
-    except (OSError, msgspec.MsgspecError):
-        return False
-    return (one.manifest_sha256, one.year, one.sequence) == (two.manifest_sha256, two.year, two.sequence)
+        return read_pull(record)
+    except (FileNotFoundError, RecordDamaged):
+        return what_is_left(record, state)
+
+
+def _copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Put files of one record in the place of another's, each whole or not at all."""
+    for name in names:
+        if not (source / name).is_file():
+            continue
+        staged = target / f".{name}.part"
+        shutil.copyfile(source / name, staged)
+        sync_file_system(target)
+        staged.replace(target / name)
+    sync_folder(target)
+
+
+def _damaged_record(name: str, why: str) -> RecordDamaged:
+    return RecordDamaged(
+        f"the record of {name} is damaged: {why} (shala archive repair {name} --from ROOT, where there is"
+        f" another copy of the archive; or shala pull --again {name})"
+    )
 
 
 def _holds(path: Path, sha256: str) -> bool:

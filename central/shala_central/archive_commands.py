@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
+from shala_agent.collection import Collection
 
 from shala_central.archive import Archive, Committed, Entry, handles
+from shala_central.backup import back_up, damaged_tables, put_back
 from shala_central.bag import count_items
 from shala_central.ciphertext import read_identities
+from shala_central.cold import ColdFailed
 from shala_central.config import CentralConfig
 from shala_central.failure import UsageError
 from shala_central.fleet import read_fleet, select
+from shala_central.history import HistoryError
+from shala_central.integrity import note_damage
 from shala_central.moving import only_packed_here, places, reindex, upload
 from shala_central.options import (
     FAILED,
@@ -33,6 +39,7 @@ from shala_central.options import (
     servers_of,
     visible,
 )
+from shala_central.records import PullRecord, RecordDamaged
 from shala_central.report import size, table
 
 if TYPE_CHECKING:
@@ -113,18 +120,27 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
       shala archive show 2031017-mz17
     """
     archive = open_archive(config)
-    committed, quarantined = archive.committed(name), archive.quarantined(name)
-    if committed is None and not quarantined:
+    damaged, quarantined = archive.damaged_record(name), archive.quarantined(name)
+    committed = None if damaged else archive.committed(name)
+    collection = None
+    try:
+        collection = committed.collection() if committed is not None else None
+    except RecordDamaged as unreadable:
+        damaged = f"{unreadable} ({_ways([name])})"
+    if damaged:
+        click.echo(f"shala: {damaged}", err=True)
+    elif committed is None and not quarantined:
         raise UsageError(
             f"nothing of '{name}' is in the archive (shala archive tree --depth 2 shows what is)"
         )
-    history, releases = archive.records(name), archive.releases(name)
+    history, releases = _records(archive, name), archive.releases(name)
     if as_json:
         print_json(
             {
                 "name": name,
                 "tree": str(committed.tree) if committed else None,
-                "collection": committed.collection() if committed else None,
+                "damaged": damaged,
+                "collection": collection,
                 "pull": committed.pull if committed else None,
                 "encrypted": committed.encrypted() if committed else [],
                 "history": history,
@@ -132,11 +148,11 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
                 "releases": releases,
             }
         )
-        return 0
-    if committed is None:
-        click.echo(f"{name}: nothing is committed yet")
-    else:
-        _print_committed(committed)
+        return PARTLY if damaged else 0
+    if damaged or committed is None:
+        click.echo(f"{name}: {'its record is damaged' if damaged else 'nothing is committed yet'}")
+    if committed is not None and collection is not None:
+        _print_committed(committed, collection)
     if committed is not None:
         _print_held(committed)
     for item in committed.encrypted() if committed else ():
@@ -157,7 +173,7 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
         for reason in reasons if isinstance(reasons, list) else []:
             click.echo(f"  {reason}")
     click.echo(f"\nMore: shala archive verify {name}, shala archive show {name} --json")
-    return 0
+    return PARTLY if damaged else 0
 
 
 def _print_held(committed: Committed) -> None:
@@ -171,8 +187,19 @@ def _print_held(committed: Committed) -> None:
         click.echo(f"  readers see {shown} of collection {number} ({way})")
 
 
-def _print_committed(committed: Committed) -> None:
-    collection = committed.collection()
+def _records(archive: Archive, name: str) -> list[PullRecord]:
+    """Return how the kept collections came; without a history that can be read, how the newest did."""
+    try:
+        return archive.records(name)
+    except HistoryError as error:
+        click.echo(f"shala: {error}; only the newest collection is known", err=True)
+    except RecordDamaged:
+        pass  # that is told already
+    committed = archive.committed(name) if archive.is_readable(name) else None
+    return [committed.pull] if committed is not None else []
+
+
+def _print_committed(committed: Committed, collection: Collection) -> None:
     click.echo(f"{committed.name}  {visible(collection.school_name)}".rstrip())
     click.echo(f"  {committed.tree}")
     click.echo(
@@ -225,19 +252,23 @@ def archive_verify(
     """
     archive = open_archive(config)
     chosen = servers_of(archive, names)
-    answers = []
+    answers: list[dict[str, Any]] = []
     with bar(chosen, "Verifying", quiet=as_json) as moving:
         for name in moving:
             damage = archive.verify(name, share=sample / 100)
             if deep:
                 from shala_central.integrity import damaged_objects
 
-                damage = [*damage, *damaged_objects(archive, name)]
+                damage = [*damage, *damaged_objects(archive, name, damage)]
             answers.append({"name": name, "damage": damage})
     damaged = [answer for answer in answers if answer["damage"]]
+    tables = damaged_tables(archive)
+    note_damage(archive, {str(a["name"]): a["damage"] for a in answers if a["damage"] or sample == 100})
     if as_json:
-        print_json({"servers": answers})
+        print_json({"servers": answers, "tables": tables})
     else:
+        for table_damage in tables:
+            click.echo(f"{table_damage.path} {table_damage.problem}")
         for answer in answers:
             found: list[Any] = answer["damage"]
             click.echo(f"{answer['name']}: {counted(len(found), 'damaged file') if found else 'ok'}")
@@ -245,10 +276,12 @@ def archive_verify(
                 click.echo(f"  {item.path} {item.problem}")
             if len(found) > MAX_SHOWN:
                 click.echo(f"  and {len(found) - MAX_SHOWN} more (--json has all)")
-        whole = f"{len(answers) - len(damaged)} of {counted(len(answers), 'server')} whole"
-        hint = f"; left: {len(damaged)} damaged. Mend: shala archive repair" if damaged else ""
+        whole = f"{len(answers) - len(damaged)} of {counted(len(answers), 'server')} undamaged"
+        hint = (
+            f"; left: {len(damaged)} damaged. {_ways([str(a['name']) for a in damaged])}" if damaged else ""
+        )
         click.echo(f"{whole}{hint}")
-    if not damaged:
+    if not damaged and not tables:
         return 0
     return FAILED if len(damaged) == len(answers) else PARTLY
 
@@ -267,8 +300,10 @@ def archive_verify(
 def archive_scrub(days: int | None, percent: float | None, config: CentralConfig, as_json: bool) -> int:
     """Read again what has not been read for longest: run daily, everything within archive.scrub_days.
 
-    In the bucket all names and sizes are compared in the same time, and archive.objects_scrub_percent of the
-    contents read back, others each time: that is traffic that may have to be paid for.
+    First it copies history.sqlite, cold.sqlite and encrypted.sqlite to .shala/backup, if they are whole;
+    shala archive repair puts them back. In the bucket all names and sizes are compared in the same time, and
+    archive.objects_scrub_percent of the contents read back, others each time: that is traffic that may have
+    to be paid for.
 
     \b
     Examples:
@@ -276,17 +311,28 @@ def archive_scrub(days: int | None, percent: float | None, config: CentralConfig
       shala archive scrub --days 1                everything, now
       shala archive scrub --days 1 --bucket 100   the bucket too
     """
-    from shala_central.integrity import scrub
+    from shala_central.integrity import Scrubbed, scrub
 
     settings = config.archive
     if percent is None:
         percent = settings.objects_scrub_percent
-    done = scrub(open_archive(config, writing=True), days or settings.scrub_days, percent)
+    archive = open_archive(config, writing=True)
+    tables = back_up(archive)
+    try:
+        done = scrub(archive, days or settings.scrub_days, percent)
+    except ColdFailed:
+        if not tables:
+            raise
+        done = Scrubbed(failed="what is packed was not read")
     if as_json:
-        print_json(done)
+        print_json({**msgspec.to_builtins(done), "tables": tables})
     else:
+        for table_damage in tables:
+            click.echo(f"{table_damage.path} {table_damage.problem}")
         for damage in done.damage[:MAX_SHOWN]:
             click.echo(f"{damage.path} {damage.problem}")
+            for where in damage.concerns:
+                click.echo(f"  {visible(where)}")
         if done.failed:
             click.echo(f"shala: {done.failed}", err=True)
         hint = " Mend: shala archive repair" if done.damage else ""
@@ -296,7 +342,13 @@ def archive_scrub(days: int | None, percent: float | None, config: CentralConfig
             f" {len(done.damage) or 'none'} damaged."
             f" The oldest reading is of {done.oldest or 'never'}.{hint}"
         )
-    return FAILED if done.damage or done.failed else 0
+    return FAILED if done.damage or done.failed or tables else 0
+
+
+def _ways(names: Sequence[str]) -> str:
+    """Say what mends servers: nothing does that has no good copy."""
+    again = f"shala pull --again {' '.join(names[:5])}"
+    return f"Mend: shala archive repair --from ROOT (another copy of the archive), or {again}"
 
 
 @archive_group.command("repair", short_help="Mend damaged or lost content from a second copy.")
@@ -314,7 +366,8 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
     """Mend damaged or lost content from a second copy of the archive, plain or packed there.
 
     The copy is only read; its disk may be mounted read-only. What no copy has can be asked of the school
-    again, if its newest collection holds it: shala pull --again.
+    again, if its newest collection holds it: shala pull --again. A damaged history.sqlite, cold.sqlite or
+    encrypted.sqlite is replaced by its copy in .shala/backup.
 
     \b
     Examples:
@@ -324,27 +377,49 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
     from shala_central.integrity import SecondCopy, repair
 
     archive = open_archive(config, writing=True)
-    chosen = servers_of(archive, names)
     if second is not None and not (second / ".shala").is_dir():
         raise UsageError(f"{second} is not an archive (--from takes the root of a copy, with .shala in it)")
+    if tables := put_back(archive):
+        archive = open_archive(config, writing=True)
+    chosen = servers_of(archive, names)
     copy = SecondCopy(archive, second) if second is not None else None
     answers = [repair(archive, name, copy) for name in chosen]
     if as_json:
-        print_json({"servers": answers})
+        print_json({"servers": answers, "tables": tables})
     else:
+        for one in tables:
+            done_with_it = f"the copy of {one.copied[:16]} is put back" if one.copied else "left"
+            click.echo(f"{one.name}: {done_with_it}")
+            for lost in one.lost[:MAX_SHOWN]:
+                click.echo(f"  not in it: {lost}" if one.copied else f"  {lost}")
         for answer in answers:
-            if answer.mended or answer.lost:
-                click.echo(f"{answer.name}: {len(answer.mended)} mended, {len(answer.lost)} left")
-                for path in answer.lost[:MAX_SHOWN]:
-                    click.echo(f"  {visible(path)}")
+            if answer.mended or answer.put_back or answer.lost:
+                click.echo(
+                    f"{answer.name}: {len(answer.mended)} mended, {len(answer.put_back)} put back in view,"
+                    f" {len(answer.lost)} left"
+                )
+                for word, paths in (
+                    ("mended", answer.mended),
+                    ("put back", answer.put_back),
+                    ("left", answer.lost),
+                ):
+                    for path in paths[:MAX_SHOWN]:
+                        click.echo(f"  {word}: {visible(path)}")
+                    if len(paths) > MAX_SHOWN:
+                        click.echo(f"  {word}: {len(paths) - MAX_SHOWN} more (--json has all)")
         left = [answer.name for answer in answers if answer.lost]
-        again = f" Again from the school: shala pull --again {' '.join(left[:5])}" if left else ""
-        mended = sum(len(answer.mended) for answer in answers)
-        click.echo(f"{counted(mended, 'file')} mended, {counted(len(left), 'server')} left.{again}")
+        again = f" {_ways(left)}" if left else ""
+        done = sum(len(answer.mended) for answer in answers)
+        back = sum(len(answer.put_back) for answer in answers)
+        click.echo(
+            f"{counted(done, 'file')} mended, {back} put back in view,"
+            f" {counted(len(left), 'server')} left.{again}"
+        )
     left_over = [answer for answer in answers if answer.lost]
     if not left_over:
-        return 0
-    return PARTLY if len(left_over) < len(answers) or any(answer.mended for answer in answers) else FAILED
+        return 0 if all(one.copied for one in tables) else PARTLY
+    done_some = any(answer.mended or answer.put_back for answer in answers)
+    return PARTLY if len(left_over) < len(answers) or done_some else FAILED
 
 
 @archive_group.command("status", short_help="Show how complete the archive is.")
@@ -360,51 +435,61 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
 def archive_status(limit: str | None, html_file: Path | None, config: CentralConfig, as_json: bool) -> int:
     """Show how complete the archive is: by state, and every server that lacks something.
 
+    Whole is a server of whose newest collection every item is ok and in view, after which nothing was refused
+    (quarantine), and of which the last verify or scrub found nothing damaged.
+
     \b
     Examples:
       shala archive status
       shala archive status --limit state_mz --html status.html
     """
-    from shala_central.completeness import by_state, completeness, page
+    from shala_central.completeness import CONDITIONS, by_state, completeness, page
 
     archive = open_archive(config)
-    only_objects, only_bytes = only_packed_here(archive)
+    try:
+        only_objects, only_bytes = only_packed_here(archive)
+    except ColdFailed as failed:
+        click.echo(f"shala: {failed}", err=True)
+        only_objects = only_bytes = 0
     entries = completeness(archive, select(read_fleet(Path(config.fleet)), (), limit))
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
     if html_file is not None:
-        html_file.write_text(page(entries, f"made {made}"), encoding="utf-8")
+        # It names schools and what they lack: for its owner and group, as the archive is.
+        descriptor = os.open(html_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(page(entries, f"made {made}"))
     if as_json:
         only = {"objects": only_objects, "bytes": only_bytes}
         print_json({"made": made, "states": by_state(entries), "servers": entries, "only_packed_here": only})
         return 0
     rows = [{**row, "bytes": size(int(str(row["bytes"])))} for row in by_state(entries)]
-    numbers = ("servers", "delivered", "whole", "bytes")
+    numbers = ("servers", "delivered", *CONDITIONS, "bytes")
     for line in table(rows, ("state", *numbers), numbers):
         click.echo(line)
-    lacking = [
-        entry for entry in entries if entry.items["ok"] < sum(entry.items.values()) or not entry.sequence
-    ]
+    lacking = [entry for entry in entries if not entry.is_whole]
     if lacking:
-        click.echo("\nNot whole, or not there:")
+        click.echo("\nNot whole:")
         rows = [_lack(entry) for entry in lacking]
         for line in table(rows, ("server", "collection", "pulled", "items", "lacks"), ("collection",)):
             click.echo(line)
     _print_only(archive, only_objects, only_bytes)
+    if pulled := [entry for entry in entries if entry.pulled]:
+        longest = min(pulled, key=lambda entry: entry.pulled)
+        click.echo(f"\nLongest ago pulled: {longest.name}, {longest.pulled[:16]}")
     whole = f"{len(entries) - len(lacking)} of {counted(len(entries), 'server')} whole"
-    click.echo(f"\n{whole}. More: shala archive show NAME")
-    return 0
+    kinds = {kind: sum(kind in entry.conditions for entry in entries) for kind in CONDITIONS[1:]}
+    others = "".join(f", {count} {kind}" for kind, count in kinds.items() if count)
+    click.echo(f"\n{whole}{others}. More: shala archive show NAME")
+    return PARTLY if any("damaged" in entry.conditions and not entry.sequence for entry in entries) else 0
 
 
 def _lack(entry: Completeness) -> dict[str, object]:
-    bad = [f"{name} {outcome}" for name, outcome in entry.outcomes.items() if outcome != "ok"]
-    quarantined = [f"{entry.quarantined} in quarantine"] if entry.quarantined else []
-    shown = [*bad[:3], *([f"and {len(bad) - 3} more"] if len(bad) > 3 else []), *quarantined]
     return {
         "server": entry.name,
         "collection": entry.sequence or "-",
         "pulled": entry.pulled[:16] or "never",
         "items": items_line(entry.items) if entry.sequence else "-",
-        "lacks": visible(", ".join(shown)),
+        "lacks": visible(", ".join(entry.lacks)),
     }
 
 
@@ -422,12 +507,17 @@ def archive_log(name: str, config: CentralConfig, as_json: bool) -> int:
     Example:
       shala archive log 2031017-mz17
     """
-    versions = open_archive(config).versions(name)[::-1]
+    archive = open_archive(config)
+    try:
+        versions, code = archive.versions(name)[::-1], 0
+    except HistoryError as error:
+        click.echo(f"shala: {error}; only the newest is known", err=True)
+        versions, code = [archive.newest(name)], PARTLY
     names = handles(versions)
     if as_json:
         listed = [{**msgspec.structs.asdict(version), "handle": names[version]} for version in versions]
         print_json({"name": name, "collections": listed})
-        return 0
+        return code
     rows = [
         {
             "collection": names[version],
@@ -442,7 +532,7 @@ def archive_log(name: str, config: CentralConfig, as_json: bool) -> int:
     for line in table(rows, ("collection", "year", "pulled", "files", "bytes"), numbers):
         click.echo(line)
     click.echo(f"More: shala archive diff {name} OLD NEW, shala archive checkout {name} NUMBER FOLDER")
-    return 0
+    return code
 
 
 @archive_group.command("diff", short_help="Show what changed between two collections.")
@@ -635,7 +725,9 @@ def archive_export(  # noqa: PLR0917 - click's
     wanted = servers_of(archive, names)
     if limit is not None:
         wanted = [server.name for server in select(read_fleet(Path(config.fleet)), names, limit)]
-    versions = [archive.version(name, number) for name in wanted if name in names or archive.committed(name)]
+    versions = [
+        archive.version(name, number) for name in wanted if name in names or archive.is_readable(name)
+    ]
     if not versions:
         raise UsageError("no chosen server has a collection (shala archive status shows which have)")
     identities = read_identities(identity) if identity is not None else ()
@@ -645,7 +737,7 @@ def archive_export(  # noqa: PLR0917 - click's
     else:
         whose = counted(len(done.servers), "server")
         click.echo(f"{target}: {whose}, {counted(done.files, 'file')}, {size(done.bytes)}")
-    return 0
+    return 0 if names else _name_damaged(archive)
 
 
 @archive_group.group("quarantine", cls=Group)
@@ -769,6 +861,8 @@ def archive_prune(dry_run: bool, config: CentralConfig, as_json: bool) -> int:
     settings = config.archive
     archive = open_archive(config, writing=not dry_run)
     pruned = archive.prune(settings.keep_days, settings.keep_months, pretend=dry_run)
+    if not dry_run:
+        back_up(archive)  # what was packed just now is nowhere else
     if as_json:
         print_json(
             {
@@ -786,7 +880,15 @@ def archive_prune(dry_run: bool, config: CentralConfig, as_json: bool) -> int:
         f"{word}: {counted(len(pruned.versions), 'collection')}, {counted(pruned.objects, 'object')};"
         f" room: {size(pruned.bytes)}, and {size(pruned.packed)} by packing"
     )
-    return 0
+    return _name_damaged(archive)
+
+
+def _name_damaged(archive: Archive) -> int:
+    """Name the servers that were left out because nothing can be told of them; return the exit code."""
+    damaged = archive.damaged()
+    for reason in damaged.values():
+        click.echo(f"shala: {reason}", err=True)
+    return PARTLY if damaged else 0
 
 
 def _print_only(archive: Archive, objects: int, size_here: int) -> None:
@@ -815,7 +917,7 @@ def archive_encrypt(names: tuple[str, ...], config: CentralConfig, as_json: bool
     if not config.archive.recipients:
         raise UsageError("there is nobody to encrypt to (archive.recipients in the configuration: age1...)")
     archive = open_archive(config, writing=True)
-    chosen = servers_of(archive, names)
+    chosen = [name for name in servers_of(archive, names) if archive.is_readable(name)]
     with bar(chosen, "Encrypting", quiet=as_json) as moving:
         answers = [encrypt(archive, name) for name in moving]
     left = [answer for answer in answers if answer.left]

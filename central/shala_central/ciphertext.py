@@ -221,7 +221,7 @@ class Ciphertexts:
         return self._db
 
     def _failure(self, error: sqlite3.Error) -> CentralError:
-        return CentralError(f"{self._path}: {error} (bring back the copy of last night)")
+        return CentralError(f"{self._path}: {error} (shala archive repair puts back the copy of last night)")
 
 
 def item_of(path: str) -> str:

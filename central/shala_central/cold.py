@@ -213,7 +213,8 @@ class Cold:
     def _failure(self, error: sqlite3.DatabaseError) -> ColdFailed:
         # Of these only a file that is none any more is worth bringing an older one back.
         full = isinstance(error, sqlite3.OperationalError)
-        way = "is the disk full, or another run at work?" if full else "bring back the copy of last night"
+        back = "shala archive repair puts back the copy of last night"
+        way = "is the disk full, or another run at work?" if full else back
         return ColdFailed(f"{self._path}: {error} ({way})")
 
     def _opened(self) -> sqlite3.Connection:

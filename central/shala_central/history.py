@@ -19,6 +19,7 @@ import msgspec
 import zstandard
 from shala_agent.manifest import Change, File, compose_all, read_changes, write_line
 
+from shala_central.failure import CentralError
 from shala_central.listing import fold
 
 VERSION = 1
@@ -31,7 +32,7 @@ PRAGMA user_version = {VERSION};
 """
 
 
-class HistoryError(Exception):
+class HistoryError(CentralError):
     """The history cannot be read; the text says why."""
 
 
@@ -226,7 +227,11 @@ def _read(lines: bytes) -> Iterator[Change]:
 
 
 def _unpacked(packed: bytes) -> bytes:
-    return zstandard.ZstdDecompressor().decompressobj().decompress(packed)
+    """Unpack what a row holds. Raises HistoryError."""
+    try:
+        return zstandard.ZstdDecompressor().decompressobj().decompress(packed)
+    except zstandard.ZstdError as error:
+        raise HistoryError(f"a row of the history cannot be unpacked: {error}") from None
 
 
 # A day's changes have some kilobytes: the tables of a high level are made no larger than that is worth.
@@ -244,7 +249,7 @@ def _reason(path: Path, error: sqlite3.DatabaseError) -> str:
     # Of these only a file that is none any more is worth bringing an older one back.
     if isinstance(error, sqlite3.OperationalError):
         return f"{path}: {error} (is the disk full, or the file somebody else's?)"
-    return f"{path}: {error} (bring back the copy of last night)"
+    return f"{path}: {error} (shala archive repair puts back the copy of last night)"
 
 
 def _packed(raw: bytes) -> bytes:

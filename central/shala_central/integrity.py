@@ -11,20 +11,24 @@ import math
 import os
 import random
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 from shala_agent.manifest import File, ManifestError
 
-from shala_central.archive import VIEW, Archive, Damage
+from shala_central.archive import Archive, Damage
 from shala_central.cold import ColdDamaged, ColdFailed
 from shala_central.failure import CentralError
+from shala_central.history import HistoryError
+from shala_central.listing import file_of, readable
 from shala_central.objects import SHARED, ObjectDamaged, Objects, digest_of
 from shala_central.publish import sync_file_system, write_file
+from shala_central.records import RecordDamaged, flaws, folders_of
 from shala_central.remote import Local, Remote, in_parallel
 
 logger = logging.getLogger(__name__)
+MAX_CONCERNS = 3  # files that are named of one content: the first ones
 SHARES = 256  # by the first two digits of a digest
 
 
@@ -44,11 +48,46 @@ class Scrubbed(msgspec.Struct):
 
 
 class Repaired(msgspec.Struct, frozen=True):
-    """What was mended of a server and what could not be: paths below its folder."""
+    """What was mended of a server and what could not be: paths below its folder.
+
+    `mended` are contents and files of the record that are good again, `put_back` files of the trees that were
+    gone or others, and stand there again.
+    """
 
     name: str
     mended: list[str]
     lost: list[str]
+    put_back: list[str] = msgspec.field(default_factory=list)
+
+
+class Noted(msgspec.Struct, frozen=True):
+    """What the last look found damaged of a server: when that was, how many files, and the first."""
+
+    at: str
+    files: int
+    first: str
+
+
+def note_damage(archive: Archive, found: Mapping[str, Sequence[Damage]]) -> None:
+    """Keep for `status` what was found damaged of servers; nothing found clears what was noted before.
+
+    Who may only read the archive cannot: then it stays as it was.
+    """
+    noted = noted_damage(archive)
+    for name, damage in found.items():
+        noted.pop(name, None)
+        if damage:
+            noted[name] = Noted(_now(), len(damage), f"{damage[0].path} {damage[0].problem}")
+    with contextlib.suppress(OSError):
+        write_file(archive.hidden / "damaged.json", msgspec.json.encode(noted))
+
+
+def noted_damage(archive: Archive) -> dict[str, Noted]:
+    """Return what the last looks found damaged: {server: what}."""
+    try:
+        return msgspec.json.decode((archive.hidden / "damaged.json").read_bytes(), type=dict[str, Noted])
+    except (OSError, msgspec.MsgspecError):
+        return {}
 
 
 class SecondCopy:
@@ -74,6 +113,10 @@ class SecondCopy:
                 if digest_of(target) == file.sha256:
                     return True
         return False
+
+    def records(self, name: str) -> list[Path]:
+        """Return the records of a server's newest collections there; nothing says that they are whole."""
+        return folders_of(self._root / ".shala" / "collections" / name)
 
     @contextlib.contextmanager
     def _trying(self) -> Iterator[None]:
@@ -103,13 +146,31 @@ class _Readings(msgspec.Struct):
     format: int = 1
 
 
-def damaged_objects(archive: Archive, name: str) -> list[Damage]:
-    """Return what is damaged of all that a server's kept collections need."""
+def damaged_objects(archive: Archive, name: str, told: Sequence[Damage] = ()) -> list[Damage]:
+    """Return what is damaged of all that a server's kept collections need, but for what is `told` already.
+
+    `told` is of the tree, whose files are the objects of the list of what is in view.
+    """
     damage: list[Damage] = []
     try:
-        damage += [Damage(path, problem) for path, problem, _ in _damaged(archive, name)]
+        paths = {item.path for item in told}
+        known = set()
+        if paths and (committed := archive.committed(name)) is not None:
+            view = map(file_of, readable(committed.view()))
+            known = {file.sha256 for file in view if file.path.removeprefix("data/") in paths}
+        found = [
+            Damage(path, problem)
+            for path, problem, file in _damaged(archive, name)
+            if file.sha256 not in known or path not in paths
+        ]
+        damage += found
+    except RecordDamaged:
+        pass  # that is what is told of it
+    except (HistoryError, ColdFailed):
+        pass  # of all servers, and told once (shala_central.backup)
     except (CentralError, ManifestError) as error:
-        damage.append(Damage("the record", str(error)))
+        if not told:
+            damage.append(Damage("the record", str(error)))
     return damage
 
 
@@ -139,7 +200,37 @@ def scrub(archive: Archive, days: int, percent: float = 0) -> Scrubbed:
             done.failed = str(failed)
     if all(len(time) == SHARES for time in times):
         done.oldest = min(min(time.values()) for time in times)
+    if done.damage:
+        done.damage = _with_concerns(archive, done.damage)
     return done
+
+
+def _with_concerns(archive: Archive, damage: Sequence[Damage]) -> list[Damage]:
+    """Return damage of contents with the first files that need each; note it of their servers."""
+    files: dict[tuple[str, str], list[str]] = {_content(item): [] for item in damage}
+    pools = {pool for pool, _ in files}
+    found: dict[str, list[Damage]] = {}
+    for name in archive.servers() if SHARED in pools else sorted(pools.intersection(archive.servers())):
+        seen: set[tuple[str, str]] = set()
+        with contextlib.suppress(CentralError, ManifestError), archive.history() as history:
+            for file in archive.needed(name, history):
+                path = file.path.removeprefix("data/")
+                if (content := (archive.objects.pool_of(name, path), file.sha256)) not in files:
+                    continue
+                if content not in seen:
+                    found.setdefault(name, []).append(Damage(path, "has changed or cannot be read"))
+                    seen.add(content)
+                if (where := f"{name} {path}") not in files[content] and len(files[content]) < MAX_CONCERNS:
+                    files[content].append(where)
+    if found:
+        note_damage(archive, found)
+    return [msgspec.structs.replace(item, concerns=files[_content(item)]) for item in damage]
+
+
+def _content(item: Damage) -> tuple[str, str]:
+    """Return (pool, sha256) of a damage that was named by `_name`."""
+    pool, _, digest = item.path.rpartition(": ")[2].split("/")
+    return pool, digest
 
 
 def _longest_ago(times: Mapping[str, str]) -> list[str]:
@@ -220,13 +311,20 @@ def repair(archive: Archive, name: str, second: SecondCopy | None = None) -> Rep
     """
     mended: list[str] = []
     lost: list[str] = []
+    before = _record_flaws(archive, name)
     with archive.changing(name):
+        others = second.records(name) if second is not None else []
+        others += folders_of(archive.hidden / "backup" / "records" / name)  # as they were last night
+        if before and not archive.mend_record(name, others):
+            left = _record_flaws(archive, name)
+            told = ", ".join(sorted(left))
+            lost.append(f"the record of its collection ({told})")
+        mended += sorted(before - _record_flaws(archive, name))
+        if not archive.is_readable(name):
+            return Repaired(name, mended, lost)
         committed = archive.committed(name)
-        whole = committed is None or archive.is_whole(committed.record)
-        if committed is not None and not whole and archive.mend_view(name, committed):
-            mended.append(VIEW)
-        if committed is None or not archive.is_whole(committed.record):
-            return Repaired(name, mended, ["the record of its collection (shala pull --again)"])
+        if committed is None or not archive.lists_are_whole(committed.record):
+            return Repaired(name, mended, lost)
         for path, _problem, file in list(_damaged(archive, name)):
             if not archive.objects.on_demand and archive.objects.bring_back(
                 archive.objects.pool_of(name, path), file.sha256
@@ -243,10 +341,27 @@ def repair(archive: Archive, name: str, second: SecondCopy | None = None) -> Rep
             _send_anew(archive, archive.objects.pool_of(name, path), file.sha256)
             mended.append(path)
         mended += _mend_bucket(archive, name)
+        put_back = set(archive.strays(name))
         archive.relink(name)
-        archive.mend_earlier_years(name)
+        put_back -= set(archive.strays(name))
+        earlier = archive.mend_earlier_years(name)
         archive.recover(name)
-    return Repaired(name, mended, lost)
+    if not lost and not _record_flaws(archive, name):
+        note_damage(archive, {name: []})
+    return Repaired(name, mended, lost, [*sorted(put_back.difference(mended)), *earlier])
+
+
+def _record_flaws(archive: Archive, name: str) -> set[str]:
+    """Return which files of the record of a server are not as they should be."""
+    try:
+        committed = archive.committed(name)
+    except RecordDamaged:
+        folders = folders_of(archive.hidden / "collections" / name)
+        found = {flaw.name for record in folders[:1] for flaw in flaws(record)}
+        return found or {"current.json"}
+    if committed is None:
+        return {"all of it"} if name in archive.known() else set()
+    return {flaw.name for flaw in flaws(committed.record)}
 
 
 def _send_anew(archive: Archive, pool: str, sha256: str) -> bool:

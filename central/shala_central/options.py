@@ -86,7 +86,7 @@ def servers_of(archive: Archive, names: Sequence[str]) -> list[str]:
             raise UsageError(
                 f"nothing of '{visible(name)}' is in the archive (shala archive tree --depth 2 shows what is)"
             )
-    chosen = list(dict.fromkeys(names)) or archive.servers()
+    chosen = list(dict.fromkeys(names)) or archive.known()
     if not chosen:
         raise UsageError("nothing is committed yet (shala pull)")
     return chosen

@@ -8,11 +8,12 @@ import msgspec
 from shala_agent.collection import Collection
 from shala_agent.manifest import write_line
 
-from shala_central.archive import Archive, PullRecord
+from shala_central.archive import Archive
 from shala_central.ciphertext import item_of
 from shala_central.failure import UsageError
 from shala_central.history import Version
 from shala_central.listing import file_of, path_of
+from shala_central.records import PullRecord
 
 
 class Provenance(msgspec.Struct, frozen=True):

@@ -26,7 +26,7 @@ import msgspec
 from shala_agent.device import SIGNATURE, device_id
 from shala_agent.manifest import File
 
-from shala_central.archive import Archive, Committed, PullRecord
+from shala_central.archive import Archive, Committed
 from shala_central.assembly import ObjectsLost
 from shala_central.bag import (
     FILES,
@@ -51,6 +51,7 @@ from shala_central.fleet import Server
 from shala_central.listing import BUFFER, lines_of
 from shala_central.probe import Target, probe
 from shala_central.publish import remove_tree
+from shala_central.records import PullRecord, RecordDamaged
 from shala_central.staging import Staging
 from shala_central.transport import (
     SLACK,
@@ -287,7 +288,8 @@ class _ServerPull:
         server, result = self.server, self.result
         self.watcher.step(server.name, "asking")
         await transport.settle()
-        committed = await asyncio.to_thread(self.archive.committed, server.name)
+        committed = await asyncio.to_thread(self._committed)
+        last = await asyncio.to_thread(self.archive.last_known, server.name)
         received = await _to_its_end(self._received_folder, committed)
         basis = committed.tree if committed is not None and committed.tree.is_dir() else None
         staged = self.archive.staging(server.name) / "data"
@@ -303,7 +305,7 @@ class _ServerPull:
             self._unchanged(committed)
             return
         self.lifted = await asyncio.to_thread(self.archive.lifted, server.name, self.tag_files["HEAD"])
-        self._require_progress(head, committed)
+        self._require_progress(head, last)
         # A record that a disk has damaged tells nothing of what is here.
         whole = committed
         if committed is not None and not await asyncio.to_thread(self.archive.is_whole, committed.record):
@@ -313,10 +315,10 @@ class _ServerPull:
         except BagRefused:
             await self._require_same_head(transport, received)
             raise
-        self._require_device(bag, committed)
+        self._require_device(bag, last)
         self.watcher.step(server.name, "comparing")
         if self.again:
-            await _to_its_end(self.archive.drop_damaged, server.name)
+            await _to_its_end(self.archive.drop_damaged, server.name, received / FILES)
         old = whole.files() if whole is not None and not self.again else ()
         staging = Staging(staged, self.archive.objects, server.name)
         missing = staging.missing(old, lines_of(received / FILES))
@@ -334,6 +336,15 @@ class _ServerPull:
         raise CentralError(
             "content that was fetched is gone again (is the archive's disk failing? see its log)"
         )
+
+    def _committed(self) -> Committed | None:
+        """Return what is committed; asked again, a damaged record counts as none and is made anew."""
+        try:
+            return self.archive.committed(self.server.name)
+        except RecordDamaged:
+            if not self.again:
+                raise
+            return None
 
     def _received_folder(self, committed: Committed | None) -> Path:
         """Make the folder for HEAD and the tag files; those of the last collection are the basis."""
@@ -484,22 +495,22 @@ class _ServerPull:
                 remove_tree(place / name)
                 raise BagRefused([f"{name} is no plain file of at most {limit} bytes"])
 
-    def _require_progress(self, head: Head, committed: Committed | None) -> None:
+    def _require_progress(self, head: Head, before: PullRecord | None) -> None:
         """A school's numbers only go up. Where they do not, a disk was restored, re-installed or copied."""
-        if committed is None:
+        if before is None:
             return
         broken: list[Broken] = []
-        if head.year < (year := committed.pull.year):
+        if head.year < (year := before.year):
             fact = f"its collection is of {head.year}, but one of {year} is committed already"
             broken.append(Broken("year", fact))
-        if head.sequence <= (last := committed.pull.sequence) and not self._same(committed, head):
+        if head.sequence <= (last := before.sequence) and not self._same(before, head):
             fact = f"its collection is number {head.sequence}, but {last} is committed already"
             broken.append(Broken("sequence", fact))
         self._require_lifted(broken)
 
-    def _require_device(self, bag: Bag, committed: Committed | None) -> None:
+    def _require_device(self, bag: Bag, before: PullRecord | None) -> None:
         """A device that has signed once stays the one that signs, until the operator says otherwise."""
-        known = committed.pull.public_key if committed is not None else ""
+        known = before.public_key if before is not None else ""
         if not known or bag.public_key == known:
             return
         new = device_id(bag.public_key) if bag.public_key else ""
@@ -520,16 +531,17 @@ class _ServerPull:
         raise BagRefused([f"{one.fact}: {QUESTIONS[one.rule]} {way}" for one in standing], broken=standing)
 
     def _is_published(self, committed: Committed, head: Head) -> bool:
-        return self._same(committed, head) and self.archive.is_in_view(committed)
+        return (
+            self._same(committed.pull, head)
+            and self.archive.is_in_view(committed)
+            and _can_be_read(committed)
+        )
 
     @staticmethod
-    def _same(committed: Committed, head: Head) -> bool:
-        pull = committed.pull
-        return (pull.manifest_sha256, pull.year, pull.sequence) == (
-            head.manifest_sha256,
-            head.year,
-            head.sequence,
-        )
+    def _same(before: PullRecord, head: Head) -> bool:
+        """Return whether a collection is the one before; of a damaged record the digest may be lost."""
+        same = (before.year, before.sequence) == (head.year, head.sequence)
+        return same and before.manifest_sha256 in ("", head.manifest_sha256)
 
     def _list_limit(self, count: int) -> int:
         """Return how many bytes each of so many lists may have now, 0 if too few to ask for them.
@@ -607,6 +619,15 @@ class _AllThere:
         while self._seen < len(self._names) and os.path.lexists(f"{self._folder}/{self._names[self._seen]}"):
             self._seen += 1
         return self._seen == len(self._names)
+
+
+def _can_be_read(committed: Committed) -> bool:
+    """Return whether the record tells what the school said; otherwise it is made anew."""
+    try:
+        committed.collection()
+    except RecordDamaged:
+        return False
+    return True
 
 
 def _has_arrived(received: Path, committed: Committed | None) -> bool:

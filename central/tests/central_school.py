@@ -20,12 +20,13 @@ from shala_agent.manifest import (
     sort_key,
     write_line,
 )
-from shala_central.archive import Archive, PullRecord
+from shala_central.archive import Archive
 from shala_central.assembly import ObjectsLost
 from shala_central.bag import FILES, MANIFEST, NEEDED_TAG_FILES, SMALL_TAG_FILES, Bag, read_bag, read_head
 from shala_central.config import Limits
 from shala_central.fleet import Server
 from shala_central.listing import changes_between, lines_in
+from shala_central.records import PullRecord
 from shala_central.staging import Staging
 
 TAG_FILES = (*NEEDED_TAG_FILES, FILES, MANIFEST)

@@ -8,9 +8,11 @@ import xml.etree.ElementTree as ET
 import msgspec
 import pytest
 from central_school import received
-from shala_central.bag import BagRefused
+from shala_central.archive import Damage
+from shala_central.bag import GSTUDIO_ITEMS, BagRefused
 from shala_central.completeness import by_state, completeness, grid, page
 from shala_central.fleet import Server
+from shala_central.integrity import note_damage, repair, scrub
 
 SERVERS = [Server("2031017-mz17", "mz", "127.0.0.1"), Server("3080101-rj1", "rj", "127.0.0.1", "rj-<b>")]
 
@@ -42,6 +44,60 @@ def test_the_grid_is_an_image_and_holds_no_word_of_a_school_unescaped(centre):
     assert "<script>" not in page([odd], "made now")
 
 
+def conditions(centre) -> list[str]:
+    return completeness(centre.archive, SERVERS)[0].conditions
+
+
+def test_whole_is_a_server_of_which_nothing_is_lacking_held_refused_or_damaged(centre, school):
+    archive = centre.archive
+    archive.open()
+    school.items = dict.fromkeys(GSTUDIO_ITEMS, "ok")
+    files = {f"gstudio/{name}/a": b"one" for name in GSTUDIO_ITEMS}
+    for school.sequence in (1, 2):
+        files["gstudio/db/a"] = b"%d" % school.sequence
+        received(archive, school, files, f"2026-01-0{school.sequence}T00:00:00+00:00")
+    assert conditions(centre) == ["whole"]
+    archive.restore(school.name, archive.version(school.name, 1), ["gstudio/db"])
+    assert conditions(centre) == ["held back"]
+    archive.quarantine(school.name, 3, BagRefused(["bad"]), {})
+    assert conditions(centre) == ["held back", "refused"]
+    archive.discard(school.name)
+    archive.restore(school.name, archive.version(school.name, 2))
+    place = archive.committed(school.name).tree / "gstudio/media/a"
+    place.chmod(0o640)
+    place.write_bytes(b"two")
+    found = scrub(archive, 1).damage
+    assert found[0].concerns[0] == f"{school.name} gstudio/activity-timestamp-csvs/a"  # the same content
+    assert len(found[0].concerns) == 3
+    (one, _) = completeness(archive, SERVERS)
+    assert one.conditions == ["damaged"]
+    assert "has changed" in one.lacks[0]
+    (archive.committed(school.name).record / "pull.json").write_bytes(b"{")
+    assert conditions(centre) == ["damaged"]
+
+
+def test_what_is_mended_is_no_more_known_as_damaged(centre, school, tmp_path):
+    archive = centre.archive
+    archive.open()
+    school.sequence = 1
+    received(archive, school, {"gstudio/db/a": b"one"})
+    note_damage(archive, {school.name: [Damage("gstudio/db/a", "is missing")]})
+    assert "damaged" in conditions(centre)
+    assert repair(archive, school.name).lost == []
+    assert "damaged" not in conditions(centre)
+
+
+def test_the_page_tells_of_every_server_when_it_was_pulled_and_what_it_lacks(centre, school):
+    centre.archive.open()
+    school.sequence = 1
+    received(centre.archive, school, {"gstudio/db/a": b"one"}, "2026-11-01T04:00:00+00:00")
+    text = page(completeness(centre.archive, SERVERS), "made now")
+    assert "2026-11-01T04:00" in text
+    assert "nginx-logs suspect" in text
+    assert "nothing is delivered yet" in text
+    assert "3 to 9" in text
+
+
 @pytest.mark.ssh
 def test_the_command_says_who_lacks_what(centre, school, online, another_school, tmp_path):
     online(school).seal({"gstudio/db/a": b"x"})
@@ -53,6 +109,7 @@ def test_the_command_says_who_lacks_what(centre, school, online, another_school,
     assert "never" in done.stdout
     assert "0 of 2 servers whole" in done.stdout
     assert "2031017-mz17" in (tmp_path / "status.html").read_text()
+    assert (tmp_path / "status.html").stat().st_mode & 0o007 == 0
     asked = json.loads(centre.shala("archive", "status", "--json", "--limit", "state_rj").stdout)
     assert [server["name"] for server in asked["servers"]] == ["3080101-rj1"]
     assert centre.shala("archive", "status", "--limit", "state_xx").returncode == 2

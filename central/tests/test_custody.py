@@ -375,7 +375,7 @@ def test_a_table_that_is_locked_or_no_table_is_told_and_no_content_is_named_dama
     }
     table = archive.hidden / "cold.sqlite"
     table.write_bytes(b"no table at all" * 1000)
-    with pytest.raises(ColdFailed, match=r"is not a database .bring back the copy of last night"):
+    with pytest.raises(ColdFailed, match=r"is not a database .shala archive repair puts back the copy"):
         deeds[deed]()
     table.unlink()
     with sqlite3.connect(table, isolation_level=None) as other:

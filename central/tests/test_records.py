@@ -1,0 +1,279 @@
+"""Damaged records: each is named, stops nothing else, and is mended of a second copy or by the school."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from central_school import School, received
+from shala_central.archive import Archive
+from shala_central.backup import back_up
+from shala_central.failure import CentralError
+from shala_central.integrity import SecondCopy, damaged_objects, repair
+from shala_central.records import RecordDamaged, flaws
+
+GOOD = {"gstudio/db/a": b"good", "gstudio/qbank/q": b"q1"}
+NEWER = {"gstudio/db/a": b"newer", "gstudio/qbank/q": b"q1"}
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    archive = Archive(tmp_path / "archive")
+    archive.open()
+    return archive
+
+
+@pytest.fixture
+def other(another_school: Callable[..., School]) -> School:
+    return another_school("2031018-mz18")
+
+
+@pytest.fixture
+def fleet(archive: Archive, school: School, other: School) -> Archive:
+    """An archive of two servers with two collections each."""
+    for one in (school, other):
+        deliver(archive, one, GOOD)
+        deliver(archive, one, NEWER)
+    return archive
+
+
+@pytest.fixture
+def fleet_of_centre(centre, school: School, other: School) -> tuple[School, School]:
+    """Two servers in the fleet of a centre, each with a collection."""
+    school.port = 22
+    centre.archive.open()
+    for one in (school, other):
+        centre.schools.append(one)
+        deliver(centre.archive, one, GOOD)
+    return school, other
+
+
+@pytest.fixture
+def copy(fleet: Archive, tmp_path: Path) -> Path:
+    shutil.copytree(fleet.root, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def deliver(archive: Archive, school: School, files: dict[str, bytes], *suspect: str) -> None:
+    school.sequence += 1
+    names = {path.split("/")[1] for path in files}
+    school.items = {name: "suspect" if name in suspect else "ok" for name in names}
+    received(archive, school, files)
+
+
+def collections(archive: Archive, school: School) -> Path:
+    return archive.hidden / "collections" / school.name
+
+
+def record_of(archive: Archive, school: School) -> Path:
+    (record,) = (path for path in collections(archive, school).iterdir() if path.is_dir())
+    return record
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    path.chmod(0o640)
+    path.write_bytes(content)
+
+
+def spoil_pointer(archive: Archive, school: School) -> None:
+    (collections(archive, school) / "current.json").write_bytes(b"\x00garbage")
+
+
+def lose_pointer(archive: Archive, school: School) -> None:
+    (collections(archive, school) / "current.json").unlink()
+
+
+def cut_pull(archive: Archive, school: School) -> None:
+    path = record_of(archive, school) / "pull.json"
+    overwrite(path, path.read_bytes()[:40])
+
+
+def lose_record(archive: Archive, school: School) -> None:
+    shutil.rmtree(record_of(archive, school))
+
+
+def lose_all(archive: Archive, school: School) -> None:
+    shutil.rmtree(collections(archive, school))
+
+
+UNREADABLE = [spoil_pointer, lose_pointer, cut_pull, lose_record, lose_all]
+
+
+@pytest.mark.parametrize("deed", UNREADABLE)
+def test_an_unreadable_record_is_named_and_the_other_servers_go_on(fleet, school, other, deed, tmp_path):
+    before = {path: path.stat().st_ino for path in (fleet.objects.root / school.name).rglob("*")}
+    deed(fleet, school)
+    assert fleet.servers() == [other.name]
+    assert list(fleet.damaged()) == fleet.known()[:1] == [school.name]
+    assert [found.path for found in fleet.verify(school.name)] == ["the record"]
+    assert fleet.verify(other.name) == []
+    fleet.prune(keep_days=0, keep_months=0)
+    assert {path: path.stat().st_ino for path in (fleet.objects.root / school.name).rglob("*")} == before
+
+
+@pytest.mark.parametrize("deed", UNREADABLE)
+def test_a_second_copy_gives_back_a_record_that_cannot_be_read(fleet, school, deed, copy):
+    whole = fleet.committed(school.name).pull
+    deed(fleet, school)
+    done = repair(fleet, school.name, SecondCopy(fleet, copy))
+    assert done.mended
+    assert done.lost == []
+    assert fleet.committed(school.name).pull == whole
+    assert fleet.verify(school.name) == damaged_objects(fleet, school.name) == []
+    assert [version.sequence for version in fleet.versions(school.name)] == [1, 2]
+
+
+@pytest.mark.parametrize("deed", [spoil_pointer, lose_pointer, cut_pull])
+def test_what_a_whole_record_still_tells_needs_no_second_copy(fleet, school, deed):
+    deed(fleet, school)
+    assert repair(fleet, school.name).lost == []
+    assert fleet.verify(school.name) == []
+    assert fleet.committed(school.name).pull.sequence == 2
+
+
+def test_a_record_that_was_followed_by_another_is_not_put_back_in_its_place(archive, school, tmp_path):
+    deliver(archive, school, GOOD)
+    shutil.copytree(archive.root, tmp_path / "copy")
+    deliver(archive, school, NEWER)
+    lose_record(archive, school)
+    assert repair(archive, school.name, SecondCopy(archive, tmp_path / "copy")).lost
+    with pytest.raises(RecordDamaged):
+        archive.committed(school.name)
+
+
+@pytest.mark.parametrize(
+    "name", ["HEAD", "collection.json", "bag-info.txt", "bagit.txt", "tagmanifest-sha256.txt", "files.txt"]
+)
+def test_every_file_of_a_record_is_compared_and_mended_of_a_second_copy(fleet, school, name, copy):
+    path = record_of(fleet, school) / name
+    whole = path.read_bytes()
+    for damaged in (bytes([whole[0] ^ 1]) + whole[1:], whole[:-1], None):
+        if damaged is None:
+            path.unlink()
+        else:
+            overwrite(path, damaged)
+        assert name in {found.path for found in fleet.verify(school.name)}
+        done = repair(fleet, school.name, SecondCopy(fleet, copy))
+        assert (name in done.mended, done.lost) == (True, [])
+        path = record_of(fleet, school) / name
+        assert path.read_bytes() == whole
+        assert fleet.verify(school.name) == []
+
+
+def test_two_damaged_files_of_a_record_are_mended_at_once(fleet, school, copy):
+    for name in ("HEAD", "files.txt"):
+        overwrite(record_of(fleet, school) / name, b"?")
+    assert repair(fleet, school.name, SecondCopy(fleet, copy)).lost == []
+    assert fleet.verify(school.name) == []
+
+
+def test_a_record_that_is_gone_comes_back_as_it_was_last_night(fleet, school):
+    back_up(fleet)
+    lose_all(fleet, school)
+    assert repair(fleet, school.name).lost == []
+    assert fleet.verify(school.name) == []
+
+
+def test_a_damaged_record_of_the_second_copy_mends_nothing(fleet, school, copy):
+    for root in (fleet.root, copy):
+        inside = (record_of(fleet, school) / "files.txt").relative_to(fleet.root)
+        overwrite(root / inside, (root / inside).read_bytes().replace(b"gstudio/db/a", b"gstudio/db/b"))
+    assert "files.txt" in repair(fleet, school.name, SecondCopy(fleet, copy)).lost[0]
+
+
+def test_the_next_collection_follows_a_record_whose_origin_is_lost(fleet, school):
+    cut_pull(fleet, school)
+    with pytest.raises(CentralError, match=r"is damaged.*shala pull --again"):
+        fleet.committed(school.name)
+    last = fleet.last_known(school.name)
+    assert (last.year, last.sequence) == (2026, 2)
+
+
+def test_a_file_that_vanished_from_the_tree_is_put_back_and_counted(fleet, school):
+    tree = fleet.committed(school.name).tree
+    (tree / "gstudio/db").chmod(0o750)
+    (tree / "gstudio/db/a").unlink()
+    (tree / "gstudio/db/stranger").write_bytes(b"?")
+    done = repair(fleet, school.name)
+    assert (done.mended, done.put_back) == ([], ["gstudio/db/a", "gstudio/db/stranger"])
+    assert repair(fleet, school.name).put_back == []
+    assert fleet.verify(school.name) == []
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_nothing_in_it(fleet, school, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("gstudio/db"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    (found,) = fleet.verify(school.name)
+    assert (found.path, found.problem) == ("gstudio/db/", "cannot be read: Permission denied (a folder)")
+
+
+def test_what_the_tree_shows_damaged_is_not_counted_twice(fleet, school):
+    overwrite(fleet.committed(school.name).tree / "gstudio/qbank/q", b"??")
+    told = fleet.verify(school.name)
+    assert [found.path for found in told] == ["gstudio/qbank/q"]
+    assert damaged_objects(fleet, school.name, told) == []
+
+
+def test_the_commands_name_a_damaged_record_and_go_on(centre, fleet_of_centre):
+    school, other = fleet_of_centre
+    (record_of(centre.archive, school) / "pull.json").write_bytes(b"{")
+    overwrite(record_of(centre.archive, other) / "collection.json", b"{")
+    for command in ("status", "prune", "verify"):
+        done = centre.shala("archive", command)
+        assert done.returncode == (1 if command == "verify" else 3), (command, done.stdout, done.stderr)
+        assert school.name in done.stdout + done.stderr
+    for one in (school, other):
+        shown = centre.shala("archive", "show", one.name)
+        assert shown.returncode == 3
+        assert "is damaged" in shown.stderr
+    mended = centre.shala("archive", "repair")
+    assert mended.returncode == 3
+    assert f"{school.name}: 1 mended" in mended.stdout
+    assert f"pull --again {other.name}" in mended.stdout
+
+
+# -- asked of the school again -------------------------------------------------------------------------------
+
+
+@pytest.mark.ssh
+@pytest.mark.parametrize("deed", UNREADABLE)
+def test_a_school_that_is_asked_again_makes_the_record_anew(centre, school, online, deed):
+    online(school).seal(GOOD)
+    centre.pull()
+    deed(centre.archive, school)
+    result = centre.pull_here(again=True)
+    assert (result.result, result.reason) == ("committed", "")
+    assert centre.archive.verify(school.name) == []
+    assert flaws(centre.archive.committed(school.name).record) == []
+    assert [version.sequence for version in centre.archive.versions(school.name)] == [1]
+
+
+@pytest.mark.ssh
+def test_asking_again_leaves_what_the_operator_restored(centre, school, online):
+    school.items = {"db": "ok", "qbank": "ok"}
+    online(school).seal(GOOD)
+    centre.pull()
+    school.seal(NEWER)
+    centre.pull()
+    archive = centre.archive
+    archive.restore(school.name, archive.version(school.name, 1), ["gstudio/db"])
+    assert centre.pull_here(again=True).result == "committed"
+    assert centre.published(school)["gstudio/db/a"] == b"good"
+    assert archive.committed(school.name).pull.held == {"gstudio/db": 1}
+    school.items = {"db": "failed", "qbank": "ok"}
+    school.seal({**NEWER, "gstudio/qbank/q": b"q2"})
+    centre.pull()
+    assert centre.published(school) == {"gstudio/db/a": b"good", "gstudio/qbank/q": b"q2"}
+    school.items = {"db": "ok", "qbank": "ok"}
+    school.seal({**NEWER, "gstudio/qbank/q": b"q3"})
+    centre.pull()
+    assert centre.published(school)["gstudio/db/a"] == b"newer"
