@@ -10,4 +10,4 @@ step "yamllint" yamllint -s .
 step "role documentation" python lab/role_docs.py --check
 step "ansible-lint (production)" ansible-lint --offline -q
 step "playbook syntax" ansible-playbook -i inventories/example --syntax-check playbooks/*.yml > /dev/null
-step "unit tests" python -m pytest -q -m "not docker and not ssh and not postgres and not fleet"
+step "unit tests" python -m pytest -q -m "not docker and not ssh and not http and not postgres and not fleet"

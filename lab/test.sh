@@ -32,7 +32,7 @@ run_scenario() {  # <what it is called> <folder> <scenario>; the log is shown wh
 step "Bootstrap"; lab/bootstrap.sh all
 step "Check: lint, types, unit tests"; lab/check.sh
 step "Images and wheelhouses"; lab/images.sh; lab/wheelhouse.sh
-step "Packages on real parts: ssh, rsync, docker exec, PostgreSQL"; python -m pytest -q --durations=5 -m "(docker or ssh or postgres) and not fleet"
+step "Packages on real parts: ssh, rsync, docker exec, HTTP, PostgreSQL"; python -m pytest -q --durations=5 -m "(docker or ssh or http or postgres) and not fleet"
 for role in $roles; do
   step "molecule: role $role"
   run_scenario "role $role" "roles/$role" default

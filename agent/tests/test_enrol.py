@@ -13,6 +13,8 @@ from little_centre import LittleCentre, served
 from shala_agent import cli, wire
 from shala_agent.device import FILE, Device
 
+pytestmark = pytest.mark.http
+
 
 @pytest.fixture
 def centre() -> Iterator[LittleCentre]:

@@ -24,6 +24,8 @@ from zone_school import Server, server_in
 
 NOISE = random.Random(7)
 
+pytestmark = pytest.mark.http
+
 
 @pytest.fixture
 def centre() -> Iterator[LittleCentre]:

@@ -35,6 +35,8 @@ from zone_school import Server, server_in
 
 STUDENT = "green-apple-mz17"
 
+pytestmark = pytest.mark.http
+
 
 @pytest.fixture
 def centre() -> Iterator[LittleCentre]:

@@ -180,6 +180,12 @@ def online(centre: Centre, keys: Path, tmp_path: Path) -> Iterator[Callable[[Sch
 # -- zone sync -----------------------------------------------------------------------------------------------
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what runs a server of zones, so that a quick check can leave it out."""
+    if "zone_centre" in getattr(item, "fixturenames", ()):
+        item.add_marker("http")
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A real PostgreSQL, started once."""
