@@ -408,7 +408,7 @@ def resume(bench: Bench) -> None:
         time.sleep(0.02)
     process.kill()
     process.wait()
-    school_sshd.cpu_seconds()
+    time.sleep(SETTLE)  # in which rsync puts away what it has
     told("centre", "resumed", measured([cut.command()], school_sshd, relay, cut.env))
     sent = relay.carried() - before
     figure("resume.resent_percent", "%", clean, max(0.0, (sent - clean) / clean * 100))

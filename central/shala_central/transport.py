@@ -30,6 +30,7 @@ MEMORY_LIMIT = 4 << 30  # bytes of address space for one rsync: about ten times 
 STALL_GRACE = 2.0  # seconds in which rsync itself, if it can, gives up first
 TAIL_SECONDS = 1.0  # in which the last words of an rsync that has ended arrive
 POLL_SECONDS = 0.05
+OPENING_POLL_SECONDS = 0.01
 SLOW_TO_OPEN = 1.5  # seconds: ssh needs about eight round trips, so one takes 0.2 or more
 SLACK = 1 << 20  # bytes that a transfer may exceed what was announced: rsync rounds
 
@@ -105,8 +106,12 @@ class Transport:
         self.lock_fd = lock_fd
         self.ssh_config = workdir / "ssh_config"
         self.ssh_config.write_text(_ssh_config(server, settings, workdir))
+        self._master: asyncio.subprocess.Process | None = None
+        self._master_words = bytearray()
+        self._opened: float | None = None  # seconds that it took to open the connection
         self._waiting: _Waiting | None = None
         self._running: set[asyncio.Task[None]] = set()
+        self._tails: set[asyncio.Task[None]] = set()
 
     async def fetch(
         self,
@@ -130,6 +135,7 @@ class Transport:
         what is done next (see `settle`). `moved` is told at rsync's end what it has moved.
         Raises TransferFailed. Files that the sender does not have are simply not there afterwards.
         """
+        await self._connect()
         purpose = _Purpose(folder, destination, basis, only_new)
         waiting, self._waiting = self._waiting, None
         if waiting is not None and waiting.purpose == purpose and waiting.session.lives():
@@ -141,7 +147,7 @@ class Transport:
             list_file = self.workdir / "names"
             list_file.write_bytes(_list_of(names))
             session = await self._start(purpose, list_file, max_file)
-        running = asyncio.create_task(session.run(max_total, progress, moved))
+        running = asyncio.create_task(session.run(max_total, progress, moved, self._master_words))
         self._running.add(running)
         try:
             while not await _is_done(running, POLL_SECONDS):
@@ -159,10 +165,9 @@ class Transport:
 
         To be run beside the fetch that opens the connection; ends with it at the latest.
         """
-        began = time.monotonic()
-        while not (self.workdir / "control").exists():
+        while self._opened is None:
             await asyncio.sleep(POLL_SECONDS)
-        if time.monotonic() - began < SLOW_TO_OPEN:
+        if self._opened < SLOW_TO_OPEN:
             return
         purpose = _Purpose(folder, destination, basis, only_new=False)
         names = self.workdir / "names-to-come"
@@ -202,18 +207,37 @@ class Transport:
         for running in self._running:
             running.cancel()
         await self.settle()
-        if not (self.workdir / "control").exists():
+        if self._master is not None:
+            await _end(self._master)
+
+    async def _connect(self) -> None:
+        """Open the ssh connection that all fetches share. Raises TransferFailed.
+
+        It ends with this process, however that ends: nothing more is sent then for nobody.
+        """
+        if self._master is not None:
             return
-        with contextlib.suppress(OSError, TimeoutError):
-            process = await asyncio.create_subprocess_exec(
-                "ssh",
-                *("-F", str(self.ssh_config), "-O", "exit", "--", self.server.name),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.DEVNULL,
-            )
-            async with asyncio.timeout(5):
-                await process.wait()
+        began = time.monotonic()
+        self._master = await asyncio.create_subprocess_exec(
+            *("setpriv", "--pdeathsig", "KILL", "--"),
+            *("ssh", "-F", str(self.ssh_config), "-M", "-N", "--", self.server.name),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        tail = asyncio.create_task(_tail(self._master.stderr, self._master_words))
+        self._tails.add(tail)
+        while not (self.workdir / "control").exists():
+            await asyncio.sleep(OPENING_POLL_SECONDS)
+            if self._master.returncode is not None:
+                await asyncio.wait([tail], timeout=TAIL_SECONDS)
+                raise TransferFailed(
+                    _reason(self._master.returncode, self._master_words.decode("utf-8", "replace"))
+                )
+            if time.monotonic() - began > self.settings.stall_seconds + STALL_GRACE:
+                raise TransferFailed(f"has sent nothing for {self.settings.stall_seconds} seconds")
+        self._opened = time.monotonic() - began
 
     def _command(self, purpose: _Purpose, list_file: Path, max_file: int | None) -> list[str]:
         settings = self.settings
@@ -267,7 +291,11 @@ class _Session:
         await _end(self.process)
 
     async def run(
-        self, max_total: int, progress: Progress | None, moved: Callable[[Transfer], None] | None
+        self,
+        max_total: int,
+        progress: Progress | None,
+        moved: Callable[[Transfer], None] | None,
+        words_of_ssh: bytearray,
     ) -> None:
         """Follow it to its end, with an eye on how much it receives and on whether it still moves."""
         transfer, stalled = Transfer(), asyncio.Event()
@@ -282,7 +310,7 @@ class _Session:
             await self.end()
         if stalled.is_set():
             raise TransferFailed(f"has sent nothing for {self._stall_seconds} seconds")
-        errors = self._words.decode("utf-8", "replace")
+        errors = (words_of_ssh + self._words).decode("utf-8", "replace")
         if excess:
             raise TransferFailed(f"sent more than the {max_total} bytes it had announced")
         # 23 is also what this side's own troubles end with: no inodes left, a folder of somebody else.
@@ -361,10 +389,9 @@ def _ssh_config(server: Server, settings: PullSettings, workdir: Path) -> str:
             "  RequestTTY no",
             "  PermitLocalCommand no",
             "  LogLevel ERROR",
-            "  ControlMaster auto",
+            # The master is started by itself; who does not find it must not make another.
+            "  ControlMaster no",
             f'  ControlPath "{workdir}/control"',
-            # Long enough to check a manifest between two fetches; nobody is left behind if we are killed.
-            "  ControlPersist 60s",
             "",
         ]
     )
@@ -437,7 +464,7 @@ def _moved(process: int) -> int:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """End rsync and its ssh: politely, so that partial files are kept, then for certain."""
+    """End rsync, or ssh: politely, so that partial files are kept, then for certain."""
     if process.returncode is not None:
         return
     for number, seconds in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
