@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
-from shala_agent.device import SIGNATURE, device_id
+from shala_agent.device import device_id
 from shala_agent.manifest import File
 
 from shala_central.archive import Archive, Committed
@@ -34,6 +34,7 @@ from shala_central.bag import (
     MAX_FILES,
     MAX_HEAD,
     MAX_SMALL_TAG_FILE,
+    NEEDED_TAG_FILES,
     SMALL_TAG_FILES,
     TAG_MANIFEST,
     Bag,
@@ -51,7 +52,7 @@ from shala_central.fleet import Server
 from shala_central.listing import BUFFER, lines_of
 from shala_central.probe import Target, probe
 from shala_central.publish import remove_tree
-from shala_central.records import PullRecord, RecordDamaged
+from shala_central.records import PullRecord, RecordDamaged, tag_files_are_whole
 from shala_central.staging import Staging
 from shala_central.transport import (
     SLACK,
@@ -351,10 +352,11 @@ class _ServerPull:
         received = self.archive.staging(self.server.name) / "received"
         remove_tree(received)
         received.mkdir(mode=0o750)
-        for name in SMALL_TAG_FILES if committed is not None else ():
-            with contextlib.suppress(FileNotFoundError):
-                (received / "bag").mkdir(mode=0o750, exist_ok=True)
-                (received / "bag" / name).hardlink_to(committed.record / name)  # type: ignore[union-attr]
+        # Damaged ones would pass for what the school has: size and time are the same.
+        if committed is not None and tag_files_are_whole(committed.record):
+            (received / "bag").mkdir(mode=0o750)
+            for name in NEEDED_TAG_FILES:
+                (received / "bag" / name).hardlink_to(committed.record / name)
         return received
 
     async def _ask(self, transport: Transport, received: Path, committed: Committed | None) -> Head:
@@ -376,8 +378,6 @@ class _ServerPull:
                 "has not sealed a collection yet (shala-agent status on the server says why)"
             )
         self.tag_files = {"HEAD": (received / "HEAD").read_bytes()}
-        if committed is not None:
-            _drop_old_signature(received, committed)
         return read_head(self.tag_files["HEAD"], self.server)
 
     async def _list_of_files(
@@ -581,11 +581,22 @@ class _ServerPull:
             public_key=bag.public_key,
             device=device_id(bag.public_key) if bag.public_key else "",
         )
-        for name in SMALL_TAG_FILES:
-            with contextlib.suppress(FileNotFoundError):
-                (received / "bag" / name).rename(received / name)
+        for name, content in self.tag_files.items():
+            self._write_tag_file(received, name, content)
         self.archive.commit(self.server.name, bag, received, record, fresh=self.again)
         result.result = "committed"
+
+    @staticmethod
+    def _write_tag_file(received: Path, name: str, content: bytes) -> None:
+        """Write what was checked, not what stands in the folder now; under the time by which it is known
+        again the next time.
+        """
+        came = received / name if name == "HEAD" else received / "bag" / name
+        with contextlib.suppress(FileNotFoundError):
+            seen = came.lstat()
+            came.unlink()  # a link to that of the last record, perhaps
+            (received / name).write_bytes(content)
+            os.utime(received / name, ns=(seen.st_mtime_ns, seen.st_mtime_ns))
 
     def _unchanged(self, committed: Committed) -> None:
         self.result.items = count_items(committed.collection())
@@ -639,30 +650,22 @@ def _has_arrived(received: Path, committed: Committed | None) -> bool:
     if committed is None:
         return False
     try:
+        if (received / "HEAD").lstat().st_size > MAX_HEAD:
+            return False
         head = msgspec.json.decode((received / "HEAD").read_bytes(), type=Head)
+        if not (received / _changes_of(head.sequence)).exists():
+            return False
+        if (received / "bag" / TAG_MANIFEST).lstat().st_size > MAX_SMALL_TAG_FILE:
+            return False
         tags = (received / "bag" / TAG_MANIFEST).read_bytes()
     except (OSError, msgspec.MsgspecError, RecursionError):
         return False
     ahead = head.sequence - committed.pull.sequence
-    if hashlib.sha256(tags).hexdigest() != head.tag_manifest_sha256 or not 0 < ahead <= ASKED_AHEAD:
-        return False
-    return (received / _changes_of(head.sequence)).exists()
+    return hashlib.sha256(tags).hexdigest() == head.tag_manifest_sha256 and 0 < ahead <= ASKED_AHEAD
 
 
 def _changes_of(sequence: int) -> str:
     return f"changes/{sequence:08d}.txt"
-
-
-def _drop_old_signature(received: Path, committed: Committed) -> None:
-    """Remove a signature that did not come now, if it is of other tag files: those of the last collection."""
-    with contextlib.suppress(FileNotFoundError):
-        tags = (received / "bag" / TAG_MANIFEST).read_bytes()
-        if tags == (committed.record / TAG_MANIFEST).read_bytes():
-            return
-    here, before = received / "bag" / SIGNATURE, committed.record / SIGNATURE
-    with contextlib.suppress(FileNotFoundError):
-        if here.samefile(before):
-            here.unlink()
 
 
 def _tag_files_in(received: Path) -> dict[str, bytes]:

@@ -170,6 +170,15 @@ def _tag_lines(tags: bytes) -> Iterator[tuple[str, str]]:
             yield match[2], match[1]
 
 
+def tag_files_are_whole(record: Path) -> bool:
+    """Return whether HEAD and the small tag files of a record fit one another; reads nothing large."""
+    try:
+        head = msgspec.json.decode((record / HEAD).read_bytes(), type=Head)
+    except (OSError, msgspec.MsgspecError):
+        return False
+    return not any(_tag_flaws(record, head, None))
+
+
 def has_sealed_list(record: Path) -> bool:
     """Return whether FILES of a record is still the one that the school sealed."""
     try:

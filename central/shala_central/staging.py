@@ -6,6 +6,7 @@ that is cut at any moment goes on with the part of the file that it was at. No r
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +34,8 @@ class Staging:
         self._sensitive = ciphertexts.is_sensitive
         self._any_encrypted = bool(ciphertexts.items(server))
         folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        self._own = folder.with_name("own")  # what is looked at; no rsync was given it
+        self._give_back()
         self._empty = not any(os.scandir(folder))
         if not self._empty:
             sync_file_system(folder)  # what an earlier run was cut after may not be on the disk yet
@@ -65,13 +68,17 @@ class Staging:
         """Compare what was fetched with the manifest and move it to the objects.
 
         Raises BagRefused naming each file that is missing or not what the manifest says; others are taken.
+        The rsync that brought them may still run, and a hostile school have it write a name again: so each is
+        moved out of its reach before it is read.
         """
         good: list[File] = []
         reasons: list[str] = []
         paths: list[str] = []
         for file in batch:
             path = _inner(file)
-            if problem := self._problem(file):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                _move(self.folder / path, self._own / path)
+            if problem := self._problem(file, self._own):
                 reasons.append(f"'{path}' {problem}")
                 paths.append(path)
             else:
@@ -83,8 +90,9 @@ class Staging:
             if self._sensitive(_inner(file)):
                 sensitive.append(file)
             else:
-                self._add(file)
-        self._encrypt(sensitive)
+                self._add(file, self._own)
+        self._encrypt(sensitive, self._own)
+        remove_tree(self._own)
         if reasons:
             raise BagRefused(reasons, paths)
 
@@ -92,24 +100,29 @@ class Staging:
         """Return how many bytes a batch needs at most: what is sensitive twice, until it is encrypted."""
         return sum(file.size * (1 + self._sensitive(_inner(file))) for file in batch)
 
-    def clear(self) -> None:
-        """Remove what is left."""
-        remove_tree(self.folder)
-
     def _kind(self, path: str) -> str | bool:
         """Return what must be the same of two files for one content to be fetched for both."""
         return item_of(path) if self._sensitive(path) else self._objects.is_shared(path)
 
-    def _add(self, file: File) -> None:
+    def _give_back(self) -> None:
+        """Put back what a run that was cut had taken to look at."""
+        for folder, _, names in os.walk(self._own):
+            for name in names:
+                place = Path(folder, name)
+                with contextlib.suppress(NotADirectoryError, IsADirectoryError):
+                    _move(place, self.folder / place.relative_to(self._own))
+        remove_tree(self._own)
+
+    def _add(self, file: File, folder: Path) -> None:
         path = _inner(file)
-        self._objects.add(self.folder / path, self._server, path, file.sha256)
+        self._objects.add(folder / path, self._server, path, file.sha256)
         if self._any_encrypted:
             self._objects.ciphertexts.forget(self._server, file)
 
-    def _encrypt(self, files: Sequence[File]) -> None:
+    def _encrypt(self, files: Sequence[File], folder: Path) -> None:
         """Keep what stands here, whole, as age files; the plain content goes when they are there for good."""
         if files:
-            contents = [(file, self.folder / _inner(file)) for file in files]
+            contents = [(file, folder / _inner(file)) for file in files]
             self._objects.add_encrypted(self._server, contents, self.folder.with_name("encrypted"))
             for _, place in contents:
                 place.unlink()
@@ -129,10 +142,9 @@ class Staging:
             return True
         if self._empty:
             return False
-        self._clear_way(path)
-        if self._problem(file):
+        if not self._is_whole_here(file):
             return False
-        self._add(file)
+        self._add(file, self.folder)
         return True
 
     def _is_encrypted(self, file: File) -> bool:
@@ -141,7 +153,6 @@ class Staging:
 
     def _is_there_to_encrypt(self, file: File) -> bool:
         """Return whether a sensitive content is here in plain, and then encrypt it: no need to fetch it."""
-        path = _inner(file)
         spare = self.folder.with_name("plain")
         if (place := self._objects.readable(self._server, file, spare)) is not None:
             work = self.folder.with_name("encrypted")
@@ -150,11 +161,22 @@ class Staging:
             return True
         if self._empty:
             return False
-        self._clear_way(path)
-        if self._problem(file):
+        if not self._is_whole_here(file):
             return False
-        self._encrypt([file])
+        self._encrypt([file], self.folder)
         return True
+
+    def _is_whole_here(self, file: File) -> bool:
+        """Return whether an earlier run has left a file here whole; what it left of another one goes, or it
+        would pass for the one that is to come.
+        """
+        path = _inner(file)
+        self._clear_way(path)
+        if not self._problem(file, self.folder):
+            return True
+        with contextlib.suppress(FileNotFoundError):
+            (self.folder / path).unlink()
+        return False
 
     def _clear_way(self, path: str) -> None:
         """Remove what an earlier collection left where this one has a file for a folder, or the reverse."""
@@ -167,9 +189,9 @@ class Staging:
         if (self.folder / path).is_dir():
             remove_tree(self.folder / path)
 
-    def _problem(self, file: File) -> str:
+    def _problem(self, file: File, folder: Path) -> str:
         """Return why a fetched file cannot be taken, or ""."""
-        place = f"{self.folder}/{_inner(file)}"
+        place = f"{folder}/{_inner(file)}"
         try:
             seen = os.lstat(place)
         except (FileNotFoundError, NotADirectoryError):
@@ -179,6 +201,15 @@ class Staging:
         if seen.st_size != file.size or digest_of(place) != file.sha256:
             return "is not what the manifest says (sha256 differs)"
         return ""
+
+
+def _move(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except FileNotFoundError:
+        source.lstat()  # or is it the source that is not there?
+        target.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        source.rename(target)
 
 
 def _inner(file: File) -> str:

@@ -140,7 +140,11 @@ class Transport:
         waiting, self._waiting = self._waiting, None
         if waiting is not None and waiting.purpose == purpose and waiting.session.lives():
             session = waiting.session
-            await waiting.ask(names, max_file)
+            try:
+                await waiting.ask(names, max_file)
+            except BaseException:
+                await session.end()
+                raise
         else:
             if waiting is not None:
                 await waiting.give_up()
@@ -154,7 +158,8 @@ class Transport:
                 if until is not None and until():
                     return
         except asyncio.CancelledError:
-            running.cancel()
+            for one in self._running:  # those that were not waited for, too
+                one.cancel()
             await self.settle()
             raise
         self._running.discard(running)

@@ -278,6 +278,35 @@ def test_the_first_part_of_a_big_file_is_not_fetched_again(centre, school, onlin
     assert centre.published(school) == files
 
 
+def test_what_a_cut_pull_has_left_of_an_older_version_does_not_stand_in_for_the_new_one(
+    centre, school, online
+):
+    online(school).seal(DAY_1)
+    centre.archive.open()
+    for path in DAY_1:
+        place = centre.archive.staging(school.name) / "data" / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(b"of another day")
+    code, results = centre.pull()
+    assert (code, results[school.name]["result"]) == (0, "committed")
+    assert centre.published(school) == DAY_1
+
+
+def test_a_bit_that_flipped_in_a_tag_file_of_the_record_is_no_fault_of_the_school(centre, school, online):
+    online(school).seal(DAY_1)
+    centre.pull()
+    tag_file = centre.archive.committed(school.name).record / "bag-info.txt"
+    seen, content = tag_file.stat(), bytearray(tag_file.read_bytes())
+    content[0] ^= 1
+    tag_file.chmod(0o640)
+    tag_file.write_bytes(content)
+    os.utime(tag_file, ns=(seen.st_mtime_ns, seen.st_mtime_ns))
+    school.seal({**DAY_1, "gstudio/local_settings.py": b"GSTUDIO = 2\n"})
+    code, results = centre.pull()
+    assert (code, results[school.name]["result"]) == (0, "committed")
+    assert centre.archive.verify(school.name) == []
+
+
 def test_a_corrupted_file_is_quarantined_and_the_next_run_mends_it(centre, school, online):
     online(school).seal(DAY_1)
     centre.pull()
