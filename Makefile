@@ -6,7 +6,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
-.PHONY: help demo demo-down check test bench venv engine images wheelhouse requirements
+.PHONY: help demo demo-down check test faults simulate bench venv engine images wheelhouse requirements
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -20,8 +20,16 @@ demo-down:  ## Take the lab fleet down, and the Docker engine if the lab started
 check: venv  ## Lint, types and unit tests: no Docker, under three minutes
 	@lab/check.sh
 
-test:  ## Everything: check, the packages over ssh and docker, molecule for every role, the fleet (under 40 minutes)
+test:  ## Everything: check, the packages over ssh and docker, molecule for every role, the fleet (about an hour on two cores)
 	@lab/test.sh
+
+faults: venv  ## Kill, starve and mislead the agent a few hundred times (SHALA_FAULTS=n: more); write docs/reliability.md
+	@lab/bootstrap.sh engine
+	lab/faults.sh
+	python lab/reliability_docs.py
+
+simulate: venv  ## Simulate zone sync in a world of faults: make simulate RUNS=1000 [SEED=n]
+	@PYTHONPATH=central/tests python -m simulator --runs "$(or $(RUNS),100)" $(if $(SEED),--seed "$(SEED)") $(if $(STEPS),--steps "$(STEPS)") $(if $(STORY),--story)
 
 bench: venv  ## Run a benchmark: make bench NAME=archive
 	@have=$$(find bench -name '*.py' -printf '%f ' 2>/dev/null | sed 's/\.py / /g')

@@ -38,10 +38,9 @@ from shala_central.bag import GSTUDIO_ITEMS
 from shala_central.listing import changes_between, lines_in
 from shala_central.records import PullRecord
 from shala_school import ShalaCentre, ShalaSchool
+from source import SEEDS, SETTLE, Source, allocated, environment
 
 PARTS = ("days", "schools", "slow", "resume", "history", "million")
-SEEDS = ("mz17", "mz8", "rj12", "rj31", "ct5", "ct9", "tg40", "tg71")
-SETTLE = 2.2  # seconds: a file changed later than this before it is read may change again in the same tick
 
 
 @dataclasses.dataclass
@@ -52,45 +51,6 @@ class Cost:
     wall: float
     wire: int
     rss_mb: float
-
-
-class Source:
-    """One generated school; everything below `root` is what every tool is given."""
-
-    def __init__(self, work: Path, seed: str, scale: float) -> None:
-        self.root = work / "source" / seed
-        self.seed = seed
-        self._standin("generate", "--root", str(self.data), "--seed", seed, "--scale", str(scale))
-        self._complete()
-
-    @property
-    def data(self) -> Path:
-        """What is mounted as /data in the container."""
-        return self.root / "data"
-
-    def next_day(self) -> None:
-        """Let a school day pass."""
-        shutil.move(self.root.with_name(f"{self.seed}.db"), self.data / "db")
-        self._standin("next-day", "1", "--root", str(self.data))
-        self._complete()
-
-    def _complete(self) -> None:
-        """Dump the databases as the chain does, and put the live ones, which nobody copies, out of sight."""
-        dump = self.data / ".shala/db"
-        shutil.rmtree(dump, ignore_errors=True)
-        self._standin("bson", "--root", str(self.data), "--out", str(dump))
-        shutil.move(self.data / "db", self.root.with_name(f"{self.seed}.db"))
-        settings = self.root / "code/gstudio/gnowsys-ndf/gnowsys_ndf"
-        settings.mkdir(parents=True, exist_ok=True)
-        for name in ("server_settings.py", "local_settings.py"):
-            shutil.copy2(self.data / name, settings / name)
-
-    @staticmethod
-    def _standin(*arguments: str) -> None:
-        folder = Path(__file__).parent.parent / "molecule/images/gstudio"
-        subprocess.run(
-            [sys.executable, "-m", "standin", *arguments], cwd=folder, check=True, capture_output=True
-        )
 
 
 def measured(commands: Sequence[Sequence[str]], sshd: Sshd, relay: Relay, env: dict[str, str]) -> Cost:
@@ -105,11 +65,6 @@ def measured(commands: Sequence[Sequence[str]], sshd: Sshd, relay: Relay, env: d
     return Cost(used + sshd.cpu_seconds() - cpu, wall, relay.carried() - wire, peak)
 
 
-def environment() -> dict[str, str]:
-    """Return this environment, with modules compiled once as an installation does."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-
-
 def run(command: Sequence[str], env: dict[str, str], good: Sequence[int] = (0, 3)) -> resource.struct_rusage:
     """Run a command and return what it and its children used; SystemExit with its words if it fails."""
     with tempfile.TemporaryFile() as said:
@@ -120,14 +75,6 @@ def run(command: Sequence[str], env: dict[str, str], good: Sequence[int] = (0, 3
             said.seek(0)
             sys.exit(f"{' '.join(command)} ended with {process.returncode}:\n{said.read().decode()[-2000:]}")
     return usage
-
-
-def allocated(folder: Path) -> int:
-    """Return the bytes that a folder takes on its disk, hard links once."""
-    done = subprocess.run(
-        ["du", "-s", "--block-size=1", str(folder)], capture_output=True, text=True, check=True
-    )
-    return int(done.stdout.split()[0])
 
 
 def figure(name: str, unit: str, n: int, ours: float, peer: float | None = None, peer_name: str = "") -> None:
@@ -503,7 +450,7 @@ def million(bench: Bench, files: int) -> None:
     source = Source(bench.work / "million", SEEDS[0], 0.01)
     chance = random.Random(1)
     for _ in range(files):
-        content = chance.randbytes(24)
+        content = b'"%s"' % chance.randbytes(12).hex().encode()  # as JSON, which is looked at
         name = hashlib.sha256(content).hexdigest()
         folder = source.data / "rcs-repo/Nodes" / name[0] / name[1] / name[2]
         if not folder.is_dir():

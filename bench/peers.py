@@ -1,4 +1,6 @@
-"""The peers of the archive: rsync, restic and borg, as their manuals say, installed for the bench alone."""
+"""The peers of the agent and the archive: rsync, restic and borg, as their manuals say, installed for the
+benches alone.
+"""
 
 from __future__ import annotations
 
@@ -132,6 +134,89 @@ class Borg(Peer):
         """The school pushes."""
         self._count += 1
         return [[str(self._program), "create", "--compression=zstd,3", f"::{self._count}", str(self.source)]]
+
+
+class Local:
+    """One tool that brings `source` into a store on the same machine."""
+
+    name = ""
+    program = Path("/usr/bin/rsync")
+
+    def __init__(self, store: Path, source: Path) -> None:
+        self.store, self.source = store, source
+        self.env: dict[str, str] = {}
+        store.mkdir(parents=True)
+
+    @classmethod
+    def available(cls) -> bool:
+        """Return whether the tool can be run here."""
+        install()
+        return cls.program.exists()
+
+    def prepare(self) -> list[list[str]]:
+        """Return the commands that make an empty store."""
+        return []
+
+    def backup(self) -> list[str]:
+        """Return the command that brings the source to the store as it is now."""
+        raise NotImplementedError
+
+
+class LocalRsync(Local):
+    """A new folder a day, unchanged files being links into the one before."""
+
+    name = "rsync --link-dest"
+
+    def backup(self) -> list[str]:
+        """Into the next folder."""
+        before = sorted(path.name for path in self.store.iterdir())
+        links = [f"--link-dest={self.store / before[-1]}"] if before else []
+        return [str(self.program), "-a", *links, f"{self.source}/", f"{self.store}/{len(before):04d}/"]
+
+
+class LocalRestic(Local):
+    """Restic, with what it does by default."""
+
+    name = "restic backup"
+    program = INSTALLED / "usr/bin/restic"
+
+    def __init__(self, store: Path, source: Path) -> None:
+        super().__init__(store, source)
+        self.env = {"RESTIC_PASSWORD": "bench", "RESTIC_CACHE_DIR": f"{store}/cache"}
+        self._repository = [str(self.program), "-q", "-r", f"{store}/repository"]
+
+    def prepare(self) -> list[list[str]]:
+        """Make the repository."""
+        return [[*self._repository, "init"]]
+
+    def backup(self) -> list[str]:
+        """Into the next snapshot."""
+        return [*self._repository, "backup", str(self.source)]
+
+
+class LocalBorg(Local):
+    """Borg, with what it does by default, and without the encryption that it leaves to choose."""
+
+    name = "borg create"
+    program = INSTALLED / "borg"
+
+    def __init__(self, store: Path, source: Path) -> None:
+        super().__init__(store, source)
+        self.env = {
+            "BORG_BASE_DIR": f"{store}/base",
+            "BORG_REPO": f"{store}/repository",
+            "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
+        }
+        self._count = 0
+
+    def prepare(self) -> list[list[str]]:
+        """Make the repository."""
+        return [[str(self.program), "init", "--encryption=none"]]
+
+    def backup(self) -> list[str]:
+        """Into the next archive."""
+        self._count += 1
+        return [str(self.program), "create", f"::{self._count}", str(self.source)]
 
 
 def install() -> None:

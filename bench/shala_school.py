@@ -20,7 +20,8 @@ class ShalaSchool:
     """The agent of one school; `source` holds data/ and code/ as they are mounted into the container.
 
     There is no container: what the agent gathers from it lies in the source already, and the one item that
-    only it can give is reported as failed.
+    only it can give is reported as failed. `command` seals without ever asking the Docker engine, `collect`
+    is what an operator types.
     """
 
     def __init__(self, folder: Path, source: Path, server_id: str) -> None:
@@ -30,7 +31,7 @@ class ShalaSchool:
         if code is None:
             raise SystemExit("the generated server_settings.py names no school code")
         self.name = f"{code[1]}-{server_id}"
-        self.spool = folder / "spool"
+        self.folder, self.spool = folder, folder / "spool"
         config = folder / "agent.toml"
         config.write_text(
             'format = 1\n[container]\nname = "shala-bench-none"\n[paths]\n'
@@ -41,6 +42,8 @@ class ShalaSchool:
         )
         self.env = dict(INSTALLED)
         self.command = [*PYTHON, str(Path(__file__).with_name("seal.py")), str(config)]
+        agent = [*PYTHON, "-m", "shala_agent.cli", "--config", str(config)]
+        self.collect = [*agent, "collect", "--without-dumps"]
 
 
 class ShalaCentre:

@@ -76,7 +76,7 @@ case ${1:-all} in
   venv) make_venv ;;
   engine) install_packages git openssh-client rsync; start_engine ;;
   debootstrap) install_packages debootstrap ;;
-  test-tools) install_packages openssh-client openssh-server postgresql rsync ;;
+  test-tools) install_packages chromium openssh-client openssh-server postgresql rsync ;;
   stop-engine) stop_engine ;;
   all) make_venv; install_packages git openssh-client openssh-server postgresql rsync; start_engine ;;
   *) die "unknown step '$1' (one of: venv, engine, debootstrap, test-tools, stop-engine, all)" ;;

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+from shala_agent.catalogue import POSTGRES_DUMP
 from shala_agent.checks import sql_dump_is_complete
 from shala_agent.container import Container
 from shala_agent.failure import AgentError
 from shala_agent.ingest import users_of_dump
-from shala_agent.items import POSTGRES_DUMP
 from shala_agent.reach import GNOWSYS, STAGING, Reach
 from shala_agent.records import Records
 
@@ -27,6 +28,9 @@ PYTHON = "/usr/bin/python"
 TIMEOUT = 300.0  # seconds
 AT_ONCE = 500  # accounts in one run; the next one gives the next
 FILE = "accounts.csv"
+# As the platform writes them: "007" and other digits than ASCII's would pass for numbers that are free.
+NUMBER = re.compile("[1-9][0-9]{0,9}")
+USER = re.compile("[A-Za-z0-9@.+_-]{1,150}")
 
 
 class Given(msgspec.Struct):
@@ -86,8 +90,14 @@ def _missing(
         user, number = record.key, str(value.get("user_id", ""))
         if user in names:
             continue
-        if not number.isdigit() or number in numbers:
-            why = "its number is taken here" if number.isdigit() else "its number is not known"
+        why = ""
+        if not NUMBER.fullmatch(number):
+            why = "its number is not known"
+        elif number in numbers:
+            why = "its number is taken here"
+        elif not USER.fullmatch(user):
+            why = "its name is none that the platform gives"
+        if why:
             if len(given.left_out) < 20:
                 given.left_out.append(f"{user}: {why}")
             continue

@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import httpx
 import msgspec
 from nacl.signing import SigningKey
 
@@ -37,6 +36,9 @@ from shala_agent.wire import (
     signed_text,
 )
 
+if TYPE_CHECKING:  # it takes longer to import than all else: only who makes a request waits for it
+    import httpx
+
 MAX_ANSWER = 16 << 20  # bytes of JSON; a thousand items and the statements among them
 MAX_PROBLEM = 16 << 10  # bytes of the body of a refusal
 PIECE = 16 << 10  # bytes that are sent at once: the limit is kept in such steps
@@ -48,6 +50,10 @@ Answer = TypeVar("Answer")
 
 class CentreSilent(AgentError):
     """No centre answers, or not now: to be tried again later, nothing is wrong here."""
+
+
+class CentreFull(CentreSilent):
+    """The centre has no room for what this server sends; what it has to give it gives all the same."""
 
 
 class CentreRefuses(AgentError):
@@ -157,6 +163,8 @@ class Centre:
         signed: bool = True,
     ) -> Iterator[httpx.Response]:
         """Send a request; give its answer, of which only the headers have been read."""
+        import httpx
+
         said = dict(headers or {})
         if signed:
             public = bytes(self.key.verify_key).hex()
@@ -183,6 +191,8 @@ class Centre:
 
     def _sent(self, method: str, path: str, headers: dict[str, str], body: bytes) -> httpx.Response:
         """Send a request; return its answer, of which only the headers have been read."""
+        import httpx
+
         try:
             client = self._connection()
             request = client.build_request(
@@ -201,6 +211,8 @@ class Centre:
         return response
 
     def _connection(self) -> httpx.Client:
+        import httpx
+
         if self._client is None:
             verify: ssl.SSLContext | bool = False
             if self.url.startswith("https:"):
@@ -256,6 +268,8 @@ class Centre:
             raise SessionOver
         if status == 429:
             raise CentreSilent(f"{self.url} asks to come later: {problem}")
+        if status == 507:
+            raise CentreFull(f"{self.url} takes no more now: {problem}")
         if status >= 500:
             raise CentreSilent(f"{self.url} has trouble of its own ({status}); try again later")
         raise CentreRefuses(problem, status)
@@ -271,6 +285,8 @@ class Centre:
         return bytes(body)
 
     def _explained(self, error: Exception) -> AgentError:
+        import httpx
+
         self.close()
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL):

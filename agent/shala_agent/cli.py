@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from shala_agent import __version__
-from shala_agent.config import CONFIG_PATH, Config, read_config
+from shala_agent import __version__, journal
+from shala_agent.config import CONFIG_PATH, Config, missing_places, read_config
 from shala_agent.failure import AgentError, Stopped, UsageError
 from shala_agent.ledger import Ledger
-from shala_agent.outcome import counted
 from shala_agent.progress import Progress
+from shala_agent.restore_command import restore
+from shala_agent.status_commands import acknowledge, diagnose, doctor, status
 from shala_agent.sync_commands import enrol, progress, records, sync
 
 if TYPE_CHECKING:
     from shala_agent.chain import Chain, Passage
-    from shala_agent.zone import Standing
 
 DONE, FAILED, USAGE, PARTLY = 0, 1, 2, 3
 
@@ -57,22 +57,20 @@ def main() -> None:
         command = (
             error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "shala-agent"
         )
-        click.echo(f"shala-agent: {error.format_message()} (see: {command} --help)", err=True)
+        _say_error(f"{error.format_message()} (see: {command} --help)")
         sys.exit(USAGE)
     except AgentError as error:
-        click.echo(f"shala-agent: {error}", err=True)
+        _say_error(str(error))
         sys.exit(USAGE if isinstance(error, UsageError) else FAILED)
     except OSError as error:
-        click.echo(
-            f"shala-agent: {error.filename or ''}: {error.strerror or error} (run as root? disk full?)",
-            err=True,
-        )
+        _say_error(f"{error.filename or ''}: {error.strerror or error} (run as root? disk full?)")
         sys.exit(FAILED)
     except sqlite3.Error as error:
-        click.echo(f"shala-agent: the agent's own records: {error} (run as root? disk full?)", err=True)
+        _say_error(f"the agent's own records: {error} (run as root? disk full?)")
         sys.exit(FAILED)
-    except (Stopped, click.Abort):
-        click.echo("shala-agent: stopped; nothing half done is kept, the next run goes on here", err=True)
+    except (Stopped, click.Abort) as stop:
+        left = stop.left if isinstance(stop, Stopped) else Stopped.left
+        click.echo(f"shala-agent: stopped; {left}", err=True)
         sys.exit(PARTLY)
     sys.exit(code if isinstance(code, int) else DONE)
 
@@ -117,15 +115,33 @@ def run(config_path: Path, as_json: bool, wait: int) -> None:
 
 
 @shala_agent.command()
+@click.option(
+    "--last",
+    type=click.IntRange(1, 3000),
+    metavar="NUMBER",
+    help="Write none; show so many of the last ones.",
+)
 @_json
 @click.pass_obj
-def heartbeat(config_path: Path, as_json: bool) -> None:
-    """Write one heartbeat now.
+def heartbeat(config_path: Path, as_json: bool, last: int | None) -> None:
+    """Write one heartbeat now, or show the last ones.
 
     \b
     Example:  shala-agent heartbeat
+              shala-agent heartbeat --last 30
     """
-    _pass(config_path, as_json, lambda chain: chain.by_hand(("heartbeat",)))
+    if last is None:
+        _pass(config_path, as_json, lambda chain: chain.by_hand(("heartbeat",)))
+        return
+    from shala_agent.heartbeat import newest
+    from shala_agent.heartbeat_history import shown
+
+    beats = newest(read_config(config_path), last)
+    if as_json:
+        _print_json({"format": 1, "heartbeats": beats})
+    else:
+        for line in shown(beats):
+            click.echo(line)
 
 
 @shala_agent.command(short_help="Gather all items and seal them.")
@@ -196,107 +212,91 @@ def derive_assessments(config_path: Path, as_json: bool, wait: int) -> None:
     _pass(config_path, as_json, lambda chain: chain.by_hand(("assessments",), wait * 60.0))
 
 
-@shala_agent.command(short_help="Show what is done and what is open.")
+@derive.command("added")
+@click.argument("name")
 @_json
+@_wait
 @click.pass_obj
-def status(config_path: Path, as_json: bool) -> None:
-    """Show what is done, what is open, and what is in the spool.
+def derive_added(config_path: Path, name: str, as_json: bool, wait: int) -> None:
+    """Run a derivation of /etc/shala/catalogue.toml.
 
     \b
-    Example:  shala-agent status --json
+    Example:  shala-agent derive added h5p-scores
     """
-    from shala_agent.status import Status, read_status
+    from shala_agent.extension import read_catalogue
 
-    config = read_config(config_path)
-    with closing(_ledger(config)) as ledger:
-        now: Status = read_status(config, ledger)
-    if as_json:
-        _print_json(now)
-        return
-    beat, chain = now.heartbeat, now.chain
-    click.echo(f"{now.server_name or 'unidentified server'}, shala-agent {now.agent_version}")
-    if beat is not None:
-        free = f"{beat.disk_free / 1e9:.1f} of {beat.disk_total / 1e9:.1f} GB disk free"
-        up = f"up {beat.uptime_seconds / 60:.0f} min"
-        click.echo(f"heartbeat  {beat.taken}  container {beat.container}, {free}, {up}")
-    if chain is not None:
-        how = (
-            f"open, left: {', '.join(now.open_steps)}"
-            if chain.ended is None
-            else f"{chain.outcome} {chain.ended}"
-        )
-        click.echo(f"chain {chain.id}  begun {chain.started}, {how}")
-    rows = [
-        [s.step, s.outcome or "", s.ended or "", f"{s.seconds:.1f}", _first(s.reasons)] for s in now.steps
-    ]
-    _table(["step", "outcome", "ended", "seconds", "reason"], rows)
-    if now.sync is not None:
-        click.echo(_sync_line(now.sync))
-    if now.sealed is None:
-        click.echo("Nothing was collected yet (shala-agent run).")
-        return
-    click.echo(f"collection {now.sealed.sequence}, sealed {now.sealed.sealed}: "
-               f"{now.sealed.files} files, {now.sealed.bytes / 1e6:.1f} MB")  # fmt: skip
-    _table(["item", "outcome", "files", "MB", "reason"], [_item_row(item) for item in now.sealed.items])
-
-
-@shala_agent.command(short_help="Say what is wrong, and the remedy.")
-@_json
-@click.pass_obj
-def doctor(config_path: Path, as_json: bool) -> None:
-    """Say what is wrong on this server, one line per problem, with the remedy.
-
-    \b
-    Example:  shala-agent doctor
-    """
-    from shala_agent.doctor import examine
-
-    config = read_config(config_path)
-    with closing(_ledger(config)) as ledger:
-        problems = list(examine(config, ledger))
-    if as_json:
-        _print_json({"problems": problems})
-    else:
-        for problem in problems:
-            click.echo(str(problem))
-        click.echo(f"{counted(len(problems), 'problem')}." if problems else "All is well.")
-    raise click.exceptions.Exit(FAILED if problems else DONE)
+    known = [row.name for row in read_catalogue(read_config(config_path)).derivations]
+    if name not in known:
+        raise UsageError(f"there is no derivation '{name}' (there are: {', '.join(known)})")
+    _pass(config_path, as_json, lambda chain: chain.by_hand((name,), wait * 60.0))
 
 
 @shala_agent.command("check-config")
 @click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.option("--catalogue", is_flag=True, help="PATH is a catalogue.toml; check it alone.")
 @_json
 @click.pass_obj
-def check_config(config_path: Path, path: Path | None, as_json: bool) -> None:
-    """Check a configuration without using it.
+def check_config(config_path: Path, path: Path | None, catalogue: bool, as_json: bool) -> None:
+    """Check a configuration, and the catalogue.toml that it names, without using them.
 
     \b
     Example:  shala-agent check-config /etc/shala/agent.toml
+              shala-agent check-config --catalogue /root/catalogue.toml
     """
+    from shala_agent.extension import catalogue_in, read_catalogue
+
+    if catalogue:
+        if path is None:
+            raise click.UsageError("--catalogue: which file?")
+        catalogue_in(path)
+        if as_json:
+            _print_json({"valid": True})
+        else:
+            click.echo(f"{path} is valid.")
+        return
     config = read_config(path or config_path)
+    read_catalogue(config)
+    # Said and no more: a disk that is not there today must not keep a server from being updated.
+    for missing in missing_places(config):
+        click.echo(f"shala-agent: {path or config_path}: {missing}", err=True)
     if as_json:
         _print_json({"valid": True, "config": config})
     else:
         click.echo(f"{path or config_path} is valid.")
 
 
-for _command in (enrol, sync, records, progress):
+for _command in (status, doctor, diagnose, acknowledge, restore, enrol, sync, records, progress):
     shala_agent.add_command(_command)
 
 
 def _pass(config_path: Path, as_json: bool, deed: Callable[[Chain], Passage]) -> None:
     """Do some steps, print what came of them and leave with the exit code."""
     from shala_agent.chain import Chain
+    from shala_agent.priority import yield_to_others
 
+    yield_to_others()
     config = read_config(config_path)
     with closing(_ledger(config)) as ledger, Progress() as bar:
-        passage = deed(Chain(config, ledger, bar.say, bar.files, bar.tick))
+        passage = deed(Chain(config, ledger, bar.say, bar.files, bar.tick, warn=bar.warn, begun=bar.begun))
+        _write_metrics(config, ledger)
     if as_json:
         _print_json(_passage_document(passage))
     else:
-        for line in _passage_lines(passage):
-            click.echo(line)
+        level = journal.WARNING if passage.exit_code else journal.INFO
+        in_journal = journal.is_journal(sys.stdout)
+        for text in _passage_lines(passage):
+            click.echo(journal.line(text, passage.run, level) if in_journal else text)
     raise click.exceptions.Exit(passage.exit_code)
+
+
+def _write_metrics(config: Config, ledger: Ledger) -> None:
+    from shala_agent.metrics import write_metrics
+
+    try:
+        write_metrics(config, ledger)
+    except OSError as error:
+        # The work is done; who looks at the figures sees that they are old.
+        _say_error(f"metrics.file {config.metrics.file}: {error.strerror}")
 
 
 def _passage_document(passage: Passage) -> dict[str, Any]:
@@ -347,41 +347,17 @@ def _passage_lines(passage: Passage) -> list[str]:
     return lines
 
 
-def _sync_line(standing: Standing) -> str:
-    if not standing.zone:
-        return "sync       switched on, but this server is not enrolled in a zone (shala-agent enrol)"
-    lag = f"{standing.lag_entries} records to send ({standing.lag_bytes / 1000:.0f} kB)"
-    last = standing.last
-    if last is None:
-        return f"sync       zone {standing.zone}, {lag}, never synced (shala-agent sync)"
-    how = last.outcome if last.outcome == "done" else f"{last.outcome}: {last.reason}"
-    moved = f"{last.records_up} up, {last.records_down} down"
-    return f"sync       zone {standing.zone}, {lag}; last {last.ended}: {moved}, {how}"
-
-
-def _item_row(item: dict[str, Any]) -> list[str]:
-    name = f"{item['platform']}/{item['name']}"
-    return [name, item["outcome"], str(item["files"]), f"{item['bytes'] / 1e6:.1f}", _first(item["reasons"])]
-
-
-def _table(head: list[str], rows: list[list[str]]) -> None:
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    for row in [head, *rows]:
-        click.echo(
-            "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
-
-
-def _first(reasons: list[str]) -> str:
-    return f"{reasons[0]}{f' (+{len(reasons) - 1})' if len(reasons) > 1 else ''}" if reasons else ""
-
-
 def _ledger(config: Config) -> Ledger:
     return Ledger(Path(config.paths.state) / "ledger.sqlite")
 
 
 def _print_json(document: object) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(document), indent=1))
+
+
+def _say_error(text: str) -> None:
+    said = f"shala-agent: {text}"
+    click.echo(journal.line(said, level=journal.ERROR) if journal.is_journal(sys.stderr) else said, err=True)
 
 
 def _stop(number: int, _frame: object) -> None:

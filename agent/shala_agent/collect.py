@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import errno
+import fcntl
 import functools
 import hashlib
 import os
@@ -17,7 +18,7 @@ import re
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,21 +26,28 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from shala_agent import durable, items
+from shala_agent import checks, durable
+from shala_agent.catalogue import CARRY, FRESH, GIT_LOG, JSON, LOG, Catalogue, Item
 from shala_agent.collection import Collection, ContainerImage, Head, ItemResult
 from shala_agent.config import Config
 from shala_agent.device import FILE, Device
+from shala_agent.extension import read_catalogue
 from shala_agent.failure import AgentError
 from shala_agent.gitlog import write_git_log
 from shala_agent.identity import Identity, IdentityRefused, read_identity
-from shala_agent.items import FRESH, JSON, LOG, Item
-from shala_agent.ledger import Ledger, now
+from shala_agent.kinds import check_nothing
+from shala_agent.ledger import Ledger, StepRecord, now
 from shala_agent.manifest import File, key_range, path_of
-from shala_agent.outcome import FAILED, OK, SKIPPED, SUSPECT, Result, shortened
+from shala_agent.outcome import FAILED, OK, SKIPPED, SUSPECT, Findings, Result, counted, shortened
+from shala_agent.privacy import NotTreated, Policy
 from shala_agent.reach import SETTINGS, Reach
-from shala_agent.seen import Known, Seen, Sight, Signs
+from shala_agent.reread import CHANGED, Reread
+from shala_agent.room import ACKNOWLEDGED, NoRoom, Room, room_of
+from shala_agent.seen import Known, Seen, Sight, Signs, is_damage
+from shala_agent.seen import remove as remove_cache
 from shala_agent.spool import Spool
 from shala_agent.walk import Entry, walk
+from shala_agent.writers import SLACK, Writer, running
 
 if TYPE_CHECKING:
     from shala_agent.container import Container
@@ -51,6 +59,9 @@ RACY_NS = 2_000_000_000  # a file changed less than this before it was read may 
 STILL_WRITTEN = 120  # seconds: a file younger than this may have a writer
 CHECKPOINT_FILES = 2000  # after so many copies or
 CHECKPOINT_BYTES = 256 << 20  # so many bytes what was staged is put on the disk and survives a cut
+OVERWRITTEN = "is written once and has changed"
+FICLONE = 0x40049409  # of linux/fs.h: two files share their blocks until one of them is written to
+PLAIN = "plain"  # folder of the state: where a file waits for the form of its policy
 FIRST_YEAR = 2026  # of this agent: a clock before it is wrong
 
 _UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]|%(0[AaDd]|25)")
@@ -127,8 +138,17 @@ class _Gathering:
     item: Item
     prefix: str
     beside: _Beside
-    findings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    # Of the previous collection, if that has it in the form that the policy asks for today.
+    before: ItemResult | None = None
+    other_form: bool = False  # the previous collection has it in another one: nothing of that is kept
+    finished: float = float("-inf")  # when the step that makes it last ended
+    writers: list[Writer] = field(default_factory=list)
+    left_out: int = 0  # files that the policy excludes
+    # When the newest whole file of an export was made, and its size; of those exports that have halves.
+    newest_whole: dict[str, tuple[str, int]] = field(default_factory=dict)
+    superseded: int = 0  # such halves, where that one is later
+    findings: Findings = field(default_factory=Findings)
+    notes: Findings = field(default_factory=Findings)
     found: bool = False
     files: int = 0
     size: int = 0
@@ -138,6 +158,14 @@ class _Gathering:
     def shown(self, path: str) -> str:
         """Return by what name a file of the item is spoken of."""
         return path[len(self.prefix) + 1 :] or self.item.name
+
+    def withholds(self, path: str) -> bool:
+        """Return whether the policy leaves a file out that the previous collection may have."""
+        inside = path[len(self.prefix) + 1 :].removesuffix(self.item.policy.suffix)
+        folders = [folder for folder, _ in self.item.parts if folder and inside.startswith(f"{folder}/")]
+        relative = inside[len(folders[0]) + 1 :] if folders else inside
+        policy = self.item.policy
+        return bool(relative) and (policy.leaves_out(relative) or bool(policy.refuses(relative)))
 
     def count(self, path: str, size: int) -> None:
         """Count a file of the next collection."""
@@ -156,7 +184,24 @@ class _Spot:
     shown: str
     known: Known | None
     sealed: File | None
+    found: tuple[str, ...] = ()  # what is to be said of it besides what its check finds
     planned: bool = False
+
+    @property
+    def inside(self) -> str:
+        """The path inside the item, as the platform has it."""
+        return self.shown.removesuffix(self.gathering.item.policy.suffix)
+
+    def source_sealed(self) -> tuple[int, str] | None:
+        """Return the size and the digest of the file when it was sealed, if they are known."""
+        known, gathering = self.known, self.gathering
+        if known is None or known.sealed_sha256 is None:
+            return None
+        if known.sha256 == known.sealed_sha256 and known.size is not None:
+            return known.size, known.plain_sha256 or known.sha256
+        if gathering.other_form or gathering.item.policy.treats(self.inside):
+            return None
+        return known.sealed_size, known.sealed_sha256
 
     def keep(self) -> bool:
         """Plan what is sealed, if it is at hand; return whether it is."""
@@ -182,6 +227,10 @@ def identify(config: Config, reach: Reach) -> Identity:
         raise IdentityRefused(
             f"{host} does not exist, nor in the container (run playbooks/provision.yml)"
         ) from None
+    if path.stat().st_size > checks.MAX_SETTINGS:
+        raise IdentityRefused(
+            f"{path} is larger than {checks.MAX_SETTINGS} bytes: it was damaged (run playbooks/provision.yml)"
+        )
     try:
         source = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:
@@ -203,41 +252,52 @@ def collect(
 
     Raises IdentityRefused, and AgentError when the disk is full or read-only; then nothing has changed.
     """
+    catalogue = read_catalogue(config)
     identity = identify(config, reach)
     spool = Spool(Path(config.paths.spool), config.paths.spool_group)
-    with closing(Seen(Path(config.paths.state) / "seen.sqlite")) as seen:
-        try:
+    cache = Path(config.paths.state) / "seen.sqlite"
+    try:
+        with closing(Seen(cache)) as seen:
             spool.prepare(seen)
-            return _Collector(config, container, reach, ledger, spool, seen, report or (lambda *_: None)).run(
-                identity
-            )
-        except sqlite3.Error as error:
+            collector = _Collector(
+                config, catalogue, container, reach, ledger, spool, seen, report or (lambda *_: None),
+                Room(spool.root, config.spool), Reread(config.collect),
+            )  # fmt: skip
+            return collector.run(identity)
+    except sqlite3.Error as error:
+        way_out = "disk full? free some space; the next run goes on"
+        if is_damage(error):
+            remove_cache(cache)
+            way_out = f"{cache.name} is made anew by the next run"
+        raise AgentError(f"{config.paths.state}: {error} ({way_out})") from None
+    except OSError as error:
+        if error.errno in _HOPELESS:
+            with suppress(OSError):
+                spool.discard()
             raise AgentError(
-                f"{config.paths.state}: {error} (disk full? free some space; the next run goes on)"
+                f"{config.paths.spool}: {error.strerror} (free some space; the next run goes on)"
             ) from None
-        except OSError as error:
-            if error.errno in _HOPELESS:
-                with suppress(OSError):
-                    spool.discard()
-                raise AgentError(
-                    f"{config.paths.spool}: {error.strerror} (free some space; the next run goes on)"
-                ) from None
-            raise
-        finally:
-            reach.forget()
+        raise
+    finally:
+        reach.forget()
+        durable.remove(Path(config.paths.state) / PLAIN)
 
 
 @dataclass(slots=True)
 class _Collector:
     _config: Config
+    _catalogue: Catalogue
     _container: Container
     _reach: Reach
     _ledger: Ledger
     _spool: Spool
     _seen: Seen
     _report: Report
+    _room: Room
+    _reread: Reread
     _head: Head | None = None
     _previous: Collection | None = None
+    _writers: list[Writer] = field(default_factory=list)
     _copied_files: int = 0
     _copied_bytes: int = 0
 
@@ -251,8 +311,10 @@ class _Collector:
                 f" (if it was set up anew, move the folder {self._spool.root} away)"
             )
         self._seen.clear_plan()
-        results = [self._gather(item, "gstudio") for item in items.GSTUDIO_ITEMS]
-        results += [self._gather(item, "unplatform") for item in self._unplatform_items()]
+        durable.empty_folder(self._scratch)
+        self._writers = self._running(*(item.writers for item in self._catalogue.items))
+        results = [self._gather(item, "gstudio") for item in self._catalogue.items]
+        results += self._gathered_unplatform()
         self._seen.plan_only(f"data/{result.platform}/{result.name}" for result in results)
         self._checkpoint()
         self._spool.remove_unplanned(self._seen)
@@ -296,29 +358,32 @@ class _Collector:
         self._spool.prune(self._config.collect.changes_kept)
         return Collected(True, head, collection)
 
+    @property
+    def _scratch(self) -> Path:
+        """Where a file lies before it has the form of its policy: for root alone."""
+        return Path(self._config.paths.state) / PLAIN
+
     def _gather(self, item: Item, platform: str) -> ItemResult:
         """Take one item, or its previous copy; never raises but for a full disk."""
         began = time.monotonic()
         prefix = f"data/{platform}/{item.name}"
         gathering = _Gathering(item, prefix, _Beside(self._seen, prefix))
+        before = self._previous.item(platform, item.name) if self._previous else None
+        gathering.other_form = (before.policy if before else "") != item.policy.said
+        gathering.before = None if gathering.other_form else before
+        gathering.writers = [one for one in self._writers if one.command in item.writers]
         step = self._ledger.last(item.step) if item.step else None
+        gathering.finished = _ended(step)
         try:
-            if item.name == items.GIT_LOG and platform == "gstudio":
-                self._take_git_log(gathering)
-            for folder, source in sorted(item.parts):
-                self._take_part(gathering, folder, source)
-            gathering.beside.finish()
-        except (OSError, AgentError, RecursionError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno in _HOPELESS:
+            outcome, carried, reasons = self._gathered(gathering, platform, step)
+        except Exception as error:
+            if _is_hopeless(error):
                 raise
-            outcome, carried = self._keep_previous(gathering), self._carried_from(platform, item.name)
+            outcome, carried = self._keep_previous(gathering), self._carried_from(gathering)
             reasons = [_said(error)]
-        else:
-            outcome, carried, reasons = self._judge(gathering, platform, step.outcome if step else None)
-            if step is not None and step.outcome in (FAILED, SUSPECT):
-                reasons += [f"{item.step}: {reason}" for reason in step.reasons]
         if gathering.lost:
             reasons = [f"the mirror has lost files that are to be carried on: {gathering.lost}", *reasons]
+        good = outcome == OK
         return ItemResult(
             platform=platform,
             name=item.name,
@@ -328,70 +393,157 @@ class _Collector:
             bytes=gathering.size,
             seconds=round(time.monotonic() - began, 3),
             carried_from=carried if gathering.files else None,
+            policy=item.policy.said,
+            good_files=gathering.files if good else before.good_files if before else None,
+            good_bytes=gathering.size if good else before.good_bytes if before else None,
+            since=(before.since if before and before.outcome == outcome else "") or now(),
         )
 
+    def _gathered(
+        self, gathering: _Gathering, platform: str, step: StepRecord | None
+    ) -> tuple[str, int | None, list[str]]:
+        """Take an item as it is now; return (outcome, the collection it is carried from, reasons)."""
+        item = gathering.item
+        if not item.policy.take:
+            gathering.beside.finish()
+            return SKIPPED, None, ["left out by policy"]
+        kept_whole = bool(item.writers) and item.when_step_failed == CARRY
+        if kept_whole:
+            self._refuse_written(gathering.writers)
+        if item.name == GIT_LOG and platform == "gstudio":
+            self._take_git_log(gathering)
+        taken: set[str] = set()
+        for folder, source in sorted(item.parts, key=lambda part: part[0]):
+            if folder not in taken and self._take_part(gathering, folder, source):
+                taken.add(folder)
+        for folder in sorted({folder for folder, _ in item.parts if folder} - taken):
+            gathering.notes.append(f"the server has no {folder}")
+        gathering.beside.finish()
+        if kept_whole:  # what began since may have taken away half of it
+            self._refuse_written(self._running(item.writers))
+        if gathering.left_out:
+            gathering.notes.append(f"left out by policy: {counted(gathering.left_out, 'file')}")
+        if gathering.superseded:
+            cut = counted(gathering.superseded, "file")
+            gathering.notes.append(f"left out: {cut} not whole, of which a later export is")
+        outcome, carried, reasons = self._judge(gathering, step.outcome if step else None)
+        if step is not None and step.outcome in (FAILED, SUSPECT):
+            reasons += [f"{item.step}: {reason}" for reason in step.reasons]
+        return outcome, carried, reasons
+
     def _judge(  # noqa: PLR0911 - one case after the other
-        self, gathering: _Gathering, platform: str, step: str | None
+        self, gathering: _Gathering, step: str | None
     ) -> tuple[str, int | None, list[str]]:
         """Decide the outcome of an item that could be read, given how the step that makes it last ended."""
         item = gathering.item
-        in_previous = self._carried_from(platform, item.name)
+        in_previous = self._carried_from(gathering)
         if not gathering.found:
             if in_previous is not None:
                 self._keep_previous(gathering)
                 return FAILED, in_previous, ["it was there at the previous collection and is gone"]
             return (FAILED if step == FAILED else SKIPPED), None, ["the server has none of it"]
-        if step == FAILED and item.when_step_failed == items.CARRY and in_previous is not None:
+        if step == FAILED and item.when_step_failed == CARRY and in_previous is not None:
             self._keep_previous(gathering)
             return FAILED, in_previous, ["it could not be made anew, the last good copy is kept"]
         if not gathering.files and in_previous is not None:
             self._keep_previous(gathering)
             return FAILED, in_previous, ["it held files at the previous collection and holds none now"]
         if not gathering.files:
-            return (FAILED if step == FAILED else SKIPPED), None, ["the server has no file of it"]
+            nothing = FAILED if step == FAILED or gathering.findings else SKIPPED
+            return nothing, None, [*gathering.findings, "the server has no file of it", *gathering.notes]
         lacking = [name for name in item.required if name not in gathering.tops]
         gathering.findings += [f"{name} is missing" for name in lacking]
-        carry = item.when_step_failed == items.CARRY and self._was_good(platform, item.name)
+        carry = item.when_step_failed == CARRY and self._was_good(gathering)
         if gathering.findings and carry:
             self._keep_previous(gathering)
-            return FAILED, in_previous, shortened([*gathering.findings, "the last good copy is kept"])
+            return (
+                FAILED,
+                in_previous,
+                shortened([*gathering.findings, "the last good copy is kept"], gathering.findings.unsaid),
+            )
+        less = list(self._less_than_good(gathering))
+        if less and not self._is_acknowledged() and (kept := self._keep_missing(gathering)):
+            less.append(f"{counted(kept, 'file')} that it has no more stay until the centre has them")
+        gathering.findings += less
         suspect = bool(gathering.findings) or step in (FAILED, SUSPECT)
-        return (SUSPECT if suspect else OK), None, shortened([*gathering.findings, *gathering.notes])
+        return (
+            (SUSPECT if suspect else OK),
+            None,
+            shortened(
+                [*gathering.findings, *gathering.notes], gathering.findings.unsaid + gathering.notes.unsaid
+            ),
+        )
+
+    def _less_than_good(self, gathering: _Gathering) -> Iterator[str]:
+        """Say when an item holds much less than when it was last ok."""
+        item, before = gathering.item, gathering.before
+        if before is None:
+            return
+        for now_has, had, thing in (
+            (gathering.files, before.good_files, "file"),
+            (gathering.size, before.good_bytes, "byte"),
+        ):
+            if had is not None and checks.dropped(now_has, had, item.largest_drop):
+                yield (
+                    f"it holds {counted(now_has, thing)}, the last good one held {had}"
+                    f" (if that is right: largest_drop = 100 of items.{item.name} in"
+                    f" {self._config.paths.catalogue})"
+                )
+                return
+
+    def _running(self, *words: Sequence[str]) -> list[Writer]:
+        """Return which of the platform's own programs are at work; in a container that is down, none."""
+        try:
+            return running(self._container, sorted({word for some in words for word in some}))
+        except AgentError:
+            return []
+
+    def _refuse_written(self, writers: list[Writer]) -> None:
+        if writers:
+            raise AgentError(f"{writers[0]} was writing it: what is there is kept for now")
 
     def _take_git_log(self, gathering: _Gathering) -> None:
-        made = Path(self._config.paths.state) / "made" / items.GIT_LOG
+        made = Path(self._config.paths.state) / "made" / GIT_LOG
         result = write_git_log(self._container, made)
         if result.outcome == FAILED:
             raise AgentError("; ".join(result.reasons))
         gathering.findings += result.reasons
         gathering.found = True
-        self._take_file(gathering, made, "")
+        suffix = gathering.item.policy.suffix
+        self._take_file(gathering, made, f"{GIT_LOG}{suffix}" if suffix else "")
 
-    def _take_part(self, gathering: _Gathering, folder: str, source: str) -> None:
+    def _take_part(self, gathering: _Gathering, folder: str, source: str) -> bool:
+        """Take one part of an item; return whether the server has it."""
         try:
             root = self._reach.local(source) if gathering.prefix.startswith("data/gstudio/") else Path(source)
             seen = root.lstat()
         except FileNotFoundError:
-            if folder:
-                gathering.notes.append(f"the server has no {folder}")
-            return
+            return False
+        policy = gathering.item.policy
+        gathering.found = True
         if stat.S_ISREG(seen.st_mode):
-            gathering.found = True
-            self._take_file(gathering, root, folder)
+            # Sealed, the item is a folder: no other LEVEL 4 name may come of it.
+            name = f"{gathering.item.name}{policy.suffix}" if policy.suffix and not folder else ""
+            self._take_file(gathering, root, name or (f"{folder}{policy.suffix}" if folder else ""))
         elif not stat.S_ISDIR(seen.st_mode):
             raise AgentError(f"{root} is neither a file nor a folder: it was not followed")
         else:
-            gathering.found = True
             unread = functools.partial(self._unread, gathering, folder)
-            only = gathering.item.only
+            only, leaves_out = gathering.item.only, policy.excluder()
             base = f"{gathering.prefix}/{folder}/" if folder else f"{gathering.prefix}/"
-            for entry in walk(root, gathering.notes, unread):
-                if not only or entry.relative in only:
-                    self._take(gathering, entry, base + entry.relative)
+            for entry in walk(root, gathering.notes, unread, policy.suffix):
+                if only and entry.relative not in only:
+                    continue
+                if leaves_out(entry.relative):
+                    gathering.left_out += 1
+                else:
+                    self._take(gathering, entry, f"{base}{entry.relative}{policy.suffix}")
+        return True
 
     def _unread(self, gathering: _Gathering, folder: str, below: str, error: OSError) -> None:
         """Note a folder that cannot be read, and keep what the previous collection has of it."""
-        path = "/".join(part for part in (gathering.prefix, folder, below.rstrip("/")) if part)
+        suffix = gathering.item.policy.suffix if below and not below.endswith("/") else ""
+        path = "/".join(part for part in (gathering.prefix, folder, below.rstrip("/")) if part) + suffix
         gathering.findings.append(f"{below or 'its folder'} could not be read: {error.strerror}")
         for known in gathering.beside.below(path):
             if self._goes_on(gathering, known):
@@ -414,16 +566,57 @@ class _Collector:
         known = gathering.beside.at(path.replace("/", "\x01")) if "\x01" not in path else None
         if (
             known is not None
+            and known.sealed_sha256 in (None, known.sha256)  # what is sealed of it is the half as well
+            and (sight := known.sight(_signs(item, entry.stat), item.check_id)) is not None
+            and self._is_superseded(gathering, entry, sight.findings)
+        ):
+            if known.sealed_sha256 is not None:
+                self._seen.lose(known.key)
+            return
+        if (
+            known is not None
             and _is_as_sealed(known, item, entry.stat)
             and self._spool.holds(path, known.sealed_size, known.sealed_mtime_ns)
         ):
+            if self._reread.is_due(known) and not self._is_still_whole(gathering, entry, path, known):
+                return
             gathering.count(path, known.sealed_size)
             if known.findings:
                 shown = gathering.shown(path)
                 gathering.findings += [f"{shown} {finding}" for finding in known.findings.split("\n")]
             self._report(item.name, 1, known.sealed_size)
             return
-        spot = _Spot(gathering, path, gathering.shown(path), known, self._at_hand(known))
+        sealed = None if gathering.other_form else self._at_hand(known)
+        self._take_anew(_Spot(gathering, path, gathering.shown(path), known, sealed), entry)
+
+    def _is_still_whole(self, gathering: _Gathering, entry: Entry, path: str, known: Known) -> bool:
+        """Read a file that seems unchanged, and its copy; return whether what is sealed of it stays.
+
+        The worse never replaces the better: a source that has gone bad leaves the copy as it is.
+        """
+        try:
+            found = self._reread.read(entry, known, self._spool.in_mirror(path))
+        except OSError as error:
+            gathering.findings.append(f"{gathering.shown(path)} could not be read again: {error.strerror}")
+            return True
+        if found is None:
+            return True
+        bad = () if found.source else (CHANGED,)
+        if not found.mirror:
+            gathering.notes.append(f"{gathering.shown(path)} had gone bad in the mirror: it was taken again")
+            self._take_anew(_Spot(gathering, path, gathering.shown(path), known, None, bad), entry)
+            return False
+        before = (known.findings or "").split("\n")
+        if bad and CHANGED not in before:
+            gathering.findings.append(f"{gathering.shown(path)} {CHANGED}")
+        sight = Sight(str(known.sha256), (*(one for one in before if one not in ("", CHANGED)), *bad))
+        signs = _signs(gathering.item, entry.stat)
+        self._seen.remember(path, signs, gathering.item.check_id, sight, known.plain_sha256)
+        return True
+
+    def _take_anew(self, spot: _Spot, entry: Entry) -> None:
+        """Plan one file by reading it, unless its content is known and at hand."""
+        known = spot.known
         try:
             self._take_changed(spot, entry)
         finally:
@@ -441,6 +634,8 @@ class _Collector:
                     "has a name that no manifest can hold (control characters, a blank at its end): left out"
                 )
             path.encode("utf-8")
+            if refused := gathering.item.policy.refuses(spot.inside):
+                raise _Refused(refused)
             sight = self._unread_again(spot, entry) or self._read(spot, entry)
             if sight is not None:
                 gathering.findings += [f"{shown} {finding}" for finding in sight.findings]
@@ -449,13 +644,58 @@ class _Collector:
             gathering.findings.append(f"{shown!r} {refusal}")
         except UnicodeEncodeError:
             gathering.findings.append(f"{os.fsencode(shown)!r} has a name that is not UTF-8: it was left out")
+        except (NotTreated, NoRoom) as error:
+            gathering.findings.append(f"{shown} {error}")
+            spot.keep()
         except FileNotFoundError:
             pass  # deleted since its folder was read
-        except OSError as error:
-            if error.errno in _HOPELESS:
+        except Exception as error:
+            if _is_hopeless(error):
                 raise
-            gathering.findings.append(f"{shown} could not be read: {error.strerror}")
+            gathering.findings.append(f"{shown} could not be taken: {_why(error)}")
             spot.keep()
+
+    def _make_room(self, spot: _Spot, size: int) -> None:
+        """Have room for so many bytes; what the centre has goes for it, the oldest first. Raises NoRoom."""
+        self._fit(spot, size)
+        self._room.add(size)
+
+    def _make_plain_room(self, spot: _Spot, size: int) -> None:
+        """Have room for the copies of a file that lie beside the spool until it has its form."""
+        copies = size * spot.gathering.item.policy.copies(spot.inside)
+        if _on_one_disk(self._scratch, self._spool.root):
+            self._fit(spot, size, copies)
+        elif problem := self._room.lacks_at(self._scratch, copies):
+            raise NoRoom(problem)
+
+    def _fit(self, spot: _Spot, size: int, beside: int = 0) -> None:
+        if self._room.lacks(size, beside=beside):
+            self._give_up(spot, size, beside)
+        if problem := self._room.lacks(size, beside=beside):
+            raise NoRoom(problem)
+
+    def _give_up(self, spot: _Spot, size: int, beside: int) -> None:
+        """Remove what the centre has until so many bytes fit: lists of changes, then the file's own copy."""
+        head, notes = self._head, spot.gathering.notes
+        acknowledged = self._ledger.mark(ACKNOWLEDGED)
+        if head is None:
+            return
+        for sequence in self._spool.sequences():
+            if sequence > acknowledged or sequence == head.sequence:
+                break
+            self._room.add(-self._spool.give_up_changes(sequence))
+            notes.append(f"for want of room the list of collection {sequence} was removed")
+            if not self._room.lacks(size, beside=beside):
+                return
+        freed = room_of(self._spool.in_mirror(spot.path))
+        # Not in vain: what does not make room enough stays.
+        if spot.sealed is None or head.sequence > acknowledged or self._room.lacks(size, freed, beside):
+            return
+        self._spool.give_up(spot.path)
+        self._room.add(-freed)
+        spot.sealed = None
+        what = f"{spot.shown} of collection {head.sequence}, which the centre has,"
+        notes.append(f"for want of room {what} was removed before the new one was taken")
 
     def _at_hand(self, known: Known | None) -> File | None:
         """Return the file of the mirror, if it is really there: an old disk loses some."""
@@ -494,11 +734,20 @@ class _Collector:
     def _read_until_steady(self, spot: _Spot, entry: Entry) -> Sight | None:
         gathering, shown = spot.gathering, spot.shown
         item = gathering.item
+        if _has_writer(gathering, entry.stat):
+            spot.keep()
+            gathering.notes.append(f"{shown} is still being written: it will be taken the next time")
+            return None
         for attempt in range(1, TRIES + 1):
-            copy = _Copy(self._spool, spot, entry)
+            copy = _Copy(
+                self._spool, spot, entry, self._scratch,
+                make_room=self._make_room, make_plain_room=self._make_plain_room,
+            )  # fmt: skip
             steady = copy.take()
             findings = copy.findings()
-            torn = not steady or (item.reading == JSON and findings)
+            # What is broken and at rest for long is not mended by waiting.
+            broken = next(filter(checks.is_fault, findings), "")
+            torn = not steady or (item.reading == JSON and broken and _age(copy.stat) < STILL_WRITTEN)
             if not torn or attempt == TRIES:
                 break
             self._drop(spot.path)
@@ -508,17 +757,21 @@ class _Collector:
             spot.keep()
             gathering.notes.append(f"{shown} is still being written: it will be taken the next time")
             return None
-        if item.reading == JSON and findings and spot.keep():
+        if self._is_worse(spot, copy, broken):
             self._drop(spot.path)
-            gathering.findings.append(f"{shown} {findings[0]}; the copy of the previous collection is kept")
             return None
         if not steady:
             findings = (*findings, "changed whenever it was read")
+        findings = (*findings, *spot.found)
         if copy.cut:
             gathering.notes.append(f"{shown} was being written: it is cut at its last whole line")
+        plain_sha256 = copy.give_form()
         sight = Sight(copy.sha256, findings)
         if steady and not copy.cut and time.time_ns() - copy.stat.st_ctime_ns > RACY_NS:
-            self._seen.remember(spot.path, _signs(item, copy.stat), item.check_id, sight)
+            self._seen.remember(spot.path, _signs(item, copy.stat), item.check_id, sight, plain_sha256)
+        if self._is_superseded(gathering, entry, findings):
+            self._drop(spot.path)
+            return None
         if copy.target is None:
             spot.keep()
         else:
@@ -529,6 +782,63 @@ class _Collector:
                 self._checkpoint()
         return sight
 
+    def _is_superseded(self, gathering: _Gathering, entry: Entry, findings: Sequence[str]) -> bool:
+        """Return whether a file that was cut needs not be taken: a later one of the same export holds it all.
+
+        An export that a power cut ended leaves half a file, which stays for ever. What is not whole for
+        another reason, or has no later one that is as large, is taken and named.
+        """
+        cut = bool(findings) and findings[0] in (checks.EMPTY, checks.CUT) and CHANGED not in findings
+        if not cut or gathering.item.reading != FRESH or not checks.STAMP.search(entry.name):
+            return False
+        export = entry.relative.removesuffix(entry.name) + checks.STAMP.sub("", entry.name)
+        if export not in gathering.newest_whole:
+            gathering.newest_whole[export] = _newest_whole(gathering, entry)
+        later, size = gathering.newest_whole[export]
+        superseded = later > _exported_at(entry.name) and size >= entry.stat.st_size
+        gathering.superseded += superseded
+        return superseded
+
+    def _is_worse(self, spot: _Spot, copy: _Copy, broken: str) -> bool:
+        """Return whether the copy of the previous collection stays instead of what was read, and say why."""
+        overwritten = OVERWRITTEN if self._is_overwritten(spot, copy) else ""
+        if overwritten and copy.size and self._is_acknowledged():
+            spot.gathering.findings.append(f"{spot.shown} {overwritten}; the centre has the one before")
+            overwritten = ""
+        worse = broken if broken and self._was_whole(spot, copy) else overwritten
+        if worse and spot.keep():
+            kept = "the copy of the previous collection is kept"
+            spot.gathering.findings.append(f"{spot.shown} {worse}; {kept}")
+            return True
+        if overwritten:  # said each time: perhaps nobody has what was in it
+            spot.found = (*spot.found, f"{overwritten}, in the mirror too: what it held is lost here")
+        return False
+
+    def _was_whole(self, spot: _Spot, copy: _Copy) -> bool:
+        """Return whether the mirror has another content of a file that was read, and a whole one."""
+        known, sealed, item = spot.known, spot.sealed, spot.gathering.item
+        if known is None or sealed is None or item.reading == LOG or copy.is_same():
+            return False
+        formed = item.policy.treats(spot.inside)
+        is_told = known.sha256 == sealed.sha256 and CHANGED not in (known.findings or "")
+        if is_told and (formed or known.check_id == item.check_id):
+            return not known.findings
+        # Its check can only look at what has no other form.
+        mirror = Path(self._spool.in_mirror(spot.path))
+        return formed or not any(item.kind.check(mirror, spot.inside, sealed.sha256))
+
+    def _is_overwritten(self, spot: _Spot, copy: _Copy) -> bool:
+        """Return whether a file that is written once has lost what it held, and that was whole."""
+        if not spot.gathering.item.written_once or spot.source_sealed() is None:
+            return False
+        if copy.is_same() or copy.goes_on():
+            return False
+        return spot.sealed is None or self._was_whole(spot, copy)
+
+    def _is_acknowledged(self) -> bool:
+        """Return whether the centre has all that the mirror has."""
+        return self._head is not None and self._head.sequence <= self._ledger.mark(ACKNOWLEDGED)
+
     def _plan_staged(self, spot: _Spot, file: File) -> None:
         self._seen.stage(file)
         spot.planned = True
@@ -536,7 +846,7 @@ class _Collector:
 
     def _drop(self, path: str) -> None:
         """Take back what was written of a file."""
-        self._spool.drop(path)
+        self._room.add(-self._spool.drop(path))
         self._seen.unstage(path)
 
     def _checkpoint(self) -> None:
@@ -550,11 +860,25 @@ class _Collector:
         """Return whether what is sealed of a file is carried on; what the mirror has lost is left out."""
         if known.sealed_sha256 is None:
             return False
+        if gathering.other_form or gathering.withholds(path_of(known.key)):
+            self._seen.lose(known.key, lost=True)
+            return False
         if self._spool.holds(path_of(known.key), known.sealed_size, known.sealed_mtime_ns):
             return True
         self._seen.lose(known.key, lost=True)
         gathering.lost += 1
         return False
+
+    def _keep_missing(self, gathering: _Gathering) -> int:
+        """Plan what is sealed of the files that an item has no more; return how many these are."""
+        kept = 0
+        for known in self._seen.missing(gathering.prefix):
+            path = path_of(known.key)
+            if not self._seen.is_in_the_way(path) and self._goes_on(gathering, known):
+                self._seen.find(known.key)
+                gathering.count(path, known.sealed_size)
+                kept += 1
+        return kept
 
     def _keep_previous(self, gathering: _Gathering) -> str:
         gathering.lost = 0
@@ -563,18 +887,18 @@ class _Collector:
         gathering.files, gathering.size = self._seen.plan_sealed(gathering.prefix)
         return FAILED
 
-    def _carried_from(self, platform: str, name: str) -> int | None:
+    def _carried_from(self, gathering: _Gathering) -> int | None:
         """Return the sequence whose copy of the item the previous collection holds, or None when it holds
         none.
         """
-        before = self._previous.item(platform, name) if self._previous else None
+        before = gathering.before
         if self._previous is None or before is None or not before.files:
             return None
         return before.carried_from or self._previous.sequence
 
-    def _was_good(self, platform: str, name: str) -> bool:
+    def _was_good(self, gathering: _Gathering) -> bool:
         """Return whether the previous collection holds a good copy of an item, its own or a carried one."""
-        before = self._previous.item(platform, name) if self._previous else None
+        before = gathering.before
         if before is None or not before.files:
             return False
         return before.outcome == OK or before.carried_from is not None
@@ -587,43 +911,70 @@ class _Collector:
         except (OSError, msgspec.MsgspecError):
             return None
 
-    def _unplatform_items(self) -> Iterator[Item]:
-        """Yield an item for each entry of the unplatform folder, and for those that are gone since the last
+    def _gathered_unplatform(self) -> list[ItemResult]:
+        """Take an item for each entry of the unplatform folder, and for those that are gone since the last
         time.
         """
         root = self._config.paths.unplatform
         if not root:
-            return
+            return []
+        unread: list[ItemResult] = []
         names: set[str] = set()
-        if Path(root).is_dir():
-            names = {
-                e.name
-                for e in os.scandir(root)
-                if e.is_file(follow_symlinks=False) or e.is_dir(follow_symlinks=False)
-            }
+        try:
+            with os.scandir(root) as entries:
+                names = {
+                    e.name
+                    for e in entries
+                    if e.is_file(follow_symlinks=False) or e.is_dir(follow_symlinks=False)
+                }
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            reason = f"{root} could not be read: {error.strerror}"
+            unread = [ItemResult(platform="unplatform", name="unplatform", outcome=FAILED, reasons=[reason])]
         if self._previous is not None:
             names |= {i.name for i in self._previous.items if i.platform == "unplatform" and i.files}
+        return [self._gather(item, "unplatform") for item in self._unplatform_items(root, names)] + unread
+
+    def _unplatform_items(self, root: str, names: set[str]) -> Iterator[Item]:
+        policy = Policy(exclude=self._catalogue.never)
         for name in sorted(names):
-            if not name.startswith(durable.TEMPORARY) and not _UNWRITABLE.search(name) and _is_utf8(name):
-                check_id = f"unplatform/{name}/1"
-                yield Item(name, (("", f"{root}/{name}"),), items.check_nothing, check_id)
+            plain = not name.startswith(durable.TEMPORARY) and not _UNWRITABLE.search(name) and _is_utf8(name)
+            if plain and not policy.leaves_out(name):
+                yield Item(name, "of unplatform", parts=(("", f"{root}/{name}"),), policy=policy)
 
     def _year(self) -> int:
         """LEVEL 0. A clock that has fallen back, or far ahead, gives the year of the previous collection."""
         year = datetime.datetime.now().astimezone().year
-        before = self._previous.year if self._previous else None
-        if year < (before or FIRST_YEAR):
-            return before or FIRST_YEAR
+        if self._previous is None or self._head is None:
+            return max(year, FIRST_YEAR)
+        before = self._previous.year
+        if year < FIRST_YEAR:
+            return before
+        # The centre takes none of years to come: what it does not have, a clock that was ahead has dated.
+        if before > year + 1 and self._ledger.mark(ACKNOWLEDGED) < self._head.sequence:
+            return year
         # A school may be off for years; a clock that jumped ahead by decades says nothing.
-        return before if before is not None and year > before + 10 else year
+        return before if not before <= year <= before + 10 else year
 
 
 class _Copy:
     """One reading of one source file, into the bag, hashed on the way."""
 
-    def __init__(self, spool: Spool, spot: _Spot, entry: Entry) -> None:
-        self._spool, self._spot, self._entry = spool, spot, entry
+    def __init__(
+        self,
+        spool: Spool,
+        spot: _Spot,
+        entry: Entry,
+        scratch: Path,
+        *,
+        make_room: Callable[[_Spot, int], None],
+        make_plain_room: Callable[[_Spot, int], None],
+    ) -> None:
+        self._spool, self._spot, self._entry, self._scratch = spool, spot, entry, scratch
+        self._make_room, self._make_plain_room = make_room, make_plain_room
         self._item = spot.gathering.item
+        self._treated = self._item.policy.treats(spot.inside)
         self.stat = entry.stat
         self.sha256 = ""
         self.size = 0
@@ -644,6 +995,11 @@ class _Copy:
             limit = self._limit(source)
             sealed, path = self._spot.sealed, self._spot.path
             expected = self.stat.st_size if limit is None else limit
+            if self._treated:
+                self._make_plain_room(self._spot, expected)
+                self.target = str(self._scratch / "file")
+                self.sha256, self.size = self._copy_plain(source, limit)
+                return self._item.reading == LOG or _unchanged(self.stat, os.fstat(source))
             if sealed is not None and sealed.size == expected:
                 # Probably the same bytes under a new time (a dump): reading is cheaper than writing.
                 self.sha256, self.size = _copy(source, None, limit)
@@ -655,9 +1011,13 @@ class _Copy:
                 if self.target is not None:
                     self.sha256, self.size = _copy(source, None, None)
                     return _unchanged(self.stat, os.fstat(source))
+            self._make_room(self._spot, expected)
             descriptor, self.target = self._spool.new_file(path)
             try:
-                self.sha256, self.size = _copy(source, descriptor, limit)
+                if limit is None and _cloned(source, descriptor):
+                    self.sha256, self.size = _copy(descriptor, None, None)
+                else:
+                    self.sha256, self.size = _copy(source, descriptor, limit)
                 os.utime(descriptor, ns=(self.stat.st_mtime_ns, self.stat.st_mtime_ns))
             finally:
                 os.close(descriptor)
@@ -668,6 +1028,53 @@ class _Copy:
             return True
         return _unchanged(self.stat, after)
 
+    def is_same(self) -> bool:
+        """Return whether what was read is what the file held when it was sealed."""
+        before = self._spot.source_sealed()
+        return before is not None and before[1] == self.sha256
+
+    def goes_on(self) -> bool:
+        """Return whether what was read begins with all that is sealed."""
+        before = self._spot.source_sealed()
+        if before is None or self.target is None or not 0 < before[0] < self.size:
+            return False
+        with Path(self.target).open("rb", buffering=0) as taken:
+            return _copy(taken.fileno(), None, before[0])[0] == before[1]
+
+    def give_form(self) -> str | None:
+        """Put a file that the policy treats into the bag, and return the digest it had before; else None.
+
+        Raises NotTreated. What has the same content as the last time stays as it is sealed.
+        """
+        if not self._treated or self.target is None:
+            return None
+        plain, plain_sha256, policy = Path(self.target), self.sha256, self._item.policy
+        known, sealed = self._spot.known, self._spot.sealed
+        try:
+            if (
+                sealed is not None
+                and known is not None
+                and known.sha256 == sealed.sha256
+                and (known.plain_sha256, known.check_id) == (plain_sha256, self._item.check_id)
+            ):
+                self.target, self.sha256, self.size = None, sealed.sha256, sealed.size
+                return plain_sha256
+            self._make_room(self._spot, self.size)
+            sealed = self._spot.sealed
+            descriptor, self.target = self._spool.new_file(self._spot.path)
+            with os.fdopen(descriptor, "wb") as formed:
+                policy.treat(plain, self._spot.inside, formed, self._scratch / "formed")
+                formed.flush()
+                os.utime(formed.fileno(), ns=(self.stat.st_mtime_ns, self.stat.st_mtime_ns))
+            with Path(self.target).open("rb", buffering=0) as formed_again:
+                self.sha256, self.size = _copy(formed_again.fileno(), None, None)
+        finally:
+            plain.unlink(missing_ok=True)
+        if sealed is not None and sealed.sha256 == self.sha256:
+            self._spool.drop(self._spot.path)
+            self.target = None
+        return plain_sha256
+
     def file(self) -> File:
         """Return the file that was taken, as the manifest lists it."""
         mode = stat.S_IMODE(self.stat.st_mode) & 0o777
@@ -676,12 +1083,20 @@ class _Copy:
     def findings(self) -> tuple[str, ...]:
         """Return what the item's check finds in the bytes that were taken."""
         known, item = self._spot.known, self._item
-        if item.check is items.check_nothing:
+        if item.kind.check is check_nothing:
             return ()
         if known is not None and (found := known.found(self.sha256, item.check_id)) is not None:
             return found
         taken = Path(self.target) if self.target else self._spool.bag / self._spot.path
-        return tuple(f.replace("\n", " ") for f in item.check(taken, self._spot.shown, self.sha256))
+        return tuple(f.replace("\n", " ") for f in item.kind.check(taken, self._spot.inside, self.sha256))
+
+    def _copy_plain(self, source: int, limit: int | None) -> tuple[str, int]:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(self._scratch / "file", flags, 0o600)
+        try:
+            return _copy(source, descriptor, limit)
+        finally:
+            os.close(descriptor)
 
     def _may_be_shared(self) -> bool:
         """Return whether the mirror may hold the very file: who pulls must be able to read it, and only its
@@ -702,8 +1117,61 @@ class _Copy:
         return size - len(tail) + whole
 
 
-def _outcomes(collection: Collection | None) -> list[tuple[str, str, str]]:
-    return [(i.platform, i.name, i.outcome) for i in collection.items] if collection else []
+def _outcomes(collection: Collection | None) -> list[tuple[str, ...]]:
+    return [(i.platform, i.name, i.outcome, i.policy) for i in collection.items] if collection else []
+
+
+def _ended(step: StepRecord | None) -> float:
+    """Return when a step ended; the ledger cuts its times to whole seconds."""
+    if step is None or step.ended is None:
+        return float("-inf")
+    return datetime.datetime.fromisoformat(step.ended.replace("Z", "+00:00")).timestamp() + 1
+
+
+def _has_writer(gathering: _Gathering, seen: os.stat_result) -> bool:
+    """Return whether somebody may be at work on a file, though it stands still and parses.
+
+    A young file of what is made anew is finished when the step that made it has ended since.
+    """
+    if any(seen.st_mtime >= writer.began - SLACK for writer in gathering.writers):
+        return True
+    if gathering.item.reading != FRESH or _age(seen) >= STILL_WRITTEN:
+        return False
+    return seen.st_mtime > gathering.finished
+
+
+def _newest_whole(gathering: _Gathering, entry: Entry) -> tuple[str, int]:
+    """Return when the newest file of an export that is whole was made, and its size."""
+    export = checks.STAMP.sub("", entry.name)
+    names = (name for name in os.listdir(entry.folder) if checks.STAMP.sub("", name) == export)  # noqa: PTH208
+    for name in sorted(names, key=_exported_at, reverse=True):
+        if made := _exported_at(name):
+            size = _size_if_whole(gathering, entry.folder, name)
+            if size is not None:
+                return made, size
+    return "", 0
+
+
+def _size_if_whole(gathering: _Gathering, folder: int, name: str) -> int | None:
+    try:
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return None
+    try:
+        seen = os.fstat(file)
+        if not stat.S_ISREG(seen.st_mode) or _has_writer(gathering, seen):
+            return None
+        broken = any(gathering.item.kind.check(Path(f"/proc/self/fd/{file}"), name, ""))
+        return None if broken else seen.st_size
+    finally:
+        os.close(file)
+
+
+def _exported_at(name: str) -> str:
+    """Return the time in the name of an export's file, "" for none or one of the future (a wrong clock)."""
+    stamp = checks.STAMP.search(name)
+    tomorrow = time.strftime("%Y%m%d-%Hh%Mm", time.localtime(time.time() + 86400))
+    return stamp[1] if stamp and stamp[1] <= tomorrow else ""
 
 
 def _signs(item: Item, seen: os.stat_result) -> Signs:
@@ -713,7 +1181,7 @@ def _signs(item: Item, seen: os.stat_result) -> Signs:
 
 def _is_as_sealed(known: Known, item: Item, seen: os.stat_result) -> bool:
     """Return whether a file is the one that was read, and what it held is sealed. As Known.sight has it."""
-    _, size, mtime_ns, ctime_ns, inode, check_id, sha256, _, sealed_sha256, _, _, _ = known
+    _, size, mtime_ns, ctime_ns, inode, check_id, sha256, _, _, _, sealed_sha256, _, _, _ = known
     return (
         sha256 is not None
         and sha256 == sealed_sha256
@@ -746,6 +1214,17 @@ def _copy(source: int, target: int | None, limit: int | None) -> tuple[str, int]
     return digest.hexdigest(), size
 
 
+def _cloned(source: int, target: int) -> bool:
+    """Make an empty file share the blocks of another, where the file system can; return whether it does."""
+    try:
+        fcntl.ioctl(target, FICLONE, source)
+    except OSError:
+        if os.fstat(target).st_size:  # a clone that was cut short
+            os.ftruncate(target, 0)
+        return False
+    return True
+
+
 def _age(seen: os.stat_result) -> float:
     """Return how long ago a file was written, in seconds.
 
@@ -763,7 +1242,22 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
+def _on_one_disk(one: Path, other: Path) -> bool:
+    return one.stat().st_dev == other.stat().st_dev
+
+
+def _is_hopeless(error: Exception) -> bool:
+    """Return whether an error is not of the file that was just looked at: nothing else would go better."""
+    return isinstance(error, sqlite3.Error) or (isinstance(error, OSError) and error.errno in _HOPELESS)
+
+
 def _said(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'}: {error.strerror}"
-    return str(error) or type(error).__name__
+    return str(error) if isinstance(error, AgentError) else _why(error)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {error}"

@@ -33,6 +33,13 @@ class ItemResult(msgspec.Struct, kw_only=True):
     bytes: int = 0
     seconds: float = 0.0
     carried_from: int | None = None
+    # In which form it was taken (shala_agent.privacy); "" as it is, but without password hashes.
+    policy: str = ""
+    # What it held when it was last ok: less than that by far is suspect.
+    good_files: int | None = None
+    good_bytes: int | None = None
+    # When the first of the collections in a row was gathered in which it had this outcome.
+    since: str = ""
 
 
 class Collection(msgspec.Struct, kw_only=True):

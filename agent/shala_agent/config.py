@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -18,6 +19,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+Document = TypeVar("Document", bound=msgspec.Struct)
+
 CONFIG_PATH = Path("/etc/shala/agent.toml")
 
 Minutes = Annotated[
@@ -27,20 +30,20 @@ SomeMinutes = Annotated[
     int, msgspec.Meta(ge=1, le=10_080, description="a whole number of minutes, 1 to a week")
 ]
 Folder = Annotated[
-    str, msgspec.Meta(pattern=r"^/[^\x00-\x1f]*$", description='an absolute path in quotes, "/like/this"')
+    str, msgspec.Meta(pattern=r"^/[^\x00-\x1f]*\Z", description='an absolute path in quotes, "/like/this"')
 ]
 FolderOrNone = Annotated[
     str,
-    msgspec.Meta(pattern=r"^(/[^\x00-\x1f]*)?$", description='an absolute path in quotes, or "" for none'),
+    msgspec.Meta(pattern=r"^(/[^\x00-\x1f]*)?\Z", description='an absolute path in quotes, or "" for none'),
 ]
 Word = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="a name of letters, digits, '_', '.' and '-'"
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z", description="a name of letters, digits, '_', '.' and '-'"
     ),
 ]
 State = Annotated[
-    str, msgspec.Meta(pattern=r"^[a-z]{2,8}$", description='a state code in small letters, such as "mz"')
+    str, msgspec.Meta(pattern=r"^[a-z]{2,8}\Z", description='a state code in small letters, such as "mz"')
 ]
 
 Url = Annotated[
@@ -48,15 +51,18 @@ Url = Annotated[
     msgspec.Meta(
         # Without TLS only to the machine itself: names of children travel here.
         pattern=r"^(https://[A-Za-z0-9.-]+(:\d{1,5})?(/[\x21-\x7e]*)?"
-        r"|http://(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?/?)?$",
+        r"|http://(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?/?)?\Z",
         description='an address such as "https://centre.example.org", or "" for the one of the enrolment',
     ),
 ]
 Rate = Annotated[
     int, msgspec.Meta(ge=0, le=1 << 30, description="a whole number of bytes per second, 0 for no limit")
 ]
+Megabytes = Annotated[
+    int, msgspec.Meta(ge=0, le=10_000_000, description="a whole number of megabytes, 0 for none")
+]
 TimeOfDay = Annotated[
-    str, msgspec.Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d$", description='a time of the day, such as "08:30"')
+    str, msgspec.Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d\Z", description='a time of the day, such as "08:30"')
 ]
 
 # gStudio's own database and the eight of qbank (facts/gstudio.md 4).
@@ -79,12 +85,14 @@ class PathsConfig(msgspec.Struct, frozen=True, kw_only=True):
     spool: Folder = "/var/spool/shala"
     spool_group: Annotated[
         str,
-        msgspec.Meta(pattern=r"^([a-z_][a-z0-9_-]*)?$", description='the name of a group, or "" for none'),
+        msgspec.Meta(pattern=r"^([a-z_][a-z0-9_-]*)?\Z", description='the name of a group, or "" for none'),
     ] = "shala-pull"
     data: Folder = "/home/core/data"
     code: Folder = "/home/core/code"
     assessments: Folder = "/home/core/assesment-datastore"
     unplatform: FolderOrNone = ""
+    # What the operator adds to the catalogue (shala_agent.extension); there need be no such file.
+    catalogue: Folder = "/etc/shala/catalogue.toml"
 
 
 class IdentityConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +105,7 @@ class IdentityConfig(msgspec.Struct, frozen=True, kw_only=True):
     server_name: Annotated[
         str,
         msgspec.Meta(
-            pattern=r"^([0-9]{7,8}-[a-z]+[1-9][0-9]*)?$", description='such as "2031017-mz17", or ""'
+            pattern=r"^([0-9]{7,8}-[a-z]+[1-9][0-9]*)?\Z", description='such as "2031017-mz17", or ""'
         ),
     ] = ""
 
@@ -123,11 +131,39 @@ class DeriveConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CollectConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Of how many collections the spool still knows what changed: the centre then need not ask for all."""
+    """Of how many collections the spool still knows what changed: the centre then need not ask for all.
+
+    An unchanged file is read again after `reread_days` (0: never), at most `reread_mb` in one collection.
+    """
 
     changes_kept: Annotated[
         int, msgspec.Meta(ge=1, le=10_000, description="a whole number from 1 to 10000")
     ] = 400
+    reread_days: Annotated[
+        int, msgspec.Meta(ge=0, le=3650, description="a whole number of days, 0 for never")
+    ] = 90
+    reread_mb: Annotated[
+        int, msgspec.Meta(ge=1, le=10_000_000, description="a whole number of megabytes, 1 or more")
+    ] = 500
+
+
+class SpoolConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How much the spool may hold (0: no limit), and what must stay free on its disk."""
+
+    quota_mb: Megabytes = 0
+    min_free_mb: Megabytes = 500
+
+
+class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the figures for Prometheus' node_exporter are written after each chain; "" for nowhere."""
+
+    file: Annotated[
+        str,
+        msgspec.Meta(
+            pattern=r"^(/[^\x00-\x1f]*\.prom)?\Z",
+            description='a path that ends with .prom, "/like/this.prom", or "" for none',
+        ),
+    ] = ""
 
 
 class WindowConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,6 +203,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     databases: DatabasesConfig = msgspec.field(default_factory=DatabasesConfig)
     derive: DeriveConfig = msgspec.field(default_factory=DeriveConfig)
     collect: CollectConfig = msgspec.field(default_factory=CollectConfig)
+    spool: SpoolConfig = msgspec.field(default_factory=SpoolConfig)
+    metrics: MetricsConfig = msgspec.field(default_factory=MetricsConfig)
     sync: SyncConfig = msgspec.field(default_factory=SyncConfig)
 
 
@@ -188,19 +226,33 @@ def parse_config(raw: bytes, file: str) -> Config:
 
     `file` is only named in messages. Raises UsageError.
     """
+    config = parsed(raw, file, Config)
+    _refuse_contradictions(config, file)
+    return config
+
+
+def parsed(raw: bytes, file: str, kind: type[Document]) -> Document:
+    """Given the bytes of a file of settings, return it as a `kind`. Raises UsageError."""
     try:
         document = tomllib.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UsageError(f"{file}: byte {error.start} is not UTF-8 (save the file as UTF-8)") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{file} is not valid TOML: {error}") from None
-    _refuse_unknown(document, Config, file, "")
+    _refuse_unknown(document, kind, file, "")
     try:
-        config = msgspec.convert(document, Config)
+        return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
-        raise UsageError(_explained(error, document, file)) from None
-    _refuse_contradictions(config, file)
-    return config
+        raise UsageError(_explained(error, document, kind, file)) from None
+
+
+def missing_places(config: Config) -> Iterator[str]:
+    """Yield which files are to be read or written where nothing is: mostly a slip of the pen."""
+    page, ca_file = Path(config.sync.page), Path(config.sync.ca_file)
+    if config.sync.page and not page.parent.is_dir():
+        yield f"sync.page = '{page}': there is no folder {page.parent} (make it, or correct the path)"
+    if config.sync.ca_file and not ca_file.is_file():
+        yield f"sync.ca_file = '{ca_file}': there is no such file (correct the path, or \"\" for none)"
 
 
 def _refuse_unknown(table: dict[str, Any], struct: type[msgspec.Struct], file: str, prefix: str) -> None:
@@ -217,29 +269,78 @@ def _refuse_unknown(table: dict[str, Any], struct: type[msgspec.Struct], file: s
         kind = fields[name]
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and isinstance(value, dict):
             _refuse_unknown(value, kind, file, f"{prefix}{name}.")
+        elif get_origin(kind) is dict and isinstance(value, dict):
+            row = get_args(kind)[1]
+            for key, inner in value.items():
+                if isinstance(row, type) and issubclass(row, msgspec.Struct) and isinstance(inner, dict):
+                    _refuse_unknown(inner, row, file, f"{prefix}{name}.{key}.")
+        elif get_origin(kind) is list and isinstance(value, list):
+            row = get_args(kind)[0]
+            for number, inner in enumerate(value):
+                if isinstance(row, type) and issubclass(row, msgspec.Struct) and isinstance(inner, dict):
+                    _refuse_unknown(inner, row, file, f"{prefix}{name}.{number}.")
 
 
-def _explained(error: msgspec.ValidationError, document: dict[str, Any], file: str) -> str:
+def _explained(error: msgspec.ValidationError, document: dict[str, Any], kind: Any, file: str) -> str:
     """Turn msgspec's message into: file, field, value, what it should be."""
     message, _, where = str(error).partition(" - at ")
-    keys = re.findall(r"[A-Za-z_]+|\d+", where.strip("`$"))
     if "missing required field" in message:
         field = re.findall(r"`([^`]+)`", message)[-1]
-        return f"{file}: {field} is missing (write: {field} = 1)"
+        path = ".".join([*re.findall(r"\w+", where), field])
+        return f"{file}: {path} is missing ({'write: format = 1' if path == 'format' else 'add it'})"
+    if where.startswith("`key"):
+        kind, where = _of_keys(kind, where)
+        return f"{file}: {where}: {_way_out(kind, message)}"
+    keys: list[str] = []
     value: Any = document
-    kind: Any = Config
-    for key in keys:
-        if isinstance(value, list) and key.isdigit():
+    for key in re.findall(r"\[\.\.\.\]|[A-Za-z_]+|\d+", where.strip("`$")):
+        if key == "[...]":  # msgspec does not say which row of a table it means
+            row = get_args(kind)[1]
+            key = next((name for name, table in value.items() if not _converts(table, row)), "")  # noqa: PLW2901
+            value, kind = value.get(key), row
+        elif isinstance(value, list) and key.isdigit():
             value = value[int(key)] if int(key) < len(value) else None
+            kind = get_args(get_args(kind)[0] if get_origin(kind) is Annotated else kind)[0]
         elif isinstance(value, dict):
             value = value.get(key)
-        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            kind = {field.name: field.type for field in msgspec.structs.fields(kind)}.get(key)
-    description = next(
-        (meta.description for meta in getattr(kind, "__metadata__", ()) if meta.description), None
-    )
-    way_out = f"expected {description}" if description else message[0].lower() + message[1:]
-    return f"{file}: {'.'.join(keys)} = {_shown(value)}: {way_out}"
+            if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+                kind = {field.name: field.type for field in msgspec.structs.fields(kind)}.get(key)
+        keys.append(key)
+    return f"{file}: {'.'.join(keys)} = {_shown(value)}: {_way_out(kind, message)}"
+
+
+def _way_out(kind: Any, message: str) -> str:
+    """Return what a setting should be: by its description, else by what msgspec says."""
+    inner = () if get_origin(kind) in (dict, list) else get_args(kind)
+    for one in (kind, *inner):
+        for meta in getattr(one, "__metadata__", ()):
+            if meta.description:
+                return f"expected {meta.description}"
+        if get_origin(one) is Literal:
+            return f"expected one of: {', '.join(map(str, get_args(one)))}"
+    return message[0].lower() + message[1:]
+
+
+def _of_keys(kind: Any, where: str) -> tuple[Any, str]:
+    """Return the type that the names in a table have, and which table it is."""
+    name = re.findall(r"\w+", where)[-1]
+    for field in msgspec.structs.fields(kind):
+        if field.name == name:
+            return get_args(field.type)[0], f"a name in {name}"
+    return kind, name
+
+
+def _converts(value: object, kind: Any) -> bool:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def without_password(text: str) -> str:
+    """Return a text in which all of URLs before the last @ is masked: a password may have / and @ itself."""
+    return re.sub(r"(?s)//.*@", "//***@", text)
 
 
 def _refuse_contradictions(config: Config, file: str) -> None:
@@ -266,5 +367,5 @@ def _refuse_contradictions(config: Config, file: str) -> None:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = without_password(repr(value))  # it has no place there, and is not shown
     return text if len(text) <= 80 else text[:77] + "..."

@@ -10,24 +10,49 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shala_agent import checks, durable
+from shala_agent.catalogue import DUMPED_DATABASES, LARGEST_DROP, OWN_POSTGRES_DUMP, POSTGRES_DUMP, PYTHON
 from shala_agent.container import Container, Execution
 from shala_agent.failure import AgentError
-from shala_agent.items import DUMPED_DATABASES, POSTGRES_DUMP
-from shala_agent.outcome import FAILED, OK, Result, failed, judged
+from shala_agent.outcome import FAILED, SUSPECT, Result, failed, judged
 from shala_agent.reach import STAGING, Reach
 
 READY_WAIT = 180  # seconds a database may take after the container's start (facts/gstudio.md 1.1)
 SHRUNK = 0.5  # of the users, or of a database's documents, that the last good dump had: fewer is not believed
 READY_POLL = 5  # seconds between two questions
 _DONE = re.compile(r"done dumping `?([^`\s]+?)`? \((\d+) documents?\)")
+# What is dumped is the agent's alone: names of children, hashes of passwords.
+_CLOSED = f"umask 077 && mkdir -p {STAGING} && chmod 700 {STAGING} && "
+_POSTGRES = 'mkdir -p "$1" && cd / && su postgres -s /bin/sh -c pg_dumpall > "$2"'
+_PARTS = f"{STAGING}/db.part"  # as repair_dumps knows it
 _MONGODUMP = (
     'rm -rf "$1/$2" && mkdir -p "$1" "$3" && exec mongodump --host 127.0.0.1 --port 27017 -d "$2" -o "$1"'
 )
+# A copy, never a link: the platform and its people write over it in place. As its own dump it is that of
+# postgres, who is to restore from it (facts/gstudio.md 3).
+_PUT_BESIDE = """mkdir -p "${2%/*}"
+if [ ! "$1" -ef "$2" ] && cmp -s "$1" "$2"; then exit; fi
+umask 077; rm -f "$3"; cp "$1" "$3" || exit
+chown postgres "$3" 2>/dev/null
+mv -f "$3" "$2"
+"""
+# For Python 2.7 with PyMongo 2.8, as in the platform's image, and for newer ones.
+_COUNT = """import sys, pymongo
+server = pymongo.MongoClient('127.0.0.1', 27017)
+for database in sys.argv[1:]:
+    one = server[database]
+    names = one.list_collection_names if hasattr(type(one), 'list_collection_names') else one.collection_names
+    for name in names():
+        if not name.startswith('system.'):
+            all = one[name]
+            count = all.count_documents({}) if hasattr(type(all), 'count_documents') else all.count()
+            print('%d %s %s' % (count, database, name))
+print('counted')"""
+_COUNTED = re.compile(r"(?m)^(\d+) (\S+) (\S+)$")
 # pg_dump writes a random word here each time; a dump that differs in nothing else is no new dump.
 _RANDOM_LINES = (b"\\restrict ", b"\\unrestrict ")
 
@@ -35,15 +60,16 @@ _RANDOM_LINES = (b"\\restrict ", b"\\unrestrict ")
 def dump_postgres(container: Container, reach: Reach, timeout_seconds: float) -> Result:
     """Dump all of PostgreSQL to pg_dump_all.sql. On any doubt the last good dump stays.
 
+    The dump lies where no script of the platform comes; where the platform keeps its own, it is put too.
     The caller has claimed the container. Raises ContainerUnavailable.
     """
-    folder, _, name = POSTGRES_DUMP.rpartition("/")
+    folder, _, name = OWN_POSTGRES_DUMP.rpartition("/")
     part = f"{folder}/{durable.TEMPORARY}{name}.part"
     ran = container.run(
         [
             "sh",
             "-c",
-            'mkdir -p "$1" && cd / && su postgres -s /bin/sh -c pg_dumpall > "$2"',
+            _CLOSED + _POSTGRES,
             "sh",
             folder,
             part,
@@ -58,34 +84,47 @@ def dump_postgres(container: Container, reach: Reach, timeout_seconds: float) ->
     if findings:
         _remove(container, reach, part)
         return failed(f"the dump {findings[0]}, the last good one is kept: {_why(ran)}")
-    users, before = _users_in(dump), _users_in(_last_dump(reach))
+    users, before = checks.count_users(dump), _users_before(reach)
     if users < before * SHRUNK:
         _remove(container, reach, part)
         return failed(
             f"the dump holds {users} users, the last good one {before}: that one is kept"
-            f" (was the container made anew? If the users are right, move {POSTGRES_DUMP} away)"
+            f" (was the container made anew? If the users are right, move {OWN_POSTGRES_DUMP} away)"
         )
+    findings = [f"the dump {finding}" for finding in checks.sql_dump_holds_accounts(dump)]
+    if checks.dropped(users, before, LARGEST_DROP):
+        findings.append(f"the dump holds {users} users, the last good one {before}")
     detail: dict[str, Any] = {"bytes": dump.stat().st_size, "users": users}
-    if _equal_dumps(dump, reach, POSTGRES_DUMP):
+    notes = []
+    if _equal_dumps(dump, reach, OWN_POSTGRES_DUMP):
         _remove(container, reach, part)
-        return judged([], ["the same as the last one"], detail)
-    _replace(container, reach, part, POSTGRES_DUMP)
-    return judged([], None, detail)
+        notes.append("the same as the last one")
+    else:
+        _replace(container, reach, part, OWN_POSTGRES_DUMP)
+    notes += _put_beside(container, OWN_POSTGRES_DUMP, POSTGRES_DUMP)
+    return judged(findings, notes, detail)
 
 
-def dump_mongo_database(container: Container, reach: Reach, database: str, timeout_seconds: float) -> Result:
+def dump_mongo_database(
+    container: Container,
+    reach: Reach,
+    database: str,
+    timeout_seconds: float,
+    live: Mapping[str, int] | None = None,
+) -> Result:
     """Dump one MongoDB database into the staging folder, walk every collection, then let it replace the last
     good dump.
 
-    mongodump is awaited to its end. `detail` holds {"documents": {collection: count}}. Raises
+    mongodump is awaited to its end. `live` is what the database said of its collections before (live_counts);
+    the dump must hold no less. `detail` holds {"documents": {collection: count}}. Raises
     ContainerUnavailable.
     """
-    parts = f"{STAGING}/db.part"
+    parts = _PARTS
     final = f"{DUMPED_DATABASES}/{database}"
     ran = container.run(
         [
             "sh", "-c",
-            _MONGODUMP,
+            _CLOSED + _MONGODUMP,
             "sh", parts, database, DUMPED_DATABASES,
         ],
         timeout_seconds=timeout_seconds,
@@ -107,32 +146,54 @@ def dump_mongo_database(container: Container, reach: Reach, database: str, timeo
         return failed(f"mongodump made nothing: {_why(ran)}")
     if ran.timed_out or ran.exit_code != 0:
         findings.insert(0, f"mongodump did not end well: {_why(ran)}")
-    held, now = _documents_in(reach, final), sum(counts.values())
-    if not findings and now < held * SHRUNK:
+    if live is not None:
+        # What is broken has been named; of the rest it is said how much is lost.
+        whole = {name: count for name, count in live.items() if name in counts or not findings}
+        findings = _fewer_than_live(counts, whole, container, database) + findings
+    held = _documents_in(reach, final)
+    now, before = sum(counts.values()), sum(held.values())
+    if not findings and now < before * SHRUNK:
         findings.append(
-            f"{database} holds {now} documents, the last good dump {held}: that one is kept"
+            f"{database} holds {now} documents, the last good dump {before}: that one is kept"
             f" (if it is right, move {final} away)"
         )
+    doubts = [
+        f"{collection} holds {counts.get(collection, 0)} documents, the last good dump {had}"
+        for collection, had in sorted(held.items())
+        if checks.dropped(counts.get(collection, 0), had, LARGEST_DROP)
+    ]
     if findings:
         container.run(["rm", "-rf", made], timeout_seconds=60)
         return failed(*findings)
     _sync(folder)
-    old = f"{parts}/{database}.old"
-    ran = container.run(
-        [
-            "sh",
-            "-c",
-            'rm -rf "$3"; { [ ! -e "$2" ] || mv "$2" "$3"; } && mv "$1" "$2" && rm -rf "$3"',
-            "sh",
-            made,
-            final,
-            old,
-        ],
-        timeout_seconds=60,
-    )
-    if ran.exit_code != 0:
-        return failed(f"the dump could not be put into place: {ran.said}")
-    return judged([], None, {"documents": counts})
+    if problem := take_the_place(container, made, database):
+        return failed(problem)
+    return judged(doubts, None, {"documents": counts})
+
+
+def take_the_place(container: Container, made: str, database: str) -> str:
+    """Let a folder of the data volume replace the last good dump of a database; return "" or what is wrong.
+
+    Cut anywhere, repair_dumps has the one or the other in its place.
+    """
+    final, old = f"{DUMPED_DATABASES}/{database}", f"{_PARTS}/{database}.old"
+    aside = 'mkdir -p "${2%/*}" "${3%/*}" && rm -rf "$3" && { [ ! -e "$2" ] || mv "$2" "$3"; }'
+    script = f'{aside} && mv "$1" "$2" && rm -rf "$3"'
+    ran = container.run(["sh", "-c", script, "sh", made, final, old], timeout_seconds=60)
+    return "" if ran.exit_code == 0 else f"the dump could not be put into place: {ran.said}"
+
+
+def live_counts(container: Container, databases: Sequence[str]) -> dict[str, dict[str, int]] | None:
+    """Return how many documents the server itself says each database's collections hold; None when it cannot
+    be asked. Raises ContainerUnavailable.
+    """
+    ran = container.run([PYTHON, "-c", _COUNT, *databases], timeout_seconds=300)
+    if ran.exit_code != 0 or "counted\n" not in ran.stdout:
+        return None
+    counts: dict[str, dict[str, int]] = {database: {} for database in databases}
+    for count, database, name in _COUNTED.findall(ran.stdout):
+        counts.setdefault(database, {})[name] = int(count)
+    return counts
 
 
 def repair_dumps(container: Container) -> None:
@@ -173,22 +234,23 @@ def dump_mongo(
     container: Container,
     reach: Reach,
     databases: list[str],
-    dump_one: Callable[[str], Result],
+    dump_one: Callable[[str, Mapping[str, int] | None], Result],
 ) -> Result:
     """Dump every database by `dump_one` and sum up: failed when none could be dumped, else suspect for those
     that were not.
     """
     findings: list[str] = []
-    notes: list[str] = []
+    live = live_counts(container, databases)
+    notes = ["the documents could not be counted in the database itself"] if live is None else []
     documents: dict[str, object] = {}
     done = 0
     for database in databases:
-        result = dump_one(database)
-        if result.outcome == FAILED:
+        result = dump_one(database, live.get(database) if live is not None else None)
+        if result.outcome in (FAILED, SUSPECT):
             findings += [f"{database}: {reason}" for reason in result.reasons]
         else:
             notes += [f"{database}: {reason}" for reason in result.reasons]
-        if result.outcome == OK and "documents" in result.detail:
+        if "documents" in result.detail:
             done += 1
             documents[database] = result.detail["documents"]
     if not done:
@@ -196,36 +258,44 @@ def dump_mongo(
     return judged(findings, notes, {"documents": documents})
 
 
-def _documents_in(reach: Reach, final: str) -> int:
-    """Return how many documents the last good dump of a database holds; 0 when there is none."""
-    count = 0
+def _documents_in(reach: Reach, final: str) -> dict[str, int]:
+    """Return how many documents the last good dump of a database holds, by collection."""
     try:
-        for file in reach.local(final).glob("*.bson"):
-            count += checks.count_bson(file)
+        return {file.stem: checks.count_bson(file) for file in reach.local(final).glob("*.bson")}
     except (FileNotFoundError, checks.BsonBroken):
-        return 0
-    return count
+        return {}
 
 
-def _last_dump(reach: Reach) -> Path | None:
-    try:
-        return reach.local(POSTGRES_DUMP)
-    except FileNotFoundError:
-        return None
+def _fewer_than_live(
+    counts: Mapping[str, int], live: Mapping[str, int], container: Container, database: str
+) -> list[str]:
+    """Name collections of which the dump has fewer documents than the database, before it and after it."""
+    fewer = {name: count for name, count in live.items() if counts.get(name, 0) < count}
+    if not fewer:
+        return []
+    after = (live_counts(container, [database]) or {}).get(database, {})
+    return [
+        f"{name}.bson holds {counts.get(name, 0)} documents, the database {after[name]}"
+        for name in sorted(fewer)
+        if counts.get(name, 0) < after.get(name, 0)
+    ]
 
 
-def _users_in(dump: Path | None) -> int:
-    """Return how many rows the table auth_user has in a dump; 0 when it has none, or there is no dump."""
-    if dump is None:
-        return 0
-    rows, inside = 0, False
-    with dump.open("rb") as lines:
-        for line in lines:
-            if inside and line.startswith(b"\\."):
-                break
-            rows += inside
-            inside = inside or line.startswith((b"COPY public.auth_user ", b"COPY auth_user "))
-    return rows
+def _users_before(reach: Reach) -> int:
+    """Return how many users our last good dump holds, or the platform's where we have made none yet."""
+    for path in (OWN_POSTGRES_DUMP, POSTGRES_DUMP):
+        try:
+            return checks.count_users(reach.local(path))
+        except FileNotFoundError:
+            continue
+    return 0
+
+
+def _put_beside(container: Container, own: str, shared: str) -> list[str]:
+    """Put a copy of our own dump where the platform looks for one; return a note when that did not do."""
+    part = shared.replace("pg_dump_all", f"{durable.TEMPORARY}pg_dump_all")
+    ran = container.run(["sh", "-c", _PUT_BESIDE, "sh", own, shared, part], timeout_seconds=60)
+    return [] if ran.exit_code == 0 else [f"{shared} is not the newest: {ran.said}"]
 
 
 def _absent() -> Result:

@@ -14,6 +14,7 @@ import msgspec
 
 from shala_agent import durable
 from shala_agent.failure import AgentError
+from shala_agent.write_ahead import in_turn
 
 if TYPE_CHECKING:
     from nacl.signing import SigningKey
@@ -47,9 +48,7 @@ class Device:
         try:
             seed = path.read_bytes()
         except FileNotFoundError:
-            seed = bytes(SigningKey.generate())
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            durable.write(path, seed, mode=0o600)
+            seed = _new_seed(path)
         if len(seed) != _SEED:
             raise AgentError(
                 f"{path} is not a key of {_SEED} bytes (move it away: the server becomes a new device)"
@@ -79,6 +78,17 @@ class Device:
             signature=self._key.sign(_COLLECTION + tag_manifest).signature.hex(),
         )
         return msgspec.json.encode(signature) + b"\n"
+
+
+def _new_seed(path: Path) -> bytes:
+    """Make the key, and return it: the one that is there, if somebody else has made it meanwhile."""
+    from nacl.signing import SigningKey
+
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with in_turn(path.parent):
+        if not path.exists():
+            durable.write(path, bytes(SigningKey.generate()), mode=0o600)
+        return path.read_bytes()
 
 
 def device_id(public_key: str) -> str:

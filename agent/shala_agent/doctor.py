@@ -9,22 +9,29 @@ import datetime
 import grp
 import os
 import shutil
+import sqlite3
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from shala_agent.chain import Chain
+from shala_agent.chain import SYNC, Chain
 from shala_agent.collect import FIRST_YEAR, identify
-from shala_agent.config import Config
+from shala_agent.config import Config, missing_places
+from shala_agent.device import FILE, Device
+from shala_agent.extension import known_catalogue
 from shala_agent.failure import AgentError
 from shala_agent.ledger import CHAIN, Ledger
 from shala_agent.manifest import ManifestError
-from shala_agent.outcome import FAILED, counted
+from shala_agent.outcome import FAILED, SUSPECT, counted
+from shala_agent.room import MB, bytes_of, free_at
 from shala_agent.spool import Spool
 from shala_agent.status import read_status
+from shala_agent.zone import NotEnrolled, Standing, reading, records_path
 
+NEARLY = 0.95  # of the quota: what a day adds may not fit
 LOW_DISK = 2_000_000_000  # bytes: less than this and a collection of one day may not fit
 PROGRAMS = (("timeout", "coreutils"), ("free", "procps"), ("ps", "procps"), ("ip", "iproute2"))
 
@@ -44,11 +51,12 @@ def examine(config: Config, ledger: Ledger) -> Iterator[Problem]:
     if os.geteuid() != 0:
         yield Problem("this does not run as root", "sudo shala-agent doctor")
     yield from _folders(config)
+    if mistake := known_catalogue(config)[1]:
+        yield _said(f"nothing is collected: {mistake}")
     chain = Chain(config, ledger)
     state = chain.container.state()
     if state.problem:
-        what, _, remedy = state.problem.rpartition(" (")
-        yield Problem(what, remedy.removesuffix(")"))
+        yield _said(state.problem)
     elif state.health == "unhealthy":
         yield Problem(
             f"container {state.name} is unhealthy", f"docker inspect {state.name}; docker logs {state.name}"
@@ -56,8 +64,11 @@ def examine(config: Config, ledger: Ledger) -> Iterator[Problem]:
     try:
         identify(config, chain.reach)
     except AgentError as error:
-        what, _, remedy = str(error).rpartition(" (")
-        yield Problem(what or str(error), remedy.removesuffix(")"))
+        yield _said(str(error))
+    except OSError as error:
+        yield Problem(
+            f"the settings of the server cannot be read: {error}", "is the disk dying? dmesg | tail"
+        )
     finally:
         chain.reach.forget()
     if datetime.datetime.now().astimezone().year < FIRST_YEAR:
@@ -71,6 +82,12 @@ def examine(config: Config, ledger: Ledger) -> Iterator[Problem]:
     yield from _work(config, ledger)
 
 
+def _said(text: str) -> Problem:
+    """Given what an error says, its way out in brackets at the end, return the problem."""
+    what, _, remedy = text.rpartition(" (")
+    return Problem(what, remedy.removesuffix(")")) if what else Problem(text, "shala-agent check-config")
+
+
 def _folders(config: Config) -> Iterator[Problem]:
     paths = config.paths
     for name, folder in (("data", paths.data), ("code", paths.code), ("assessments", paths.assessments)):
@@ -81,7 +98,9 @@ def _folders(config: Config) -> Iterator[Problem]:
             )
     if paths.unplatform and not Path(paths.unplatform).is_dir():
         yield Problem(f"paths.unplatform {paths.unplatform} does not exist", 'correct it, or set it to ""')
-    for name, folder in (("state", paths.state), ("spool", paths.spool)):
+    floor = config.spool.min_free_mb * MB
+    told: set[int] = set()  # disks: one line for each
+    for name, folder in (("state", paths.state), ("spool", paths.spool), ("data", paths.data)):
         place = Path(folder)
         while not place.is_dir():
             place = place.parent
@@ -89,11 +108,20 @@ def _folders(config: Config) -> Iterator[Problem]:
             yield Problem(
                 f"paths.{name} {folder} cannot be written", "is the disk read-only? see: dmesg | tail"
             )
-        free = shutil.disk_usage(place).free
-        if free < LOW_DISK:
+        free, disk = free_at(place), place.stat().st_dev
+        if free < max(LOW_DISK, floor) and disk not in told:
+            told.add(disk)
+            stays = f", and {floor // MB} stay so: nothing large is written" if free < floor else ""
             yield Problem(
-                f"only {free // 1_000_000} MB are free at {folder}",
+                f"only {free // MB} MB are free at {folder}{stays}",
                 "free some space: old backups, other people's files",
+            )
+    if quota := config.spool.quota_mb * MB:
+        used = bytes_of(Path(paths.spool))
+        if used > quota * NEARLY:
+            yield Problem(
+                f"the spool holds {used // MB} MB, of {quota // MB} that it may",
+                "have the centre pull, and say so (shala-agent acknowledge), or raise spool.quota_mb",
             )
     try:
         if paths.spool_group:
@@ -110,8 +138,18 @@ def _work(config: Config, ledger: Ledger) -> Iterator[Problem]:
             yield Problem(
                 f"{step.step} failed at {step.ended}: {reason}", "shala-agent run, then shala-agent status"
             )
-    if status.sync is not None and not status.sync.zone:
-        yield Problem("zone sync is switched on, but this server is in no zone", "shala-agent enrol --help")
+    made_by = {item.name: item.step for item in known_catalogue(config)[0].items}
+    named = {step.step for step in status.steps if step.outcome == FAILED}
+    for item in status.sealed.items if status.sealed else ():
+        # What comes of a step that failed is one problem with it.
+        if item.outcome in (FAILED, SUSPECT) and made_by.get(item.name) not in named:
+            since = item.since or status.sealed.sealed if status.sealed else ""
+            reason = item.reasons[0] if item.reasons else "no reason is known"
+            yield Problem(
+                f"{item.platform}/{item.name} is {item.outcome} since {since}: {reason}",
+                "mend what the reason names, then shala-agent run; all reasons: shala-agent status --json",
+            )
+    yield from _zone(config, status.sync, SYNC in named)
     spool = Spool(Path(config.paths.spool))
     with suppress(OSError, ManifestError):
         if damaged := sum(1 for _ in spool.damaged()):
@@ -121,5 +159,56 @@ def _work(config: Config, ledger: Ledger) -> Iterator[Problem]:
             )
     if status.sealed is None:
         yield Problem("nothing was ever collected", "shala-agent run")
+    yield from _timer()
     if not ledger.runs(1, CHAIN):
         yield Problem("the chain has never run", "systemctl enable --now shala-agent.timer")
+
+
+def _zone(config: Config, standing: Standing | None, told: bool) -> Iterator[Problem]:
+    """What keeps this server from its zone's records; `told`: how the last sync ended was said already."""
+    key, records = Path(config.paths.state) / FILE, records_path(config)
+    try:
+        if key.exists():  # who only looks makes none
+            Device(key)
+    except AgentError as error:
+        yield _said(str(error))
+    try:
+        with reading(config):
+            pass
+    except NotEnrolled:
+        if config.sync.enabled:
+            yield Problem(
+                "zone sync is switched on, but this server is in no zone", "shala-agent enrol --help"
+            )
+    except AgentError as error:
+        yield _said(str(error))
+    except (OSError, sqlite3.Error) as error:
+        yield Problem(f"{records} cannot be read: {error}", "is the disk dying? dmesg | tail")
+    for missing in missing_places(config):
+        yield _said(missing)
+    if standing is None:
+        return
+    if standing.damaged:
+        yield Problem(
+            f"damaged on the disk here: {counted(standing.damaged, 'segment')} of the zone's records",
+            "shala-agent sync gets what the centre has; restore records.sqlite for the rest; the disk may be"
+            " dying",
+        )
+    if standing.last is not None and standing.last.outcome == "refused" and not told:
+        yield Problem(
+            f"the centre refused this server at {standing.last.ended}: {standing.last.reason}",
+            "mend what the reason names, then shala-agent sync; where it is revoked, by mistake or for a new"
+            " disk: shala device create, there",
+        )
+
+
+def _timer() -> Iterator[Problem]:
+    """Where systemd runs: a timer that is to be active and is not. One that was disabled is meant so."""
+    if not Path("/run/systemd/system").is_dir():
+        return
+    shown = subprocess.run(
+        ["systemctl", "show", "shala-agent.timer", "--property=ActiveState,UnitFileState"],
+        capture_output=True, text=True, timeout=20, check=False,
+    ).stdout.split()  # fmt: skip
+    if "UnitFileState=enabled" in shown and "ActiveState=active" not in shown:
+        yield Problem("the agent's timer is not active", "systemctl start shala-agent.timer")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from shala_agent.centre import Centre
 
 MAX_TOKEN = 64  # characters
+APPROVE = "there: shala device approve REQUEST --zone ZONE --output APPROVAL"
+REQUEST = "shala-agent enrol --request FILE, to be carried to the centre"
 MAX_APPROVAL = 16 << 20  # bytes; the statements of a whole zone
 
 
@@ -36,6 +39,7 @@ class Enrolled(msgspec.Struct):
     url: str
     device: str
     statements: int
+    centre: str  # the fingerprint of its key
     format: int = 1
 
 
@@ -47,6 +51,24 @@ def read_token(text: str) -> str:
             f"this is no token (one line of up to {MAX_TOKEN} characters; shala device create makes one)"
         )
     return token
+
+
+def check_url(url: str) -> None:
+    """Raise UsageError unless records may go to an address; "" leaves it to the configuration."""
+    from shala_agent.config import SyncConfig, without_password
+
+    try:
+        msgspec.convert({"url": url}, SyncConfig)
+    except msgspec.ValidationError:
+        raise UsageError(
+            f"'{without_password(url)}' is no address of a centre (such as https://centre.example.org)"
+        ) from None
+
+
+def fingerprint(centre: bytes) -> str:
+    """Return what two persons compare to know that they mean the same centre, given its public key."""
+    digits = hashlib.sha256(centre).hexdigest()[:32]
+    return " ".join(digits[start : start + 4] for start in range(0, len(digits), 4))
 
 
 def make_request(key: SigningKey, name: str, token: str = "") -> EnrolRequest:
@@ -67,23 +89,45 @@ def enrol_online(records: Records, centre: Centre, name: str, token: str) -> Enr
 
 
 def write_request(path: Path, key: SigningKey, name: str) -> None:
-    """Write the request that is carried to the centre. It holds nothing secret."""
-    durable.write(
-        path, msgspec.json.format(msgspec.json.encode(make_request(key, name)), indent=1) + b"\n", 0o644
-    )
+    """Write the request that is carried to the centre. It holds nothing secret. Raises UsageError."""
+    content = msgspec.json.format(msgspec.json.encode(make_request(key, name)), indent=1) + b"\n"
+    try:
+        durable.write(path, content, 0o644)
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror} (name a file in a folder that is there)"
+        ) from None
 
 
-def enter_by_approval(records: Records, key: SigningKey, path: Path) -> Enrolled:
-    """Become a device by the approval that came back. Raises EnrolmentRefused."""
-    with path.open("rb") as file:
-        raw = file.read(MAX_APPROVAL + 1)
+def enter_by_approval(records: Records, key: SigningKey, path: Path, url: str = "") -> Enrolled:
+    """Become a device by the approval that came back; `url` goes before its address. Raises UsageError."""
+    try:
+        answer = _read_approval(path, bytes(key.verify_key).hex())
+        return _enter(records, key, answer, url or answer.url)
+    except EnrolmentRefused as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _read_approval(path: Path, public: str) -> EnrolAnswer:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_APPROVAL + 1)
+    except OSError as error:
+        raise EnrolmentRefused(f"cannot be read: {error.strerror}") from None
     if len(raw) > MAX_APPROVAL:
-        raise EnrolmentRefused(f"{path} has more than {MAX_APPROVAL} bytes: it is no approval")
+        raise EnrolmentRefused(f"this is no approval: it has more than {MAX_APPROVAL} bytes ({APPROVE})")
     try:
         answer = msgspec.json.decode(raw, type=EnrolAnswer)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise EnrolmentRefused(f"{path} is no approval: {error} (shala device create --request)") from None
-    return _enter(records, key, answer, answer.url)
+        raise EnrolmentRefused(f"this is no approval: {error} ({APPROVE})") from None
+    if answer.key not in ("", public):
+        raise EnrolmentRefused(f"this is another device's approval (for a new one: {REQUEST})")
+    try:
+        check_url(answer.url)
+    except UsageError as error:
+        # Nobody has signed it: what it names is where names of children go.
+        raise EnrolmentRefused(f"field url: {error}") from None
+    return answer
 
 
 def _enter(records: Records, key: SigningKey, answer: EnrolAnswer, url: str) -> Enrolled:
@@ -101,14 +145,15 @@ def _enter(records: Records, key: SigningKey, answer: EnrolAnswer, url: str) -> 
     statements = [_data(text) for text in answer.statements]
     if not any(_takes_in(data, centre, answer.zone, public) for data in statements):
         raise EnrolmentRefused(
-            f"the approval does not take this server into zone {answer.zone}"
-            " (is it another server's? shala-agent enrol --request writes a new request)"
+            f"the approval does not take this server into zone {answer.zone} (for a new one: {REQUEST})"
         )
     records.enrol(answer.zone, centre, public, statements)
-    records.keep(url=url)
+    if url:
+        records.keep(url=url)
     from shala_agent.device import device_id
 
-    return Enrolled(answer.zone, url, device_id(public.hex()), len(statements))
+    url = str(records.kept("url") or "")
+    return Enrolled(answer.zone, url, device_id(public.hex()), len(statements), fingerprint(centre))
 
 
 def _takes_in(data: bytes, centre: bytes, zone: str, public: bytes) -> bool:

@@ -18,5 +18,7 @@ class Busy(AgentError):
 class Stopped(BaseException):
     """SIGTERM or SIGINT came: leave everything as it is, cleanly.
 
-    Not an Exception, so that nothing swallows it.
+    Not an Exception, so that nothing swallows it. `left` says what is left.
     """
+
+    left = "nothing half done is kept, the next run goes on here"

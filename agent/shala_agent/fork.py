@@ -7,6 +7,7 @@ and none is lost. What comes out depends on the set of segments alone, not on wh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -23,11 +24,14 @@ class Link(NamedTuple):
 
 
 class Branches(NamedTuple):
-    """`branch` of each segment: the id of the first disputed segment before it (or itself), None on the
-    trunk. From the counter `disputed` on a mention of the log does not say which branch is meant.
+    """How a log is taken apart. A branch is named after its first segment; None is the trunk.
+
+    `branch` of each segment; `seen` of each branch: up to which counter it continues the trunk and the
+    branches before it. From the counter `disputed` on, a mention of the log does not say which one is meant.
     """
 
     branch: Mapping[bytes, bytes | None]
+    seen: Mapping[bytes, Mapping[bytes | None, int]]
     disputed: int | None
 
 
@@ -46,19 +50,25 @@ def is_fork(link: Link, neighbours: Iterable[Link]) -> bool:
 
 
 def branches(links: Iterable[Link]) -> Branches:
-    """Return to which branch each segment of one log belongs."""
+    """Return how the segments of one log are taken apart: within a branch no counter is there twice."""
     nodes = {link.id: link for link in links}
     # A segment that is only spoken of takes part: where it ended, and thus what it disputes, is known.
     spoken = {link.previous: link.first - 1 for link in nodes.values() if link.previous != NONE}
+    continued = Counter(link.previous for link in nodes.values())
     for id_, last in spoken.items():
         nodes.setdefault(id_, Link(id_, last, last, NONE))
     disputed = _disputed(nodes.values())
     branch: dict[bytes, bytes | None] = {}
+    seen: dict[bytes, Mapping[bytes | None, int]] = {}
     for link in sorted(nodes.values(), key=lambda one: one.first):
         before = branch.get(link.previous)
-        branch[link.id] = before or (link.id if link.id in disputed else None)
+        begins = link.id in disputed if before is None else continued[link.previous] > 1
+        branch[link.id] = name = link.id if begins else before
+        if begins and name is not None:
+            earlier = seen[before] if before is not None else {}
+            seen[name] = {**earlier, before: link.first - 1} if link.previous in nodes else {None: 0}
     starts = [nodes[id_].first for id_ in disputed]
-    return Branches(branch, min(starts, default=None))
+    return Branches(branch, seen, min(starts, default=None))
 
 
 def _disputed(links: Iterable[Link]) -> set[bytes]:

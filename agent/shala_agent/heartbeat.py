@@ -8,24 +8,31 @@ there.
 from __future__ import annotations
 
 import datetime
+import os
 import shutil
 import socket
+import sqlite3
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
-from shala_agent import checks, durable
+from shala_agent import checks, durable, heartbeat_history
+from shala_agent.catalogue import HEARTBEAT_FOLDER
 from shala_agent.config import Config
 from shala_agent.container import Container, ContainerState
 from shala_agent.failure import AgentError
 from shala_agent.identity import Identity
-from shala_agent.items import HEARTBEAT_FOLDER
 from shala_agent.ledger import now
+from shala_agent.lock import held
 from shala_agent.outcome import Result, failed, judged
-from shala_agent.reach import Reach
+from shala_agent.reach import LinkRefused, Reach
 
+HISTORY = "history.sqlite"
 TIMEOUT = 60  # seconds for one command; du of a full disk is the slow one
+WRITING = 30  # seconds that another heartbeat may take to write its log on a slow disk
 
 
 class Heartbeat(msgspec.Struct, kw_only=True):
@@ -46,6 +53,7 @@ class Heartbeat(msgspec.Struct, kw_only=True):
     load: list[float] = msgspec.field(default_factory=list)
     container: str = ""
     container_health: str = ""
+    boot_id: str = ""  # the kernel's: another one is another boot, whatever the clock says
 
 
 def take_heartbeat(
@@ -63,10 +71,15 @@ def take_heartbeat(
     text = _log(beat, _sections(config, beat, state, why))
     folder = Path(config.paths.state) / "heartbeat"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    durable.write(folder / "latest.json", msgspec.json.encode(beat) + b"\n")
+    document = msgspec.json.encode(beat)
+    durable.write(folder / "latest.json", document + b"\n")
+    try:
+        heartbeat_history.keep(folder / HISTORY, document)
+    except sqlite3.Error as error:
+        findings.append(f"the history of heartbeats could not be written: {error}")
     name = f"system-heartbeat-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}.log"
     try:
-        _place(container, reach, name, text.encode("utf-8", "replace"))
+        _place(container, reach, Path(config.paths.state) / "locks", name, text.encode("utf-8", "replace"))
     except (OSError, AgentError) as error:
         return failed(*findings, f"{name} could not be written: {error}")
     return judged(findings, None, {"file": name})
@@ -82,11 +95,24 @@ def latest(config: Config) -> Heartbeat | None:
         return None
 
 
-def _place(container: Container, reach: Reach, name: str, content: bytes) -> None:
+def newest(config: Config, number: int) -> list[Heartbeat]:
+    """Return so many of the last heartbeats, the oldest of them first."""
+    path = Path(config.paths.state) / "heartbeat" / HISTORY
+    found: list[Heartbeat] = []
+    for document in heartbeat_history.newest(path, number):
+        with suppress(msgspec.MsgspecError):
+            found.append(msgspec.json.decode(document, type=Heartbeat))
+    return found
+
+
+def _place(container: Container, reach: Reach, locks: Path, name: str, content: bytes) -> None:
     folder = reach.host(HEARTBEAT_FOLDER)
     if folder is not None and folder.parent.is_dir():
-        folder.mkdir(exist_ok=True)
-        durable.write(folder / name, content, 0o644)
+        with held(locks / "heartbeat.lock", "heartbeat", WRITING), _folder(folder) as place:
+            # Of a run that was cut: each has a name of its own, no other write would replace it.
+            for part in place.glob(f"{durable.TEMPORARY}*.part"):
+                part.unlink(missing_ok=True)
+            durable.write(place / name, content)
         return
     with container.claimed("heartbeat"):
         container.run(["mkdir", "-p", HEARTBEAT_FOLDER], timeout_seconds=20)
@@ -97,6 +123,20 @@ def _place(container: Container, reach: Reach, name: str, content: bytes) -> Non
         )
         if moved.exit_code != 0:
             raise AgentError(moved.said)
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[Path]:
+    """Yield a folder that the platform may have put a link in the place of, but not as long as it is held."""
+    path.mkdir(exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        raise LinkRefused(f"{path} is a link: root does not follow what the container made") from None
+    try:
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
 
 
 def _read(config: Config, identity: Identity | None, state: ContainerState) -> Heartbeat:
@@ -125,6 +165,7 @@ def _read(config: Config, identity: Identity | None, state: ContainerState) -> H
         load=[float(part) for part in _text("/proc/loadavg").split()[:3]],
         container=state.status,
         container_health=state.health,
+        boot_id=_text("/proc/sys/kernel/random/boot_id").strip(),
     )
 
 
@@ -143,7 +184,8 @@ def _sections(config: Config, beat: Heartbeat, state: ContainerState, why: str) 
         ("df -h", _said("df", "-h")),
         ("du -hs of data", _said("du", "-hs", *map(str, data)) if data else "no data folder"),
         ("uptime", _said("uptime")),
-        ("ps aux", _said("ps", "aux")),
+        # Without the arguments: passwords stand in some.
+        ("ps", _said("ps", "-eo", "pid,user,pcpu,pmem,rss,etime,comm")),
     ]
 
 

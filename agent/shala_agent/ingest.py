@@ -11,7 +11,7 @@ import csv
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,20 +20,17 @@ from typing import Any
 import msgspec
 
 from shala_agent.bson import DocumentUnreadable, documents
-from shala_agent.checks import MAX_FIELD, PROGRESS_COLUMNS
-from shala_agent.failure import AgentError
-from shala_agent.identity import Identity
-from shala_agent.items import (
+from shala_agent.catalogue import (
     ACTIVITY_FOLDER,
     DUMPED_DATABASES,
     POSTGRES_DUMP,
     PROGRESS_FOLDER,
     QBANK_FOLDER,
-    check_activity,
-    check_databases,
-    check_progress,
-    check_qbank,
 )
+from shala_agent.checks import MAX_FIELD, PROGRESS_COLUMNS
+from shala_agent.failure import AgentError
+from shala_agent.identity import Identity
+from shala_agent.kinds import check_activity, check_databases, check_progress, check_qbank
 from shala_agent.merge import Value
 from shala_agent.reach import DATA, Reach, Stat
 from shala_agent.record_types import MAX_VALUE_FIELDS
@@ -87,7 +84,7 @@ def ingest(records: Records, reach: Reach, identity: Identity) -> Heard:
     for product in (_accounts_of_dump, _progress, _activity, _assessments, _days, _courses):
         try:
             product(work)
-        except (AgentError, OSError) as error:
+        except (AgentError, OSError, ValueError, csv.Error) as error:
             # One product that cannot be read holds up no other.
             _skip_file(work, f"{product.__name__.strip('_').replace('_', ' ')}: {error}")
     return work.heard
@@ -110,9 +107,10 @@ def check_sql(path: Path, name: str) -> Iterator[str]:
     yield from (f"{name} {finding}" for finding in sql_dump_is_complete(path))
 
 
-def users_of_dump(path: Path) -> Iterator[dict[str, str]]:
-    """Yield {id, username, first_name, last_name} of each row of auth_user."""
-    wanted = ("id", "username", "first_name", "last_name")
+def users_of_dump(
+    path: Path, wanted: Sequence[str] = ("id", "username", "first_name", "last_name")
+) -> Iterator[dict[str, str]]:
+    """Yield these columns of each row of auth_user."""
     columns: list[str] = []
     with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
         while line := file.readline(SQL_LINE):
@@ -211,7 +209,8 @@ def _visits(work: _Ingest, path: Path, user: str) -> Iterator[Change]:
         if any(said.get(name, "NA") != "NA" for name in _OPEN):
             # The last visit of a CSV has no end yet; the next CSV knows it. That is one visit, not two.
             still_open = _visit_key(user, {**said, **dict.fromkeys(_OPEN, "NA")})
-            if work.records.told("activity", "activity", still_open) is not None:
+            before = work.records.record("activity", still_open)
+            if before is not None and before.value is not None:
                 yield Change("activity", still_open, None)
         value = {name: _field(name, text) for name, text in said.items() if text != "NA"}
         yield Change("activity", key, value)

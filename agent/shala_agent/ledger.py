@@ -12,12 +12,15 @@ from pathlib import Path
 
 import msgspec
 
+from shala_agent import write_ahead
 from shala_agent.failure import AgentError
-from shala_agent.outcome import Result
+from shala_agent.outcome import OK, Result
 
 CHAIN = "chain"  # a run of the whole chain: left open when it is cut
 BY_HAND = "by hand"  # a single command
-KEPT_RUNS = 500  # older ones are forgotten: three weeks of hourly runs
+# Older ones are forgotten, three weeks of hourly runs; but never the last good one of a step, against which
+# the next is held.
+KEPT_RUNS = 500
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL,
@@ -89,7 +92,11 @@ class Ledger:
     def start(self, kind: str) -> int:
         """Begin a run and return its id."""
         with self._db:
-            self._db.execute("DELETE FROM runs WHERE id <= (SELECT max(id) FROM runs) - ?", (KEPT_RUNS,))
+            self._db.execute(
+                "DELETE FROM runs WHERE id <= (SELECT max(id) FROM runs) - ? AND id NOT IN"
+                " (SELECT max(run) FROM steps WHERE outcome = ? GROUP BY step)",
+                (KEPT_RUNS, OK),
+            )
             run = self._db.execute("INSERT INTO runs (kind, started) VALUES (?, ?)", (kind, now())).lastrowid
         return int(run or 0)
 
@@ -99,11 +106,14 @@ class Ledger:
             self._db.execute("UPDATE runs SET ended = ?, outcome = ? WHERE id = ?", (now(), outcome, run))
 
     def begin(self, run: int, step: str) -> int:
-        """Note that a step is being done; return how many times it was begun in this run, now included."""
+        """Note that a step is being done; return how often it was begun since it last ended in this run, now
+        included: all but this one were cut.
+        """
         with self._db:
             self._db.execute(
                 "INSERT INTO steps (run, step, attempts, started) VALUES (?, ?, 1, ?) ON CONFLICT (run, step)"
-                " DO UPDATE SET attempts = attempts + 1, started = excluded.started, ended = NULL,"
+                " DO UPDATE SET attempts = CASE WHEN ended IS NULL THEN attempts + 1 ELSE 1 END,"
+                " started = excluded.started, ended = NULL,"
                 " outcome = NULL",
                 (run, step, now()),
             )
@@ -111,13 +121,6 @@ class Ledger:
             "SELECT attempts FROM steps WHERE run = ? AND step = ?", (run, step)
         ).fetchone()
         return int(row[0])
-
-    def postpone(self, run: int, step: str) -> None:
-        """Take back a `begin`: the step was stopped on purpose, which says nothing against it."""
-        with self._db:
-            self._db.execute(
-                "UPDATE steps SET attempts = attempts - 1 WHERE run = ? AND step = ?", (run, step)
-            )
 
     def finish(self, run: int, step: str, result: Result) -> None:
         """Note how a step ended."""
@@ -140,6 +143,18 @@ class Ledger:
         marks = ", ".join("?" * len(outcomes))
         among = f" AND outcome IN ({marks})" if outcomes else ""
         return self._one(f"step = ? AND ended IS NOT NULL{among}", (step, *outcomes))
+
+    def streak(self, step: str) -> tuple[int, str | None]:
+        """Return how often in a row a step ended as it did the last time, and when it did so first."""
+        rows = self._db.execute(
+            "SELECT outcome, ended FROM steps WHERE step = ? AND ended IS NOT NULL ORDER BY run DESC", (step,)
+        )
+        times, since, outcome = 0, None, None
+        for ended_as, ended in rows:
+            if times and ended_as != outcome:
+                break
+            times, since, outcome = times + 1, ended, ended_as
+        return times, since
 
     def steps(self, run: int) -> list[StepRecord]:
         """Return the steps of a run in the order in which they were first begun."""
@@ -173,7 +188,12 @@ class Ledger:
 
 def now() -> str:
     """Return the time as it is written in ledgers and collections: ISO 8601 in UTC."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return written(datetime.datetime.now(datetime.timezone.utc))
+
+
+def written(time: datetime.datetime) -> str:
+    """Return a time in UTC as `now` writes it."""
+    return time.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 _STEP_COLUMNS = "run, step, attempts, started, ended, outcome, reasons, detail, seconds"
@@ -200,7 +220,7 @@ def _step(row: tuple[object, ...]) -> StepRecord:
 def _opened(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=30)
     try:
-        db.execute("PRAGMA journal_mode = WAL")
+        write_ahead.switch(db, path)
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA foreign_keys = ON")
         with closing(db.execute("PRAGMA quick_check(1)")) as found:

@@ -2,7 +2,8 @@
 
 A statement enrols a device or revokes it; it is never changed, and what a set of them comes to does not
 depend on their order, so they travel on any carrier like segments (docs/protocol.md, section 4). A revocation
-names the counter up to which each of the device's logs still counts.
+names the counter up to which each of the device's logs still counts, and the segments in which it ended then:
+who has got hold of the key can write nothing below the counter either.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from nacl.signing import SigningKey, VerifyKey
 
 from shala_agent.device import device_id
 
-MAX_STATEMENT = 1 << 20  # bytes; a revocation lists the logs of one device
+MAX_STATEMENT = 1 << 20  # bytes; a revocation lists logs of one device
 FORMAT = 1
 _SIGNED = b"shala statement 1\n"
 _SIGNATURE = 64
@@ -42,6 +43,8 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: Annotated[str, msgspec.Meta(max_length=64)] = ""  # server name, to be shown
     generation: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
     cut_offs: dict[LogHex, Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]] = {}
+    # Of these logs only the segments with these ids count, and those that they continue.
+    heads: dict[LogHex, list[Hex64]] = {}
     reason: Annotated[str, msgspec.Meta(max_length=500)] = ""
     # Of a redaction: the segment, and the counters of what is to be forgotten for good.
     segment: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")] = ""
@@ -82,6 +85,11 @@ def read_statement(data: bytes, centre: bytes) -> tuple[bytes, Statement]:
     return hashlib.sha256(raw).digest(), statement
 
 
+def statement_id(data: bytes) -> bytes:
+    """Return the id of a statement."""
+    return hashlib.sha256(data[_SIGNATURE:]).digest()
+
+
 def decode_statement(data: bytes) -> Statement:
     """Return a statement whose signature was verified when it came."""
     return msgspec.json.decode(data[_SIGNATURE:], type=Statement)
@@ -96,6 +104,7 @@ class Member:
     revoked: int = 0
     reason: str = ""
     cut_offs: dict[bytes, int] = field(default_factory=dict)
+    heads: dict[bytes, set[bytes]] = field(default_factory=dict)
 
     @property
     def lives(self) -> bool:
@@ -113,6 +122,8 @@ class Member:
             for log, counter in statement.cut_offs.items():
                 name = bytes.fromhex(log)
                 self.cut_offs[name] = min(counter, self.cut_offs.get(name, counter))
+            for log, ids in statement.heads.items():
+                self.heads.setdefault(bytes.fromhex(log), set()).update(map(bytes.fromhex, ids))
 
     def limit(self, log: bytes) -> int | None:
         """Return the greatest counter of a log that counts, None where all do; 0 where none does."""

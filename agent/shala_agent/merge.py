@@ -32,7 +32,9 @@ class RecordType:
 
 
 class Sibling(NamedTuple):
-    """An entry that no other one has seen. `value` is the JSON text of an object, None for a delete."""
+    """An entry that no other one has seen. `value` is the JSON text of an object, None for a delete;
+    `context` what it has seen itself of other logs.
+    """
 
     log: bytes
     counter: int
@@ -40,6 +42,7 @@ class Sibling(NamedTuple):
     at: int
     schema: int
     value: str | None
+    context: Vector = {}  # noqa: RUF012 - nobody changes it
 
     @property
     def rank(self) -> tuple[bool, int, bytes, int]:
@@ -47,31 +50,106 @@ class Sibling(NamedTuple):
         return (self.value is not None, self.depth, self.log, self.counter)
 
 
+class Claim(NamedTuple):
+    """The word of an entry, (log, counter), that it has seen another log up to a counter."""
+
+    upto: int
+    log: bytes
+    counter: int
+    depth: int
+
+
 class State(NamedTuple):
-    """What the entries of one record come to: siblings, the winner first, and all that they have seen."""
+    """What the entries of one record come to: siblings, the winner first; of each log the greatest counter
+    that is here, and what is claimed to have been seen of it beyond that.
+    """
 
     siblings: tuple[Sibling, ...]
     seen: Vector
+    claims: Mapping[bytes, tuple[Claim, ...]] = {}
 
 
 EMPTY = State((), {})
 
 
 def add(state: State, sibling: Sibling, context: Vector) -> State:
-    """Return the state with one more entry. The same one again, and one that is known of, change nothing."""
-    if not state.seen and not context:  # nearly always: the first entry of a record
-        return State((sibling,), {sibling.log: sibling.counter})
-    if state.seen.get(sibling.log, 0) >= sibling.counter:
+    """Return the state with one more entry."""
+    return merged(state, [(sibling, context)])
+
+
+def merged(state: State, entries: Iterable[tuple[Sibling, Vector]]) -> State:
+    """Return the state with more entries, in any order; the same state where they say nothing new.
+
+    Each log's newest entry lives unless another one has seen it. Where two claim to have seen each other,
+    only the deeper one is believed: else whoever claims to have seen what another device has not written yet
+    would undo all that it writes from then on.
+    """
+    seen, claims = dict(state.seen), dict(state.claims)
+    living = {one.log: one for one in state.siblings}
+    for sibling, context in entries:
+        if seen.get(sibling.log, 0) < sibling.counter:
+            _enter(sibling._replace(context=context), seen, living, claims)
+        for log, upto in context.items():
+            # Of its own log an entry has seen what came before it, whatever it says.
+            if log == sibling.log:
+                continue
+            claim, other = Claim(upto, sibling.log, sibling.counter, sibling.depth), living.get(log)
+            if other is not None and _has_seen(claim, other):
+                del living[log]
+            if upto > seen.get(log, 0):
+                claims[log] = _with(claims.get(log, ()), claim)
+    if seen == state.seen and claims == state.claims and len(living) == len(state.siblings):
         return state
-    seen = dict(state.seen)
-    for log, counter in context.items():
-        if seen.get(log, 0) < counter:
-            seen[log] = counter
-    seen[sibling.log] = max(seen.get(sibling.log, 0), sibling.counter)
-    living = [
-        one for one in state.siblings if one.log != sibling.log and context.get(one.log, 0) < one.counter
-    ]
-    return State(tuple(sorted([*living, sibling], key=_rank, reverse=True)), seen)
+    return State(tuple(sorted(living.values(), key=_rank, reverse=True)), seen, claims)
+
+
+def winner(state: State) -> Sibling:
+    """Return the sibling that counts; where everybody claims to have seen everybody else, a delete."""
+    if state.siblings:
+        return state.siblings[0]
+    log = min(state.seen)
+    return Sibling(log, state.seen[log], 1, 0, 1, None)
+
+
+def is_claimed(state: State, log: bytes, counter: int) -> bool:
+    """Return whether somebody went on from an entry that need not be here."""
+    return state.seen.get(log, 0) >= counter or any(
+        claim.upto >= counter for claim in state.claims.get(log, ())
+    )
+
+
+def _enter(
+    sibling: Sibling,
+    seen: dict[bytes, int],
+    living: dict[bytes, Sibling],
+    claims: dict[bytes, tuple[Claim, ...]],
+) -> None:
+    """Make an entry the newest one of its log."""
+    seen[sibling.log] = sibling.counter
+    living[sibling.log] = sibling
+    if said := claims.pop(sibling.log, ()):
+        if any(_has_seen(claim, sibling) for claim in said):
+            del living[sibling.log]
+        if beyond := tuple(claim for claim in said if claim.upto > sibling.counter):
+            claims[sibling.log] = beyond
+
+
+def _has_seen(claim: Claim, other: Sibling) -> bool:
+    has_seen_it = other.context.get(claim.log, 0) >= claim.counter
+    return claim.upto >= other.counter and not (has_seen_it and other.depth >= claim.depth)
+
+
+def _with(claims: tuple[Claim, ...], new: Claim) -> tuple[Claim, ...]:
+    """Return claims with one more, without those that say less than another one."""
+
+    def says_more(one: Claim, other: Claim) -> bool:
+        if one.log != other.log:
+            return False
+        return one.upto >= other.upto and one.counter >= other.counter and one.depth >= other.depth
+
+    if any(says_more(one, new) for one in claims):
+        return claims
+    return tuple(sorted([*(one for one in claims if not says_more(new, one)), new]))
 
 
 def shown(state: State, policy: Policy) -> str | None:

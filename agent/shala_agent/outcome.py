@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -21,13 +22,16 @@ def counted(number: int, thing: str) -> str:
 
 class Result(msgspec.Struct):
     """How one step or item ended: `reasons` for a person, `detail` for the next run (counts to compare
-    with).
+    with). In both stand names of files, which may hold bytes that are no text: written out they are.
     """
 
     outcome: str
     reasons: list[str] = msgspec.field(default_factory=list)
     detail: dict[str, Any] = msgspec.field(default_factory=dict)
     seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.reasons, self.detail = _as_text(self.reasons), _as_text(self.detail)
 
 
 def judged(
@@ -45,14 +49,37 @@ def failed(*reasons: str) -> Result:
     return Result(FAILED, shortened(list(reasons)))
 
 
-def shortened(reasons: list[str]) -> list[str]:
-    """Return the first reasons and how many more there are: a thousand broken files are one message.
+class Findings(list[str]):
+    """Reasons of which only the first are kept: a million broken files do not fill the memory."""
 
-    Names of files stand in them, which may hold bytes that are no text.
-    """
-    shown = [reason.encode("utf-8", "backslashreplace").decode("utf-8") for reason in reasons[:MAX_REASONS]]
-    more = len(reasons) - len(shown)
+    unsaid = 0  # how many more there were
+
+    def append(self, reason: str) -> None:
+        """Keep a reason, or count it."""
+        if len(self) <= MAX_REASONS:
+            super().append(reason)
+        else:
+            self.unsaid += 1
+
+    def __iadd__(self, reasons: Iterable[str]) -> Findings:  # type: ignore[override,misc]
+        for reason in reasons:
+            self.append(reason)
+        return self
+
+
+def shortened(reasons: list[str], unsaid: int = 0) -> list[str]:
+    """Return the first reasons and how many more there are: a thousand broken files are one message."""
+    shown: list[str] = _as_text(reasons[:MAX_REASONS])
+    more = len(reasons) - len(shown) + unsaid
     if not more:
         return shown
     # What was shortened before is not counted anew.
     return [*shown, reasons[-1] if more == 1 else f"and {more} more"]
+
+
+def _as_text(said: Any) -> Any:
+    if isinstance(said, str):
+        return said.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(said, dict):
+        return {_as_text(name): _as_text(value) for name, value in said.items()}
+    return [_as_text(one) for one in said] if isinstance(said, list) else said

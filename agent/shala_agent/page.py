@@ -7,6 +7,7 @@ by student: its size is not this program's.
 from __future__ import annotations
 
 import datetime
+import errno
 import html
 import os
 import re
@@ -38,7 +39,10 @@ summary:focus-visible, .far:focus-visible { outline: 3px solid #1d4ed8 }
 
 def write_page(records: Records, path: Path, mode: int = 0o640) -> None:
     """Write the page of the server's zone; readers see the old one until the new one is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT, "there is no such folder (make it, or correct sync.page)", str(path.parent)
+        )
     part = path.with_name(f"{durable.TEMPORARY}{path.name}.part")
     # Never through a link that lies there, never readable by more than it will be.
     with suppress(FileNotFoundError):

@@ -9,6 +9,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from shala_agent import journal
+
 AFTER_SECONDS = 2.0
 
 
@@ -25,6 +27,7 @@ class Progress:
         self._started = time.monotonic()
         self._files = self._bytes = 0
         self._step = ""
+        self._run = 0
 
     def __enter__(self) -> Progress:
         return self
@@ -35,13 +38,25 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
+    def begun(self, run: int) -> None:
+        """Hear which run what follows is of."""
+        self._run = run
+
     def say(self, text: str) -> None:
         """Show a step."""
+        self._say(text, journal.INFO)
+
+    def warn(self, text: str) -> None:
+        """Show a step that did not end well."""
+        self._say(text, journal.WARNING)
+
+    def _say(self, text: str, level: int) -> None:
         self._step = text
         if self._terminal:
             self._show(text)
         elif not self._quiet and not text.endswith("..."):
-            print(text, file=sys.stderr, flush=True)  # noqa: T201
+            shown = journal.line(text, self._run, level) if journal.is_journal(sys.stderr) else text
+            print(shown, file=sys.stderr, flush=True)  # noqa: T201
 
     def tick(self, text: str) -> None:
         """Show how far the step is; only a terminal hears of it."""

@@ -5,6 +5,8 @@ A type that is not here is stored and forwarded, and applied after an update tha
 
 from __future__ import annotations
 
+import hashlib
+
 from shala_agent.merge import RecordType, Value
 
 MAX_VALUE_FIELDS = 2000  # a progress row has 49 columns and one per activity
@@ -39,3 +41,15 @@ TYPES = {
     )
 }
 NEEDED = frozenset({"account"})  # the types that others wait for
+
+# One more with every other change of what entries come to: here, in shala_agent.state, merge or fork.
+RULES = 2
+
+
+def types_digest() -> bytes:
+    """Return what is another one when these types differ: records are to be made anew then."""
+    said = [
+        (known.name, known.schema, known.policy, known.needs is not None, known.problem is not None)
+        for known in TYPES.values()
+    ]
+    return hashlib.sha256(repr((RULES, MAX_VALUE_FIELDS, sorted(NEEDED), sorted(said))).encode()).digest()

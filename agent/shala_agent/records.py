@@ -11,7 +11,8 @@ import contextlib
 import hashlib
 import secrets
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,15 +20,19 @@ import msgspec
 import zstandard
 from nacl.signing import SigningKey
 
+from shala_agent import write_ahead
 from shala_agent.device import device_id
 from shala_agent.failure import AgentError
-from shala_agent.haves import Ranges
-from shala_agent.merge import Name, State, Value, next_value, shown, written
-from shala_agent.record_types import TYPES
+from shala_agent.membership import decode_statement, statement_id
+from shala_agent.merge import Name, State, Value, is_claimed, next_value, shown, written
+from shala_agent.record_types import TYPES, types_digest
 from shala_agent.segment import (
+    MAX_CONTEXT,
+    MAX_DEPTH,
     NONE,
     Entry,
     Segment,
+    decode_entry,
     encode_entry,
     log_id,
     make_segment,
@@ -35,9 +40,9 @@ from shala_agent.segment import (
     runs,
 )
 from shala_agent.state import Record
-from shala_agent.store import Store
+from shala_agent.store import DAMAGED, Store
 
-VERSION = 1
+VERSION = 2
 # Changes in one transaction: a page of the index is written once for all its changes of one transaction; with
 # 4,000 of them writing costs a fifth less than with 1,000, and takes some MB (bench/sync.py).
 AT_ONCE = 2000
@@ -46,6 +51,12 @@ CACHE = 8192  # KiB: the pages of the index that one transaction changes, so tha
 # What is known of a segment and the centre: the column at_centre.
 # _RECEIVED: it gave a receipt; _LISTED: it has named the segment since, so that our cursor vouches for it.
 _LACKING, _RECEIVED, _REFUSED, _LISTED = range(4)
+# The column `ours` of a segment that this server has cut: what a revocation cuts off of it is to be written
+# anew, or was.
+_CUT_HERE, _WRITTEN_ANEW = 1, 2
+# Of what was written anew and is held everywhere nobody has any use.
+_OFFERED = "zone = ? AND at_centre = 0 AND (ours < 2 OR held IS NULL)"
+_TO_MEND = "held = ? AND id NOT IN (SELECT id FROM left_out)"
 _TELL = (
     "INSERT INTO told (source, type, key, digest) VALUES (?, ?, ?, ?)"
     " ON CONFLICT (source, type, key) DO UPDATE SET digest = excluded.digest"
@@ -58,14 +69,19 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE zone (id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, centre BLOB NOT NULL);
 CREATE TABLE log (id INTEGER PRIMARY KEY, log BLOB UNIQUE NOT NULL);
 CREATE TABLE fork (zone INTEGER, log BLOB, PRIMARY KEY (zone, log)) WITHOUT ROWID;
-CREATE TABLE statement (id BLOB PRIMARY KEY, zone INTEGER, kind TEXT, "key" BLOB, segment BLOB, data BLOB);
+CREATE TABLE statement (id BLOB PRIMARY KEY, zone INTEGER, kind TEXT, "key" BLOB, segment BLOB, data BLOB,
+  at_centre INTEGER NOT NULL DEFAULT 1);
 CREATE INDEX statement_key ON statement (zone, "key");
 CREATE INDEX statement_segment ON statement (zone, segment) WHERE segment IS NOT NULL;
+CREATE INDEX statement_unheard ON statement (zone) WHERE at_centre = 0;
 CREATE TABLE segment (id BLOB PRIMARY KEY, zone INTEGER, "key" BLOB, epoch INTEGER, log BLOB, "first" INTEGER,
-  "last" INTEGER, previous BLOB, size INTEGER, held TEXT, at_centre INTEGER NOT NULL DEFAULT 0, data BLOB);
+  "last" INTEGER, previous BLOB, size INTEGER, held TEXT, at_centre INTEGER NOT NULL DEFAULT 0,
+  ours INTEGER NOT NULL DEFAULT 0, data BLOB);
+CREATE INDEX segment_key ON segment (zone, "key");
 CREATE INDEX segment_log ON segment (zone, log, "first");
 CREATE INDEX segment_offer ON segment (zone) WHERE at_centre = 0;
 CREATE INDEX segment_received ON segment (zone) WHERE at_centre = 1;
+CREATE INDEX segment_ours ON segment (zone) WHERE ours = 1;
 CREATE TABLE record (zone INTEGER, type TEXT, key TEXT, value TEXT, log INTEGER, counter INTEGER,
   depth INTEGER, at INTEGER, schema INTEGER, rest BLOB, conflict INTEGER, waits TEXT,
   PRIMARY KEY (zone, type, key));
@@ -74,6 +90,7 @@ CREATE INDEX record_conflict ON record (zone) WHERE conflict = 1;
 CREATE TABLE quarantine (zone INTEGER, log INTEGER, counter INTEGER, reason TEXT, entry BLOB,
   PRIMARY KEY (zone, log, counter)) WITHOUT ROWID;
 CREATE TABLE tail ("first" INTEGER PRIMARY KEY, entries BLOB NOT NULL);
+CREATE TABLE left_out (id BLOB PRIMARY KEY, size INTEGER, asked INTEGER, reason TEXT) WITHOUT ROWID;
 CREATE TABLE told (source TEXT, type TEXT, key TEXT, digest BLOB,
   PRIMARY KEY (source, type, key)) WITHOUT ROWID;
 COMMIT;
@@ -89,15 +106,23 @@ class RecordsDamaged(AgentError):
 
 
 class Change(NamedTuple):
-    """What a source says of a record: its value, or None for a delete."""
+    """What a source says of a record: its value, or None for a delete; `at` where that was not just now."""
 
     type: str
     key: str
     value: Value | None
+    at: int | None = None
 
 
 class Offer(NamedTuple):
     """A segment that the centre is not known to have."""
+
+    id: bytes
+    size: int
+
+
+class LeftOut(NamedTuple):
+    """A segment that the centre named and that could not be had."""
 
     id: bytes
     size: int
@@ -124,19 +149,24 @@ class _Sqlite:
 
 
 class Records:
-    """The record store in the file `path`. One process writes at a time: the caller holds a lock."""
+    """The record store in the file `path`. One process writes at a time: the caller holds a lock, or says
+    that it will `only_read`.
+    """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, only_read: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.touch(mode=0o600)  # names of children are in it
         try:
             self._db = _opened(path)
         except sqlite3.DatabaseError as error:
             raise RecordsDamaged(
-                f"{path}: {error} (move it away: the zone's records come again with the next sync)"
+                f"{path}: {error} (update shala; if the file is damaged, move it away, then shala-agent enrol"
+                " --url CENTRE: the zone's records come again, one's own are heard anew)"
             ) from None
         self._database = _Sqlite(self._db)
         self._store: Store | None = None
+        if not only_read:
+            self._follow_types()
 
     def close(self) -> None:
         """Close the file."""
@@ -150,7 +180,13 @@ class Records:
         if self._store is None and (name := self._meta("zone")) is not None:
             ((number, centre),) = self._database.query("SELECT id, centre FROM zone WHERE name = ?", (name,))
             self._store = Store(
-                self._database, number, name, bytes(centre), bytes(self._meta("key") or b""), self._tail
+                self._database,
+                number,
+                name,
+                bytes(centre),
+                bytes(self._meta("key") or b""),
+                self._tail,
+                self._note_remade,
             )
         return self._store
 
@@ -180,10 +216,10 @@ class Records:
     @property
     def version(self) -> str:
         """Return what is another one whenever records may have changed."""
-        return f"{self.epoch}/{self.counter}/{self.size()}"
+        return f"{self.epoch}/{self.counter}/{self.size()}/{int(self._meta('remade') or 0)}"
 
     def enrol(self, zone: str, centre: bytes, key: bytes, statements: Iterable[bytes] = ()) -> None:
-        """Become a device of a zone. In another one than before the own records are written anew."""
+        """Become a device of a zone. Into another one than before goes all that this server wrote."""
         with self._transaction():
             before = self.store
             if before is None or before.name != zone:
@@ -192,9 +228,11 @@ class Records:
                 self._renew(None, key)
             # What was refused may have been so for want of this enrolment.
             self._database.query("UPDATE segment SET at_centre = ? WHERE at_centre = ?", (_LACKING, _REFUSED))
-            store = self._require_store()
-            for statement in statements:
-                store.state(statement)
+            self._state(statements)
+            if before is not None:
+                # Maybe because the centre was restored from a backup: it hears all that it said.
+                self.doubt_statements()
+            self._write_anew()
 
     # -- own changes -----------------------------------------------------------------------------------------
 
@@ -223,9 +261,13 @@ class Records:
         self._database.query(_TELL, (source, type_, key, digest))
 
     def cut(self, key: SigningKey) -> int:
-        """Make segments of the own changes since the last time; return how many segments."""
+        """Make segments of the own changes since the last time; return how many segments. Nothing is cut with
+        another key than this server was enrolled with: it comes along when that one is enrolled.
+        """
         store = self._require_store()
         number = 0
+        if bytes(key.verify_key) != store.own:
+            return number
         with self._transaction():
             previous = self._newest_own()
             for first, entries in runs(self._tail_entries()):
@@ -234,6 +276,7 @@ class Records:
                 # a row are in the next segment, they are at hand already.
                 self._database.query('DELETE FROM tail WHERE "first" <= ?', (segment.header.last,))
                 store.keep(segment)
+                self._database.query("UPDATE segment SET ours = ? WHERE id = ?", (_CUT_HERE, segment.id))
                 previous = segment.id
                 number += 1
         return number
@@ -250,8 +293,9 @@ class Records:
                 self._renew(segment)
                 return "applied"
             accepted = store.accept(segment)
+            self._database.query("DELETE FROM left_out WHERE id = ?", (segment.id,))
             if from_centre:
-                self.set_at_centre([segment.id])
+                self.set_received([segment.id])
         return accepted.standing
 
     def renew(self) -> None:
@@ -259,26 +303,38 @@ class Records:
         with self._transaction():
             self._renew(None)
 
-    def state(self, statements: Iterable[bytes]) -> int:
-        """Keep statements of the centre; return how many are new. Raises StatementRefused."""
+    def state(self, statements: Iterable[bytes], *, from_centre: bool = False) -> int:
+        """Keep statements of the centre; return how many are new. One that came in another way is one that
+        the centre may have forgotten. Raises StatementRefused.
+        """
         with self._transaction():
-            store = self._require_store()
-            return sum(store.state(statement) is not None for statement in statements)
+            if new := self._state(statements):
+                if not from_centre:
+                    rows = [(id_,) for id_ in new]
+                    self._database.many("UPDATE statement SET at_centre = 0 WHERE id = ?", rows)
+                self._write_anew()
+            return len(new)
 
     def offers(self, limit: int) -> list[Offer]:
         """Return segments that the centre is not known to have, the oldest first."""
         store = self._require_store()
         rows = self._database.query(
-            "SELECT id, size FROM segment WHERE zone = ? AND at_centre = 0 ORDER BY rowid LIMIT ?",
+            f"SELECT id, size FROM segment WHERE {_OFFERED} ORDER BY rowid LIMIT ?",  # noqa: S608 - constants
             (store.zone, limit),
         )
         return [Offer(bytes(id_), size) for id_, size in rows]
 
+    def offer(self, id_: bytes) -> Offer | None:
+        """Return a segment as it is offered, None if it is not here."""
+        query = "SELECT id, size FROM segment WHERE id = ? AND zone = ?"
+        rows = self._database.query(query, (id_, self._require_store().zone))
+        return Offer(bytes(rows[0][0]), rows[0][1]) if rows else None
+
     def unsent(self) -> Unsent:
         """Return what the centre is not known to have, without what is not cut yet."""
         rows = self._database.query(
-            'SELECT coalesce(sum("last" - "first" + 1), 0), coalesce(sum(size), 0) FROM segment'
-            " WHERE zone = ? AND at_centre = 0",
+            'SELECT coalesce(sum("last" - "first" + 1), 0), coalesce(sum(size), 0) FROM segment'  # noqa: S608 - constants
+            f" WHERE {_OFFERED}",
             (self._require_store().zone,),
         )
         return Unsent(int(rows[0][0]), int(rows[0][1]))
@@ -317,6 +373,101 @@ class Records:
         """Forget what the centre has: it has lost its memory, or is another one."""
         self._database.query("UPDATE segment SET at_centre = ?", (_LACKING,))
 
+    def doubt_statements(self) -> None:
+        """Forget which statements the centre knows, until its list names them."""
+        self._database.query("UPDATE statement SET at_centre = 0")
+
+    def unheard(self, limit: int, size: int) -> list[bytes]:
+        """Return statements that the centre has forgotten: so many at most, of so many bytes together
+        where it is more than one.
+        """
+        rows = self._database.query(
+            "SELECT data FROM statement WHERE zone = ? AND at_centre = 0 ORDER BY rowid LIMIT ?",
+            (self._require_store().zone, limit),
+        )
+        found: list[bytes] = []
+        for (data,) in rows:
+            size -= len(data)
+            if size < 0 and found:
+                break
+            found.append(bytes(data))
+        return found
+
+    def own_enrolment(self) -> bytes | None:
+        """Return the statement by which this server belongs to its zone, None if by all that it knows it does
+        not.
+        """
+        store = self._require_store()
+        member = store.member(store.own)
+        query = 'SELECT data FROM statement WHERE zone = ? AND "key" = ?'
+        for (data,) in self._database.query(query, (store.zone, store.own)) if member.lives else ():
+            said = decode_statement(bytes(data))
+            if said.kind == "enrol" and said.generation == member.enrolled:
+                return bytes(data)
+        return None
+
+    def set_heard(self, ids: Iterable[bytes]) -> None:
+        """Note that the centre has these statements."""
+        with self._transaction():
+            self._database.many("UPDATE statement SET at_centre = 1 WHERE id = ?", [(id_,) for id_ in ids])
+
+    # -- what could not be had -------------------------------------------------------------------------------
+
+    def leave_out(self, id_: bytes, size: int, asked: int, reason: str) -> None:
+        """Note that a segment could not be had at a time by this server's clock."""
+        self._database.query(
+            "INSERT INTO left_out (id, size, asked, reason) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (id) DO UPDATE SET size = excluded.size, asked = excluded.asked,"
+            " reason = excluded.reason",
+            (id_, size, asked, reason),
+        )
+
+    def forget_left_out(self) -> None:
+        """Forget what could not be had: the list is read from its beginning, and names what is there."""
+        self._database.query("DELETE FROM left_out")
+
+    def left_out(self) -> int:
+        """Return how many segments could not be had, or are damaged here."""
+        query = f"SELECT (SELECT count(*) FROM left_out) + (SELECT count(*) FROM segment WHERE {_TO_MEND})"  # noqa: S608 - constants
+        return int(self._database.query(query, (DAMAGED,))[0][0])
+
+    def doubted(self, limit: int) -> list[bytes]:
+        """Return the ids of segments that could not be had, those first that were asked for last."""
+        rows = self._database.query("SELECT id FROM left_out ORDER BY asked DESC, id LIMIT ?", (limit,))
+        return [bytes(id_) for (id_,) in rows]
+
+    def damaged(self) -> int:
+        """Return how many segments are damaged on the disk here, and not mended yet."""
+        return int(self._database.query("SELECT count(*) FROM segment WHERE held = ?", (DAMAGED,))[0][0])
+
+    def read(self, id_: bytes) -> Segment | None:
+        """Return a segment, None if it is not here or damaged: it is not offered then, but asked for."""
+        with self._transaction():
+            store = self._require_store()
+            with store.together():
+                if (segment := store.read(id_)) is None and store.is_damaged(id_):
+                    self._set_standing(_REFUSED, [id_])
+        return segment
+
+    def to_ask_again(self, clock: int, after: int, limit: int) -> list[LeftOut]:
+        """Return what is to be asked for again: all after an update, else so many of what was asked for
+        longer ago than so many seconds, in whichever way the clock has jumped.
+        """
+        rows = self._database.query(
+            "SELECT id, size FROM left_out WHERE asked = 0 UNION ALL"  # noqa: S608 - constants
+            f" SELECT id, size FROM segment WHERE {_TO_MEND} UNION ALL"
+            " SELECT * FROM (SELECT id, size FROM left_out WHERE asked <> 0 AND abs(? - asked) > ?"
+            " ORDER BY asked LIMIT ?)",
+            (DAMAGED, clock, after, limit),
+        )
+        return [LeftOut(bytes(id_), int(size)) for id_, size in rows]
+
+    def ask_anew(self) -> None:
+        """Try again what one side refused: one of them is another shala now."""
+        with self._transaction():
+            self._database.query("UPDATE segment SET at_centre = ? WHERE at_centre = ?", (_LACKING, _REFUSED))
+            self._database.query("UPDATE left_out SET asked = 0")
+
     # -- what a client of the centre keeps -------------------------------------------------------------------
 
     def kept(self, name: str) -> Any:
@@ -328,11 +479,6 @@ class Records:
         with self._transaction():
             for name, value in values.items():
                 self._set_meta(f"kept {name}", value)
-
-    def haves(self, log: bytes | None = None) -> Ranges:
-        """Return which counters of a log (the own one) are in segments here."""
-        store = self._require_store()
-        return store.haves(log or self._own_log())
 
     # -- records ---------------------------------------------------------------------------------------------
 
@@ -351,6 +497,18 @@ class Records:
         return {log: store.member(key).name or device_id(key.hex())[:12] for log, key in keys.items()}
 
     # -- within ----------------------------------------------------------------------------------------------
+
+    def _follow_types(self) -> None:
+        """Make the records anew if they were made by a shala that knew other types."""
+        digest = types_digest()
+        if self._meta("types") != digest:
+            with self._transaction():
+                if (store := self.store) is not None:
+                    store.rebuild()
+                self._set_meta("types", digest)
+
+    def _note_remade(self) -> None:
+        self._set_meta("remade", int(self._meta("remade") or 0) + 1)
 
     def _set_standing(self, standing: int, ids: Iterable[bytes]) -> None:
         rows = [(standing, id_) for id_ in ids]
@@ -376,7 +534,7 @@ class Records:
         entries: list[tuple[int, bytes]] = []
         for change in _last_of_each(changes).values():
             state = states.get((change.type, change.key))
-            entry = _entry_of(change, state, log, at)
+            entry = _entry_of(change, state, log, at if change.at is None else change.at)
             if entry is not None:
                 counter += 1
                 entries.append((counter, encode_entry(entry)))
@@ -393,22 +551,90 @@ class Records:
             " SET centre = excluded.centre",
             (zone, centre),
         )
-        own = [] if before is None else list(self._own_values(before, self._own_log()))
+        logs = self._own_logs(before) if before is not None else set()
         self._set_meta("zone", zone)
-        # Its changes are in the records, hence in `own`; its counters are those of the old log.
+        # Its changes are in the records that are written anew below; its counters are those of the old log.
         self._database.query("DELETE FROM tail")
         # The other zone has not been told anything yet, and its list begins elsewhere.
         self._database.query("DELETE FROM told")
-        self._database.query("DELETE FROM meta WHERE name LIKE 'kept %' AND name <> 'kept number'")
+        self._database.query("DELETE FROM left_out")
+        # A centre that both zones are of is where it was; another one's records do not go there.
+        url = "kept url" if before is not None and before.centre == centre else ""
+        self._database.query(
+            "DELETE FROM meta WHERE name LIKE 'kept %' AND name NOT IN ('kept number', ?)", (url,)
+        )
         self._begin_epoch()
         self._set_meta("key", key)
         self._store = None
-        self._write(own, at=0)
+        # Who comes back has only what is in segments: the rest is among the values that are written now.
+        self._require_store().rebuild()
+        if before is not None:
+            said = before.tables.written_by(logs)
+            for page in _pages(Change(one.type, one.key, one.value, one.at) for one in said):
+                self._write(page, at=0)
 
-    def _own_values(self, store: Store, log: bytes) -> Iterator[Change]:
-        for record in store.tables.records(everything=True):
-            if record.log == log:
-                yield Change(record.type, record.key, record.value)
+    def _own_logs(self, store: Store) -> set[bytes]:
+        """Return all logs of a zone that are this server's, whatever its epoch or key was."""
+        rows = self._database.query('SELECT DISTINCT "key" FROM segment WHERE ours > 0')
+        keys = {store.own, *(bytes(key) for (key,) in rows)}
+        return {self._own_log(), *(log for log, key in store.authors().items() if key in keys)}
+
+    def _state(self, statements: Iterable[bytes]) -> list[bytes]:
+        """Keep statements; return the ids of those that are new."""
+        store = self._require_store()
+        with store.together():
+            return [statement_id(data) for data in statements if store.state(data) is not None]
+
+    def _write_anew(self) -> None:
+        """Write anew, in a log that counts, what of this server's logs was cut off by a revocation: of a key
+        that it had before, or of its own, if it was enrolled again since.
+        """
+        store = self._require_store()
+        member = store.member(store.own)
+        if not member.lives:
+            return
+        if self._own_log() in member.cut_offs:
+            self._renew(None)
+            store = self._require_store()
+        # The newest first: what it has seen is not written again.
+        for id_ in self._cut_off(store):
+            if (segment := store.read(id_)) is None:
+                continue
+            limit = store.limit(segment.header.key, segment.log, id_)
+            label = store.label(segment.log, id_)
+            lost: dict[Name, tuple[int, Entry]] = {}
+            for counter, raw in segment.numbered():
+                if limit is not None and counter > limit:
+                    entry = decode_entry(raw)
+                    lost[entry.type, entry.key] = (counter, entry)
+            self._append(store, label, lost)
+            self._database.query("UPDATE segment SET ours = ? WHERE id = ?", (_WRITTEN_ANEW, id_))
+
+    def _append(self, store: Store, label: bytes, lost: Mapping[Name, tuple[int, Entry]]) -> None:
+        """Append entries of an older log, with their counters there, to the own one, but for those that
+        somebody has seen who went on from there.
+        """
+        states, counter, entries = store.tables.states(lost), self.counter, []
+        for name, (before, entry) in lost.items():
+            if name not in states or not is_claimed(states[name], label, before):
+                counter += 1
+                entries.append((counter, encode_entry(_with_context(entry, {label: before}))))
+        if entries:
+            store.tables.apply(self._own_log(), entries, store.clip, states)
+            self._add_to_tail(entries)
+            self._set_meta("counter", counter)
+
+    def _cut_off(self, store: Store) -> list[bytes]:
+        """Return the segments cut here of which something does not count, the newest first."""
+        rows = self._database.query(
+            'SELECT id, "key", log, "last" FROM segment WHERE zone = ? AND ours = 1 ORDER BY rowid DESC',
+            (store.zone,),
+        )
+        return [
+            bytes(id_)
+            for id_, key, log, last in rows
+            if (limit := store.limit(bytes(key), bytes(log), bytes(id_))) is not None and limit < last
+        ]
 
     def _renew(self, foreign: Segment | None, key: bytes = b"") -> None:
         """Begin a new epoch, with a new key if one is given. `foreign` is a segment of the old one that
@@ -419,20 +645,26 @@ class Records:
         base = self.counter - len(tail := list(self._tail_entries()))
         self._database.query("DELETE FROM tail")
         self._begin_epoch()
+        former = store.own
         if key:
             self._set_meta("key", key)
             self._store = None
             store = self._require_store()
-        if foreign is not None:
-            store.accept(foreign)
-        # What was written in the old epoch and not cut has seen all that was, on our branch of it.
-        seen = {store.label(log, newest): base} if base else {}
-        entries = [
-            (number, encode_entry(_with_context(entry, seen))) for number, (_, entry) in enumerate(tail, 1)
-        ]
-        self._add_to_tail(entries)
-        self._set_meta("counter", len(entries))
-        store.rebuild()
+        with store.together():
+            if key:
+                store.judge(former)  # it is no more the own one
+            if foreign is not None:
+                store.accept(foreign)
+            # What was written in the old epoch and not cut has seen all that was, on our branch of it.
+            seen = {**store.seen_before(log, newest), store.label(log, newest): base} if base else {}
+            entries = [
+                (number, encode_entry(_with_context(decode_entry(entry), seen)))
+                for number, (_, entry) in enumerate(tail, 1)
+            ]
+            self._add_to_tail(entries)
+            self._set_meta("counter", len(entries))
+            if entries:
+                store.stale = True  # they were applied as the old epoch's
 
     def _tail_entries(self) -> Iterator[tuple[int, bytes]]:
         """Yield the entries of the tail, of which one row is held; a row whose first was yielded may go."""
@@ -507,15 +739,23 @@ def _entry_of(change: Change, state: State | None, log: bytes, at: int) -> Entry
         return None
     depth, context = 1, None
     if state is not None:
-        depth += max(one.depth for one in state.siblings)
-        context = {name: counter for name, counter in state.seen.items() if name != log} or None
+        depth = min(MAX_DEPTH, 1 + max((one.depth for one in state.siblings), default=0))
+        # Nothing that is only claimed: who repeats a lie makes it true. What lives comes first.
+        first = {one.log: one.counter for one in state.siblings}
+        seen = {name: counter for name, counter in {**first, **state.seen}.items() if name != log}
+        context = _bounded(seen) or None
     return Entry(change.type, change.key, known.schema, depth, at, value, context)
 
 
-def _with_context(raw: bytes, seen: dict[bytes, int]) -> Entry:
+def _with_context(entry: Entry, seen: dict[bytes, int]) -> Entry:
     """Return an entry that has seen more."""
-    entry = msgspec.msgpack.decode(raw, type=Entry)
-    return msgspec.structs.replace(entry, context={**(entry.context or {}), **seen} or None)
+    context = entry.context or {}
+    return msgspec.structs.replace(entry, context=_bounded({**seen, **context, **seen}) or None)
+
+
+def _bounded(context: dict[bytes, int]) -> dict[bytes, int]:
+    """Return a context that others read."""
+    return dict(islice(context.items(), MAX_CONTEXT))
 
 
 def _last_of_each(changes: Iterable[Change]) -> dict[Name, Change]:
@@ -536,7 +776,7 @@ def _pages(changes: Iterable[Change]) -> Iterator[list[Change]]:
 def _opened(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=30, isolation_level=None)
     try:
-        db.execute("PRAGMA journal_mode = WAL")
+        write_ahead.switch(db, path)
         db.execute("PRAGMA synchronous = FULL")  # what was acknowledged survives a power cut
         db.execute(f"PRAGMA cache_size = -{CACHE}")
         version = db.execute("PRAGMA user_version").fetchone()[0]

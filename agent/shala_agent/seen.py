@@ -11,14 +11,16 @@ is. Memory stays flat however many files there are.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from shala_agent import write_ahead
 from shala_agent.manifest import Change, File, Gone, key_range, path_of, sort_key
 
-VERSION = 3  # of the tables; a cache of another version is made anew
+VERSION = 5  # of the tables; a cache of another version is made anew
 PAGE = 1000  # rows that are read at once; no query stays open while something is written
 BUFFER = 500  # rows that are written at once
 
@@ -26,7 +28,7 @@ _SCHEMA = f"""
 BEGIN;
 PRAGMA user_version = {VERSION};
 CREATE TABLE known (key TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER,
-  check_id TEXT, sha256 TEXT, findings TEXT,
+  check_id TEXT, sha256 TEXT, findings TEXT, plain_sha256 TEXT, read_day INTEGER,
   sealed_sha256 TEXT, sealed_size INTEGER, sealed_mtime_ns INTEGER, sealed_mode INTEGER) WITHOUT ROWID;
 CREATE TABLE staged (key TEXT PRIMARY KEY, sha256 TEXT, size INTEGER, mtime_ns INTEGER, mode INTEGER,
   taken INTEGER) WITHOUT ROWID;
@@ -42,10 +44,12 @@ _SEAL = (
     " sealed_mode = excluded.sealed_mode"
 )
 _REMEMBER = (
-    "INSERT INTO known (key, size, mtime_ns, ctime_ns, inode, check_id, sha256, findings)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET size = excluded.size,"
+    "INSERT INTO known (key, size, mtime_ns, ctime_ns, inode, check_id, sha256, findings,"
+    " plain_sha256, read_day) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " ON CONFLICT (key) DO UPDATE SET size = excluded.size,"
     " mtime_ns = excluded.mtime_ns, ctime_ns = excluded.ctime_ns, inode = excluded.inode,"
-    " check_id = excluded.check_id, sha256 = excluded.sha256, findings = excluded.findings"
+    " check_id = excluded.check_id, sha256 = excluded.sha256, findings = excluded.findings,"
+    " plain_sha256 = excluded.plain_sha256, read_day = excluded.read_day"
 )
 _PLANNED = (
     "SELECT key, sealed_sha256, sealed_size, sealed_mtime_ns, sealed_mode FROM known"
@@ -84,6 +88,8 @@ class Known(NamedTuple):
     check_id: str | None
     sha256: str | None
     findings: str | None  # one per line
+    plain_sha256: str | None  # of the source, where the policy gave it another form: `sha256` is of that
+    read_day: int | None  # of the calendar, by this server's clock
     sealed_sha256: str | None
     sealed_size: int
     sealed_mtime_ns: int
@@ -106,7 +112,8 @@ class Known(NamedTuple):
 
     def found(self, sha256: str, check_id: str) -> tuple[str, ...] | None:
         """Return what the check found in this content, if it was checked before."""
-        return _lines(self.findings) if (self.sha256, self.check_id) == (sha256, check_id) else None
+        source = self.plain_sha256 or self.sha256
+        return _lines(self.findings) if (source, self.check_id) == (sha256, check_id) else None
 
 
 class Seen:
@@ -118,9 +125,10 @@ class Seen:
     def __init__(self, path: Path) -> None:
         try:
             self._db = _opened(path)
-        except sqlite3.DatabaseError:
-            for suffix in ("", "-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            remove(path)
             self._db = _opened(path)
         self._any_staged = self._is_there("SELECT 1 FROM staged")
         self._sights: list[tuple[object, ...]] = []
@@ -149,9 +157,13 @@ class Seen:
                 return
             start = rows[-1][0] + "\x01"  # no key lies between
 
-    def remember(self, path: str, signs: Signs, check_id: str, sight: Sight) -> None:
-        """Note what a file held."""
-        self._sights.append((sort_key(path), *signs, check_id, sight.sha256, "\n".join(sight.findings)))
+    def remember(
+        self, path: str, signs: Signs, check_id: str, sight: Sight, plain_sha256: str | None = None
+    ) -> None:
+        """Note what a file held; with `plain_sha256`, what it held before it was given another form."""
+        findings = "\n".join(sight.findings)
+        day = int(time.time() // 86_400)
+        self._sights.append((sort_key(path), *signs, check_id, sight.sha256, findings, plain_sha256, day))
         self._flush_full(self._sights)
 
     def forget(self, key: str) -> None:
@@ -225,6 +237,48 @@ class Seen:
         self._goners.append((key, lost))
         self._flush_full(self._goners)
 
+    def find(self, key: str) -> None:
+        """Leave a sealed file in the next collection after all."""
+        self._flush()
+        self._db.execute("DELETE FROM gone WHERE key = ?", (key,))
+
+    def missing(self, item: str) -> Iterator[Known]:
+        """Yield what is sealed below the path `item` and of itself, at hand and not planned; each may be
+        found or lost on the way.
+        """
+        start, end = key_range(item)
+        while True:
+            self._flush()
+            rows = self._db.execute(
+                "SELECT known.* FROM known JOIN gone ON gone.key = known.key"
+                " WHERE known.key >= ? AND known.key < ? AND sealed_sha256 IS NOT NULL AND NOT lost"
+                " AND NOT EXISTS (SELECT 1 FROM staged WHERE staged.key = known.key AND taken)"
+                " ORDER BY known.key LIMIT ?",
+                (start, end, PAGE),
+            ).fetchall()
+            yield from map(Known._make, rows)
+            if len(rows) < PAGE:
+                return
+            start = rows[-1][0] + "\x01"  # no key lies between
+
+    def is_in_the_way(self, path: str) -> bool:
+        """Return whether the next collection has a file below a path, or one where it needs a folder."""
+        self._flush()
+        folders = path.split("/")
+        bounds = [key_range(path)]
+        for depth in range(1, len(folders)):
+            above = sort_key("/".join(folders[:depth]))
+            bounds.append((above, above + "\x01"))
+        return any(
+            self._db.execute(
+                "SELECT EXISTS (SELECT 1 FROM staged WHERE taken AND key >= ? AND key < ?)"
+                " OR EXISTS (SELECT 1 FROM known WHERE key >= ? AND key < ? AND sealed_sha256 IS NOT NULL"
+                " AND NOT EXISTS (SELECT 1 FROM gone WHERE gone.key = known.key))",
+                one * 2,
+            ).fetchone()[0]
+            for one in bounds
+        )
+
     def clear_plan(self) -> None:
         """Begin the next collection: as it stands, it is the sealed one."""
         self._flush()
@@ -265,12 +319,11 @@ class Seen:
         return self._is_there("SELECT 1 FROM staged WHERE taken") or self._is_there("SELECT 1 FROM gone")
 
     def planned(self) -> Iterator[tuple[str, str, int, int, int]]:
-        """Yield (path, sha256, size, mtime_ns, mode) of each file of the next collection, in the order of
+        """Return (key, sha256, size, mtime_ns, mode) of each file of the next collection, in the order of
         manifests.
         """
         self._flush()
-        for key, sha256, size, mtime_ns, mode in self._db.execute(_PLANNED):
-            yield path_of(key), sha256, size, mtime_ns, mode
+        return self._db.execute(_PLANNED)
 
     def planned_changes(self) -> Iterator[Change]:
         """Yield how the next collection differs from the sealed one, in the order of manifests."""
@@ -317,6 +370,17 @@ class Seen:
         return self._db.execute(f"{query} LIMIT 1").fetchone() is not None
 
 
+def is_damage(error: sqlite3.Error) -> bool:
+    """Return whether an error says that the file is broken, and not that the disk is full or read-only."""
+    return isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+
+
+def remove(path: Path) -> None:
+    """Throw a cache away."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
 def _row(file: File) -> tuple[str, str, int, int, int]:
     return sort_key(file.path), file.sha256, file.size, file.mtime_ns, file.mode
 
@@ -333,7 +397,7 @@ def _opened(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     db = sqlite3.connect(path, timeout=30)
     try:
-        db.execute("PRAGMA journal_mode = WAL")
+        write_ahead.switch(db, path)
         # NORMAL: a power cut may take back the last commits; that only means reading some files once more.
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA temp_store = FILE")

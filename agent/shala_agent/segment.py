@@ -33,7 +33,10 @@ MAX_BODY = 4 << 20  # bytes, uncompressed: bounds the memory of whoever reads on
 # request, so that the centre need not keep a part of it first (bench/sync.py: 30 % fewer requests).
 CUT_BODY = 768 << 10
 MAX_ENTRY = 256 << 10  # bytes
+MAX_DEPTH = 1 << 31  # of a record: it rises no more then, and log ids decide
 MAX_HEADER = 4096  # bytes
+MAX_CONTEXT = 1000  # logs that an entry names
+MAX_NESTING = 32  # of what a newer shala may have put into a header or an entry
 MAX_SEGMENT = MAX_BODY + MAX_HEADER + 1024  # bytes; of what cannot be compressed
 NONE = bytes(32)  # the id of the segment before the first
 
@@ -47,10 +50,16 @@ _LEVEL = (
 
 Counter = Annotated[int, msgspec.Meta(ge=1, le=(1 << 53) - 1)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+LogId = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+Seen = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]
 
 
 class SegmentRefused(Exception):
     """The bytes are no segment, or not what their author signed. The text is for a person."""
+
+
+class EntryUnreadable(Exception):
+    """An entry is none that can be read. The text is for a person."""
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,10 +85,10 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     type: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     key: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
     schema: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
-    depth: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+    depth: Annotated[int, msgspec.Meta(ge=1, le=MAX_DEPTH)]
     at: Annotated[int, msgspec.Meta(ge=-(1 << 53), le=1 << 53)]
     value: str | None
-    context: dict[bytes, int] | None = None
+    context: Annotated[dict[LogId, Seen], msgspec.Meta(max_length=MAX_CONTEXT)] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +115,8 @@ class Segment:
 _entry_encoder = msgspec.msgpack.Encoder()
 _body_decoder = msgspec.msgpack.Decoder(list[bytes | msgspec.msgpack.Ext])
 _header_decoder = msgspec.msgpack.Decoder(Header)
+_entry_decoder = msgspec.msgpack.Decoder(Entry)
+_PLAIN = b"\x97"  # how an entry begins that holds the fields of today and nothing else
 _REDACTED = 1  # the code of the msgpack extension that stands for an entry: its digest
 
 
@@ -122,6 +133,17 @@ def branch_id(log: bytes, segment: bytes) -> bytes:
 def encode_entry(entry: Entry) -> bytes:
     """Return the bytes of an entry."""
     return _entry_encoder.encode(entry)
+
+
+def decode_entry(raw: bytes) -> Entry:
+    """Return the entry that bytes hold. Raises EntryUnreadable, for the same bytes on every server."""
+    # Only what follows the fields of today can be nested: within them the first wrong type ends it.
+    if raw[:1] != _PLAIN and not _is_flat(raw):
+        raise EntryUnreadable(f"is nested more than {MAX_NESTING} deep, or cut")
+    try:
+        return _entry_decoder.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise EntryUnreadable(f"is not readable: {error}") from None
 
 
 def runs(entries: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, list[bytes]]]:
@@ -165,6 +187,8 @@ def read_header(data: bytes) -> tuple[bytes, Header]:
     Raises SegmentRefused.
     """
     raw, signature, _ = _split(data)
+    if not _is_flat(raw):
+        raise SegmentRefused(f"its header is nested more than {MAX_NESTING} deep, or cut")
     try:
         header = _header_decoder.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -182,12 +206,12 @@ def read_segment(data: bytes) -> Segment:
     """Return a segment, signature and content verified. Raises SegmentRefused."""
     id_, header = read_header(data)
     body = _decompress(_split(data)[2])
+    if (length := _array_length(body)) != header.last - header.first + 1:
+        raise SegmentRefused(f"it holds {length} entries, not those of its counters")
     try:
         items = _body_decoder.decode(body)
     except msgspec.MsgspecError as error:
         raise SegmentRefused(f"its body is not readable: {error}") from None
-    if len(items) != header.last - header.first + 1:
-        raise SegmentRefused(f"it holds {len(items)} entries, not those of its counters")
     entries = [item if isinstance(item, bytes) else None for item in items]
     if max(map(len, filter(None, entries)), default=0) > MAX_ENTRY:
         raise SegmentRefused(f"an entry has more than {MAX_ENTRY} bytes")
@@ -230,6 +254,64 @@ def _split(data: bytes) -> tuple[bytes, bytes, bytes]:
         raise SegmentRefused("it is cut")
     signature = start + length
     return data[start:signature], data[signature : signature + _SIGNATURE], data[signature + _SIGNATURE :]
+
+
+def _is_flat(packed: bytes) -> bool:
+    """Return whether one msgpack value is nested MAX_NESTING deep at most. Looked at before it is decoded:
+    how deep a decoder can go depends on the stack that is left, and what comes of an entry must not.
+    """
+    place, left = 0, [1]  # how many values are to come, on each level
+    while left:
+        if not left[-1]:
+            left.pop()
+            continue
+        left[-1] -= 1
+        if place >= len(packed):
+            return False
+        kind = packed[place]
+        place += 1
+        if kind in _HEADS:
+            size, fixed, of = _HEADS[kind]
+            number = int.from_bytes(packed[place : place + size], "big")
+            place += size + fixed + (number if of == 0 else 0)
+            inner = number * of
+        elif 0x80 <= kind <= 0x9F:
+            inner = (kind & 0x0F) * (2 if kind < 0x90 else 1)
+        else:
+            place += kind & 0x1F if 0xA0 <= kind <= 0xBF else 0
+            inner = 0
+        if inner:
+            left.append(inner)
+            if len(left) > MAX_NESTING + 1:
+                return False
+    return place <= len(packed)
+
+
+# The first byte of a msgpack value: how many bytes tell a number, how many follow in any case, and how many
+# values each of that number stands for; none where it is a number of bytes.
+# fmt: off
+_HEADS = {
+    0xC4: (1, 0, 0), 0xC5: (2, 0, 0), 0xC6: (4, 0, 0),  # bin
+    0xC7: (1, 1, 0), 0xC8: (2, 1, 0), 0xC9: (4, 1, 0),  # ext
+    0xCA: (0, 4, 0), 0xCB: (0, 8, 0),  # float
+    0xCC: (0, 1, 0), 0xCD: (0, 2, 0), 0xCE: (0, 4, 0), 0xCF: (0, 8, 0),  # uint
+    0xD0: (0, 1, 0), 0xD1: (0, 2, 0), 0xD2: (0, 4, 0), 0xD3: (0, 8, 0),  # int
+    0xD4: (0, 2, 0), 0xD5: (0, 3, 0), 0xD6: (0, 5, 0), 0xD7: (0, 9, 0), 0xD8: (0, 17, 0),  # fixext
+    0xD9: (1, 0, 0), 0xDA: (2, 0, 0), 0xDB: (4, 0, 0),  # str
+    0xDC: (2, 0, 1), 0xDD: (4, 0, 1), 0xDE: (2, 0, 2), 0xDF: (4, 0, 2),  # array, map
+}
+# fmt: on
+
+
+def _array_length(packed: bytes) -> int:
+    """Return how many items a msgpack array says to hold, -1 where it is none: looked at before any is made,
+    for a million of them fit into a few hundred compressed bytes.
+    """
+    kind = packed[:1]
+    if kind and 0x90 <= kind[0] <= 0x9F:
+        return kind[0] & 0x0F
+    sizes = {b"\xdc": 2, b"\xdd": 4}
+    return int.from_bytes(packed[1 : 1 + sizes[kind]], "big") if kind in sizes else -1
 
 
 def _decompress(body: bytes) -> bytes:

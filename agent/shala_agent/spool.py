@@ -36,7 +36,17 @@ from shala_agent.collection import (
 )
 from shala_agent.device import SIGNATURE, Device
 from shala_agent.failure import AgentError
-from shala_agent.manifest import Change, File, Gone, ManifestError, read_changes, read_files, write_line
+from shala_agent.manifest import (
+    Change,
+    File,
+    Gone,
+    ManifestError,
+    path_of,
+    read_changes,
+    read_files,
+    write_line,
+)
+from shala_agent.room import room_of
 from shala_agent.seen import Seen
 
 MANIFEST = "manifest-sha256.txt"
@@ -52,7 +62,7 @@ Row = TypeVar("Row")
 
 
 class MirrorDamaged(AgentError):
-    """The mirror lacks files of the collection it should hold; it was given up."""
+    """The mirror lacks files of the collection that it was just given; the text says what becomes of it."""
 
 
 class Totals(msgspec.Struct, frozen=True):
@@ -133,9 +143,9 @@ class Spool:
         self._clean_staging(seen)
 
     def new_file(self, path: str) -> tuple[int, str]:
-        """Return an open descriptor and the place for a file of the next collection."""
+        """Return a descriptor to write and read again, and the place, for a file of the next collection."""
         target = self._place(path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             descriptor = os.open(target, flags, 0o600)
         except FileExistsError:
@@ -165,15 +175,17 @@ class Spool:
                 return target
         return None
 
-    def drop(self, path: str) -> None:
-        """Take back a file of the next collection, and the folders that it leaves empty."""
+    def drop(self, path: str) -> int:
+        """Take back a file of the next collection, and the folders that it leaves empty; return its room."""
         target = f"{self._staged_prefix}{path}"
+        freed = room_of(target)
         with suppress(FileNotFoundError):
             os.unlink(target)  # noqa: PTH108
         self._made = ""
         with suppress(OSError):
             while (target := os.path.dirname(target)) != self._staged_prefix[:-1]:  # noqa: PTH120
                 os.rmdir(target)  # noqa: PTH106  only when it is empty
+        return freed
 
     def write_manifest(self, seen: Seen) -> Totals:
         """Write both manifests of the plan, and return what it comes to."""
@@ -182,11 +194,13 @@ class Spool:
         size = count = 0
         with self._open(MANIFEST) as manifest, self._open(FILES) as files:
             for page in _pages(seen.planned()):
-                lines = "".join([f"{row[1]}  {row[0]}\n" for row in page]).encode()
+                # Of all keys at once: that is cheaper than of each.
+                lines = path_of("".join([f"{row[1]}  {row[0]}\n" for row in page])).encode()
                 digest.update(lines)
                 manifest.write(lines)
                 # As shala_agent.manifest.write_line has it.
-                lines = "".join([f"{s} {b} {t} {mode:04o} {p}\n" for p, s, b, t, mode in page]).encode()
+                page_lines = [f"{s} {b} {t} {mode:04o} {key}\n" for key, s, b, t, mode in page]
+                lines = path_of("".join(page_lines)).encode()
                 files_digest.update(lines)
                 files.write(lines)
                 size += sum([row[2] for row in page])
@@ -218,8 +232,15 @@ class Spool:
             tag_manifest_sha256=hashlib.sha256(tag_list).hexdigest(),
         )
         self._write_head("NEXT", head)
-        self._finish()
+        lost = self._finish()
+        if self.head() != head:
+            raise MirrorDamaged(
+                f"{self.assembling}: the new collection was lost before it was in its place:"
+                " the next run gathers everything anew"
+            )
         seen.set_base_to_plan(head.sequence, head.manifest_sha256)
+        if lost:
+            raise MirrorDamaged(f"{lost} was lost before it was in its place: the next run takes it again")
         return head
 
     def discard(self) -> None:
@@ -252,6 +273,21 @@ class Spool:
             if number and (number >= keep or size > CHANGES_BYTES):
                 changes.unlink()
 
+    def in_mirror(self, path: str) -> str:
+        """Return where the mirror has a file, or would have it."""
+        return self._bag_prefix + path
+
+    def give_up(self, path: str) -> None:
+        """Remove a file from the mirror for want of room; only of a collection that the centre has."""
+        os.unlink(self._bag_prefix + path)  # noqa: PTH108
+
+    def give_up_changes(self, sequence: int) -> int:
+        """Remove the list of what a collection changed, and return the room that it took."""
+        changes = self._changes_of(sequence)
+        freed = room_of(str(changes))
+        changes.unlink()
+        return freed
+
     def remove_unplanned(self, seen: Seen) -> None:
         """Remove staged files that the plan does not take."""
         for file in seen.untaken():
@@ -260,33 +296,49 @@ class Spool:
 
     # -- putting it in its place -----------------------------------------------------------------------------
 
-    def _finish(self) -> None:
-        """Put the collection that NEXT names into the mirror; every step may be repeated."""
+    def _finish(self) -> str:
+        """Put the collection that NEXT names into the mirror, and return a file that it lacks, or "".
+
+        Every step may be repeated. What was lost is taken again by the next run; without its lists there is
+        no collection.
+        """
         head = self._read_head("NEXT")
         if head is None:
             (self.root / "NEXT").unlink(missing_ok=True)
-            return
-        changes = self.assembling / "changes.txt"
+            return ""
+        changes, lost = self.assembling / "changes.txt", ""
         if changes.is_file():
             try:
-                self._apply(changes)
-            except MirrorDamaged:
+                lost = self._apply(changes)
+            except ManifestError:
                 self._start_over()
-                raise
+                return ""
             for name in (*TAG_FILES, SIGNATURE):
                 with suppress(FileNotFoundError):
                     (self._staged / name).rename(self.bag / name)
+            if not self._lists(head):
+                self._start_over()
+                return ""
             durable.sync_filesystem(self.root)
             self._write_head("HEAD", head)
             durable.rename(changes, self._changes_of(head.sequence))
         elif self._read_head("HEAD") != head:
             self._start_over()
-            return
+            return ""
         (self.root / "NEXT").unlink()
         durable.sync(self.root)
         self.discard()
+        return lost
 
-    def _apply(self, changes: Path) -> None:
+    def _lists(self, head: Head) -> bool:
+        """Return whether the mirror has the lists of a collection; their content is looked at when read."""
+        try:
+            listed = _digest(self.bag / TAG_MANIFEST)
+        except OSError:
+            return False
+        return listed == head.tag_manifest_sha256 and all((self.bag / name).is_file() for name in TAG_FILES)
+
+    def _apply(self, changes: Path) -> str:
         # First what is gone: a file may give its name to a folder, or a folder to a file.
         for path in _gone(changes):
             target = self._bag_prefix + path
@@ -296,14 +348,13 @@ class Spool:
         staged = self._staged_prefix + "data"
         if os.path.isdir(staged):  # noqa: PTH112
             self._move(staged, self._bag_prefix + "data")
+        lost = ""
         with changes.open("rb") as lines:
             for change in read_changes(lines):
                 # In its place, now or since the run that was cut, or lost.
                 if isinstance(change, File) and _size_of(self._bag_prefix + change.path) != change.size:
-                    raise MirrorDamaged(
-                        f"{change.path} was lost before it was in its place:"
-                        " the next run gathers everything anew"
-                    )
+                    lost = lost or change.path
+        return lost
 
     def _move(self, source: str, target: str) -> None:
         """Move a staged folder into the mirror: whole where the mirror has none of that name."""

@@ -15,18 +15,20 @@ import msgspec
 
 from shala_agent.merge import (
     EMPTY,
+    Claim,
     Name,
     RecordType,
     Sibling,
     State,
     Value,
     Vector,
-    add,
     is_conflict,
+    merged,
     parsed,
     shown,
+    winner,
 )
-from shala_agent.segment import Entry
+from shala_agent.segment import Entry, EntryUnreadable, decode_entry
 
 AT_ONCE = 500  # keys in one query
 
@@ -58,17 +60,8 @@ class _Rest(msgspec.Struct, array_like=True):
     """What a record's row holds only when more than one entry counts."""
 
     seen: dict[bytes, int]
-    siblings: list[Sibling]
-
-
-@dataclass(slots=True)
-class Applied:
-    """What came of some entries: how many were applied, are of unknown types, and could not be believed."""
-
-    applied: int = 0
-    unknown: int = 0
-    quarantined: int = 0
-    redacted: int = 0
+    siblings: tuple[Sibling, ...]
+    claims: dict[bytes, tuple[Claim, ...]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +82,9 @@ class Record:
 
 _rest_encoder = msgspec.msgpack.Encoder()
 _rest_decoder = msgspec.msgpack.Decoder(_Rest)
-_entry_decoder = msgspec.msgpack.Decoder(Entry)
 # Types and keys are names: what no terminal, no CSV and no database can hold has no place in one.
+_BRACKET = re.compile(r"[\[\]{}]")
+MAX_NESTING = 32
 _UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -118,38 +112,34 @@ class Tables:
         entries: Iterable[tuple[int, bytes]],
         clip: Callable[[Vector], Vector] = _no_clip,
         states: Mapping[Name, State] | None = None,
-    ) -> Applied:
+        seen: Vector = _NOTHING,
+    ) -> None:
         """Apply (counter, bytes) of entries of one log, in any order, any number of times.
 
         One that cannot be believed is quarantined alone. `clip` forgets of a context what no longer is true:
         counters of a log that has forked since. `states` are those of the entries' records, where the caller
-        has just looked them up.
+        has just looked them up. `seen` is what all entries have seen: where they branch off, what was before.
         """
-        result = Applied()
         named: dict[Name, list[tuple[int, Entry]]] = {}
         refused: list[tuple[int, str, bytes]] = []
         for counter, raw in entries:
             try:
-                entry = _entry_decoder.decode(raw)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                entry = decode_entry(raw)
+            except EntryUnreadable as error:
                 refused.append((counter, f"is not readable: {error}", raw))
                 continue
             known = self.types.get(entry.type)
             if known is None:
-                result.unknown += 1
                 continue
             if reason := _problem(entry, known):
                 refused.append((counter, reason, raw))
                 continue
             named.setdefault((entry.type, entry.key), []).append((counter, entry))
-            result.applied += 1
         if refused:
             number = self.log_number(log)
             rows = [(self.zone, number, counter, reason, raw) for counter, reason, raw in refused]
             self.database.many(_QUARANTINE, rows)
-            result.quarantined = len(refused)
-        self._merge(log, named, clip, self._find(named) if states is None else states)
-        return result
+        self._merge(log, named, clip, self._find(named) if states is None else states, seen)
 
     def states(self, names: Iterable[Name]) -> dict[Name, State]:
         """Return the states of those records that are there."""
@@ -177,19 +167,7 @@ class Tables:
         if row is None:
             return None
         state, policy = self._decoded(row), self.types[type_].policy
-        first, value = state.siblings[0], shown(state, policy)
-        return Record(
-            type_,
-            key,
-            None if value is None else parsed(value),
-            first.log,
-            first.counter,
-            first.at,
-            first.schema,
-            is_conflict(state, policy),
-            row[10],
-            state.siblings,
-        )
+        return _record(row, state, winner(state), shown(state, policy), is_conflict(state, policy))
 
     def records(self, type_: str = "", *, everything: bool = False, user: str = "") -> Iterator[Record]:
         """Yield the records of a type (or all) in the order of keys, without deleted and waiting ones unless
@@ -217,6 +195,24 @@ class Tables:
                 return
             last = (rows[-1][0], rows[-1][1])
 
+    def written_by(self, logs: Collection[bytes]) -> Iterator[Record]:
+        """Yield the records that some logs have written at some time: as they are shown, but in a conflict
+        what these logs say of it.
+        """
+        last = ("", "")
+        query = (
+            f"SELECT {_COLUMNS} FROM record WHERE zone = ? AND (type, key) > (?, ?)"  # noqa: S608 - constants
+            " ORDER BY type, key LIMIT ?"
+        )
+        while rows := self.database.query(query, (self.zone, *last, AT_ONCE)):
+            for row in rows:
+                state, policy = self._decoded(row), self.types[row[0]].policy
+                if not (state.seen.keys() | state.claims.keys()).isdisjoint(logs):
+                    said = next((one for one in state.siblings if one.log in logs), winner(state))
+                    value = shown(state, policy) if policy in ("max", "union") else said.value
+                    yield _record(row, state, said, value, is_conflict(state, policy))
+            last = (rows[-1][0], rows[-1][1])
+
     # -- merging ---------------------------------------------------------------------------------------------
 
     def _merge(
@@ -225,13 +221,17 @@ class Tables:
         named: Mapping[Name, Sequence[tuple[int, Entry]]],
         clip: Callable[[Vector], Vector],
         states: Mapping[Name, State],
+        seen: Vector,
     ) -> None:
         changed: dict[Name, State] = {}
         for name, entries in named.items():
-            before = state = states.get(name, EMPTY)
+            before = states.get(name, EMPTY)
+            siblings = []
             for counter, entry in entries:
+                context = clip(entry.context) if entry.context else _NOTHING
                 sibling = Sibling(log, counter, entry.depth, entry.at, entry.schema, entry.value)
-                state = add(state, sibling, clip(entry.context) if entry.context else _NOTHING)
+                siblings.append((sibling, {**context, **seen} if seen else context))
+            state = merged(before, siblings)
             if state is not before:
                 changed[name] = state
         if not changed:
@@ -284,14 +284,14 @@ class Tables:
         self, name: Name, state: State, log: bytes, number: int, waits: str | None
     ) -> tuple[object, ...]:
         type_, key = name
-        first = state.siblings[0]
-        _log, counter, depth, at, schema, value = first
+        first = winner(state)
+        _log, counter, depth, at, schema, value, context = first
         rest, conflict = None, 0
         # Nearly all records are their newest entry, which has seen nothing but itself.
-        if len(state.siblings) > 1 or len(state.seen) > 1 or state.seen.get(first.log) != counter:
+        if len(state.siblings) != 1 or len(state.seen) > 1 or context or state.claims:
             policy = self.types[type_].policy
             value = shown(state, policy)
-            rest = _rest_encoder.encode(_Rest(dict(state.seen), list(state.siblings)))
+            rest = _rest_encoder.encode(_Rest(dict(state.seen), state.siblings, dict(state.claims)))
             conflict = int(is_conflict(state, policy))
         if first.log != log:
             number = self.log_number(first.log)
@@ -301,7 +301,7 @@ class Tables:
         _type, _key, value, number, counter, depth, at, schema, rest, _conflict, _waits = row
         if rest is not None:
             kept = _rest_decoder.decode(rest)
-            return State(tuple(kept.siblings), kept.seen)
+            return State(kept.siblings, kept.seen, kept.claims)
         log = self._log_name(number)
         return State((Sibling(log, counter, depth, at, schema, value),), {log: counter})
 
@@ -312,17 +312,48 @@ class Tables:
         return log
 
 
+def _record(row: Sequence[Any], state: State, said: Sibling, value: str | None, conflict: bool) -> Record:
+    """Return a record with all its siblings; `said` is the one that counts."""
+    return Record(
+        row[0],
+        row[1],
+        None if value is None else parsed(value),
+        said.log,
+        said.counter,
+        said.at,
+        said.schema,
+        conflict,
+        row[10],
+        state.siblings,
+    )
+
+
 def _problem(entry: Entry, known: RecordType) -> str:
     """Return why an entry of a known type cannot be believed, or ""."""
     if _UNUSABLE.search(entry.key):
         return "its key holds control characters"
     if entry.value is None:
         return ""
+    if _nesting(entry.value) > MAX_NESTING:
+        return f"its value is nested more than {MAX_NESTING} deep"
     try:
         value = parsed(entry.value)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         return f"its value is not readable: {error}"
     return known.problem(entry.key, value) if known.problem is not None else ""
+
+
+def _nesting(text: str) -> int:
+    """Return how deep a JSON text is nested, at most; brackets within its strings count too where there are
+    many. The same on every server, whatever its stack allows.
+    """
+    if text.count("[") + text.count("{") <= MAX_NESTING:
+        return 0
+    depth = greatest = 0
+    for bracket in _BRACKET.finditer(text):
+        depth += 1 if bracket[0] in "[{" else -1
+        greatest = max(greatest, depth)
+    return greatest
 
 
 def _by_type(names: Iterable[Name]) -> dict[str, list[str]]:

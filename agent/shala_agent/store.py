@@ -7,18 +7,20 @@ what one call changes is committed as a whole or not at all.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 from shala_agent.fork import Branches, Link, branches, is_fork
-from shala_agent.haves import Ranges
 from shala_agent.membership import Member, Statement, decode_statement, read_statement
 from shala_agent.merge import Vector
 from shala_agent.record_types import NEEDED, TYPES
-from shala_agent.segment import Header, Segment, SegmentRefused, branch_id, read_segment, redact
-from shala_agent.state import Applied, Database, Tables
+from shala_agent.segment import NONE, Segment, SegmentRefused, branch_id, read_segment, redact
+from shala_agent.state import Database, Tables
 
 Standing = Literal["known", "applied", "held"]
+# Why a segment does not count whose bytes are no longer those that came; they may come again.
+DAMAGED = "its bytes are damaged on the disk here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,6 @@ class Accepted:
 
     standing: Standing
     reason: str = ""
-    applied: Applied = field(default_factory=Applied)
-    fork: bool = False
 
 
 @dataclass(slots=True)
@@ -42,14 +42,31 @@ class Store:
     # What a server has written and not yet cut: (log, entries) to be applied after all segments.
     own: bytes = b""  # the public key of this server, whose word counts here in any case
     tail: Callable[[], tuple[bytes, list[tuple[int, bytes]]] | None] = lambda: None
+    remade: Callable[[], None] = lambda: None  # told whenever records change without anything new having come
     tables: Tables = field(init=False)
+    stale: bool = False  # the records must be made anew before the caller's transaction ends
+    _within: bool = False
     _members: dict[bytes, Member] = field(default_factory=dict)
-    _branches: dict[bytes, Branches] = field(default_factory=dict)
+    _forks: set[bytes] | None = None  # the logs that have forked, once somebody has asked
+    _branches: dict[bytes, Branches] = field(default_factory=dict)  # of those that were looked at
+    _below: dict[bytes, set[bytes]] = field(default_factory=dict)  # of logs that were cut off at heads
 
     def __post_init__(self) -> None:
         self.tables = Tables(self.database, self.zone, TYPES, NEEDED)
-        for (log,) in self.database.query("SELECT log FROM fork WHERE zone = ?", (self.zone,)):
-            self._branches[bytes(log)] = branches(self._links(bytes(log)))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Make the records anew at the end of the block if they must be, once for all that is done in it."""
+        if self._within:
+            yield
+            return
+        self._within = True
+        try:
+            yield
+            if self.stale:
+                self.rebuild()
+        finally:
+            self._within = False
 
     # -- segments --------------------------------------------------------------------------------------------
 
@@ -59,19 +76,24 @@ class Store:
         if header.zone != self.name:
             raise SegmentRefused(f"it is of the zone '{header.zone}', this is '{self.name}'")
         if self.has(segment.id):
+            if self.is_damaged(segment.id):
+                self._mend(segment)
             return Accepted("known")
         segment = self._redacted(segment)
-        limit = self._limit(header.key, segment.log)
-        reason = "" if limit is None or limit >= header.first else self._why_held(header)
+        limit = self.limit(header.key, segment.log, segment.id)
+        reason = "" if limit is None or limit >= header.first else self._why_held(header.key)
         self._insert(segment, reason)
-        fork = self._is_forked(segment)
-        if fork:
-            self._take_apart(segment.log)
+        below = self._below.get(segment.log)
+        with self.together():
+            # What is not believed disputes nothing.
             if not reason:
-                return Accepted("applied", fork=True)
+                self._count_in(segment)
+            # Also by one that is held (yet): what came before it was not known to be below a head.
+            if below is not None and segment.id in below and self._descend(below, header.previous):
+                self.judge(header.key)
         if reason:
-            return Accepted("held", reason, fork=fork)
-        return Accepted("applied", applied=self._apply(segment))
+            return Accepted("held", reason)
+        return Accepted("applied")
 
     def keep(self, segment: Segment) -> None:
         """Keep a segment that was just cut; its entries were applied when they were written."""
@@ -86,22 +108,37 @@ class Store:
         rows = self.database.query("SELECT data FROM segment WHERE id = ? AND zone = ?", (id_, self.zone))
         return bytes(rows[0][0]) if rows else None
 
-    def haves(self, log: bytes) -> Ranges:
-        """Return which counters of a log are there."""
-        rows = self.database.query(
-            'SELECT "first", "last" FROM segment WHERE zone = ? AND log = ? ORDER BY "first"',
-            (self.zone, log),
-        )
-        return Ranges((int(first), int(last)) for first, last in rows)
+    def read(self, id_: bytes) -> Segment | None:
+        """Return a segment. One that is damaged is noted as such, and counts no more: the others do."""
+        if (data := self.data(id_)) is None:
+            return None
+        try:
+            return read_segment(data)
+        except SegmentRefused:
+            ((log, held),) = self.database.query("SELECT log, held FROM segment WHERE id = ?", (id_,))
+            if held != DAMAGED:
+                self._hold(id_, bytes(log), DAMAGED)
+            return None
+
+    def is_damaged(self, id_: bytes) -> bool:
+        """Return whether the bytes of a segment were found to be damaged."""
+        return bool(self.database.query("SELECT 1 FROM segment WHERE id = ? AND held = ?", (id_, DAMAGED)))
 
     def authors(self) -> dict[bytes, bytes]:
         """Return which public key writes under each log id by which records name their author."""
         query = 'SELECT DISTINCT log, "key" FROM segment WHERE zone = ?'
         found = {bytes(log): bytes(key) for log, key in self.database.query(query, (self.zone,))}
-        for log, forked in self._branches.items():
-            branches_of_it = {branch for branch in forked.branch.values() if branch is not None}
+        for log in self._forked():
+            branches_of_it = {branch for branch in self._apart(log).branch.values() if branch is not None}
             found |= {branch_id(log, branch): found[log] for branch in branches_of_it if log in found}
         return found
+
+    def to_be_forgotten(self, id_: bytes) -> set[int]:
+        """Return the counters of those entries of a segment that the centre wants forgotten."""
+        rows = self.database.query(
+            "SELECT data FROM statement WHERE zone = ? AND segment = ?", (self.zone, id_)
+        )
+        return {number for (data,) in rows for number in decode_statement(bytes(data)).counters}
 
     # -- statements ------------------------------------------------------------------------------------------
 
@@ -130,58 +167,119 @@ class Store:
             (id_, self.zone, statement.kind, key, bytes.fromhex(statement.segment) or None, data),
         )
         self.member(key).add(statement)
-        if statement.kind == "redact":
-            self._redact(bytes.fromhex(statement.segment))
-        elif statement.kind == "revoke":
-            self._judge_again(key)
-            self.rebuild()
-        else:
-            self._release(key)
+        for log in statement.heads:
+            self._below.pop(bytes.fromhex(log), None)
+        with self.together():
+            if statement.kind == "redact":
+                self._redact(bytes.fromhex(statement.segment))
+            else:
+                self.judge(key)
         return statement
+
+    def judge(self, key: bytes) -> None:
+        """Apply or hold the segments of a device after something new was said of it."""
+        with self.together():
+            for id_, log, first, last, is_held in self._segments_of(key):
+                limit = self.limit(key, log, id_)
+                if limit is not None and limit < first:
+                    if not is_held:
+                        self._hold(id_, log, self._why_held(key))
+                elif is_held:
+                    self._release(id_)
+                elif limit is not None and limit < last:
+                    self.stale = True  # some of it was applied that counts no more
+
+    def limit(self, key: bytes, log: bytes, id_: bytes) -> int | None:
+        """Return the greatest counter of a device's log that counts in one segment of it, None where all do;
+        0 where none does.
+        """
+        member = self.member(key)
+        # Who does not belong to the zone goes on to see at least what it writes itself.
+        if key == self.own and not member.lives:
+            return None
+        limit = member.limit(log)
+        if limit is not None and log in member.heads and id_ not in self._below_heads(log, member):
+            return 0
+        return limit
 
     # -- the records, made anew ------------------------------------------------------------------------------
 
     def rebuild(self, progress: Callable[[int], None] | None = None) -> None:
         """Make the records anew from the segments: after a fork, a revocation, an update of the types."""
+        self.stale = False
+        self.remade()
         self.tables.clear()
         for number, id_ in enumerate(self._applied_ids(), 1):
-            data = self.data(id_)
-            if data is not None:
-                self._apply(read_segment(data))
+            if (segment := self.read(id_)) is not None:
+                self._apply(segment)
             if progress is not None:
                 progress(number)
+        if self.stale:  # one was damaged: without it a fork may be none
+            self.rebuild(progress)
+            return
         if (tail := self.tail()) is not None:
-            self.tables.apply(*tail)
+            self.tables.apply(*tail, self.clip)
 
     # -- within ----------------------------------------------------------------------------------------------
 
-    def _apply(self, segment: Segment) -> Applied:
+    def _apply(self, segment: Segment) -> None:
         header = segment.header
-        limit = self._limit(header.key, segment.log)
+        limit = self.limit(header.key, segment.log, segment.id)
         entries: Iterable[tuple[int, bytes]] = segment.numbered()
         if limit is not None:
             entries = ((counter, entry) for counter, entry in entries if counter <= limit)
-        done = self.tables.apply(self.label(segment.log, segment.id), entries, self._clip)
-        done.redacted = sum(entry is None for entry in segment.entries)
-        return done
+        label, seen = self.label(segment.log, segment.id), self.seen_before(segment.log, segment.id)
+        self.tables.apply(label, entries, self.clip, seen=seen)
 
-    def _limit(self, key: bytes, log: bytes) -> int | None:
-        return None if key == self.own else self.member(key).limit(log)
+    def _below_heads(self, log: bytes, member: Member) -> set[bytes]:
+        """Return the ids of the segments of a cut-off log that count: the ends that it had, and what they are
+        known to continue.
+        """
+        if (found := self._below.get(log)) is None:
+            found = self._below[log] = set()
+            for head in member.heads[log]:
+                self._descend(found, head)
+        return found
+
+    def _descend(self, found: set[bytes], id_: bytes) -> bool:
+        """Add a segment's id and those of all that it continues; return whether one of them is here."""
+        is_here = False
+        while id_ != NONE and id_ not in found:
+            found.add(id_)
+            rows = self.database.query(
+                "SELECT previous FROM segment WHERE id = ? AND zone = ?", (id_, self.zone)
+            )
+            if not rows:
+                break
+            is_here, id_ = True, bytes(rows[0][0])
+        return is_here
 
     def label(self, log: bytes, id_: bytes) -> bytes:
         """Return the log id by which the records name a segment: its branch's, where the log has forked."""
-        found = self._branches.get(log)
-        branch = found.branch.get(id_) if found is not None else None
+        branch = self._apart(log).branch.get(id_) if log in self._forked() else None
         return log if branch is None else branch_id(log, branch)
 
-    def _clip(self, context: Vector) -> Vector:
+    def seen_before(self, log: bytes, id_: bytes) -> Vector:
+        """Return what a segment of a branch has seen of the trunk and of the branches that it continues."""
+        found = self._apart(log) if log in self._forked() else None
+        branch = found.branch.get(id_) if found is not None else None
+        if found is None or branch is None:
+            return {}
+        return {
+            log if before is None else branch_id(log, before): counter
+            for before, counter in found.seen[branch].items()
+            if counter
+        }
+
+    def clip(self, context: Vector) -> Vector:
         """Forget what a context says of a forked log beyond the dispute: which branch is meant is unknown."""
-        if self._branches.keys().isdisjoint(context):
+        forked = self._forked().intersection(context)
+        if not forked:
             return context
         kept = dict(context)
-        for log, found in self._branches.items():
-            if log in kept and found.disputed is not None:
-                kept[log] = min(kept[log], found.disputed - 1)
+        for log in forked:
+            if (disputed := self._apart(log).disputed) is not None:
+                kept[log] = min(kept[log], disputed - 1)
         return kept
 
     def _insert(self, segment: Segment, reason: str) -> None:
@@ -204,81 +302,111 @@ class Store:
             ),
         )
 
-    def _why_held(self, header: Header) -> str:
-        member = self.member(header.key)
+    def _why_held(self, key: bytes) -> str:
+        member = self.member(key)
         if not member.enrolled:
             return "its device is not known in this zone (yet)"
+        if member.lives:
+            return "its device was revoked before it came, and writes it anew"
         return f"its device is revoked{': ' if member.reason else ''}{member.reason}"
 
+    def _count_in(self, segment: Segment) -> None:
+        """Apply a segment that has just become one of those that count. Where it makes a fork, or another one
+        of a fork, others are named by other labels than they were applied with: all is to be made anew.
+        """
+        log = segment.log
+        if log not in self._forked():
+            if not self._is_forked(segment):
+                self._apply(segment)
+                return
+            self.database.query("INSERT INTO fork (zone, log) VALUES (?, ?)", (self.zone, log))
+            self._forked().add(log)
+            self._branches.pop(log, None)
+            self.stale = True
+            return
+        links = self._links(log)
+        others = [link for link in links if link.id != segment.id]
+        before = self._branches.get(log) or branches(others)
+        after = self._branches[log] = branches(links)
+        if _names_alike(before, after, others):
+            self._apply(segment)
+        else:
+            self.stale = True
+
+    def _forked(self) -> set[bytes]:
+        if self._forks is None:
+            rows = self.database.query("SELECT log FROM fork WHERE zone = ?", (self.zone,))
+            self._forks = {bytes(log) for (log,) in rows}
+        return self._forks
+
+    def _apart(self, log: bytes) -> Branches:
+        """Return how a log that has forked is taken apart."""
+        if (found := self._branches.get(log)) is None:
+            found = self._branches[log] = branches(self._links(log))
+        return found
+
     def _is_forked(self, segment: Segment) -> bool:
-        """Return whether a segment that was just inserted is part of a log with a dispute."""
-        if segment.log in self._branches:
-            return True
+        """Return whether a segment that was just inserted disputes another one."""
         header = segment.header
         rows = self.database.query(
             'SELECT id, "first", "last", previous FROM segment'
-            ' WHERE zone = ? AND log = ? AND "first" <= ? AND "last" >= ?',
+            ' WHERE zone = ? AND log = ? AND "first" <= ? AND "last" >= ? AND held IS NULL',
             (self.zone, segment.log, header.last + 1, header.first - 1),
         )
         return is_fork(Link(segment.id, header.first, header.last, header.previous), map(_link, rows))
 
-    def _take_apart(self, log: bytes) -> None:
-        if log not in self._branches:
-            self.database.query("INSERT INTO fork (zone, log) VALUES (?, ?)", (self.zone, log))
-        self._branches[log] = branches(self._links(log))
-        self.rebuild()
-
     def _links(self, log: bytes) -> Sequence[Link]:
         rows = self.database.query(
-            'SELECT id, "first", "last", previous FROM segment WHERE zone = ? AND log = ?', (self.zone, log)
+            'SELECT id, "first", "last", previous FROM segment WHERE zone = ? AND log = ? AND held IS NULL',
+            (self.zone, log),
         )
         return [_link(row) for row in rows]
 
     def _redact(self, id_: bytes) -> None:
         """Forget entries of a segment for good, if it is here."""
-        data = self.data(id_)
-        if data is not None and (whole := read_segment(data)) != (rest := self._redacted(whole)):
+        whole = self.read(id_)
+        if whole is not None and whole != (rest := self._redacted(whole)):
             self.database.query(
                 "UPDATE segment SET data = ?, size = ? WHERE id = ?", (rest.data, len(rest.data), id_)
             )
-            self.rebuild()
+            self.stale = True
 
     def _redacted(self, segment: Segment) -> Segment:
         """Return a segment without what the centre wants forgotten."""
-        rows = self.database.query(
-            "SELECT data FROM statement WHERE zone = ? AND segment = ?", (self.zone, segment.id)
-        )
-        counters = [number for (data,) in rows for number in decode_statement(bytes(data)).counters]
+        counters = self.to_be_forgotten(segment.id)
         return redact(segment, counters) if counters else segment
 
-    def _release(self, key: bytes) -> None:
-        """Apply the segments of a device that were held until it is known."""
-        for id_, log, first in self._segments_of(key, "IS NOT NULL"):
-            limit = self._limit(key, log)
-            if limit is None or limit >= first:
-                self.database.query("UPDATE segment SET held = NULL WHERE id = ?", (id_,))
-                data = self.data(id_)
-                if data is not None:
-                    self._apply(read_segment(data))
+    def _release(self, id_: bytes) -> None:
+        self.database.query("UPDATE segment SET held = NULL WHERE id = ?", (id_,))
+        if (segment := self.read(id_)) is not None:
+            self._count_in(segment)
 
-    def _judge_again(self, key: bytes) -> None:
-        """Hold what of a revoked device lies beyond its cut-offs."""
-        member = self.member(key)
-        for id_, log, first in self._segments_of(key, "IS NULL"):
-            limit = self._limit(key, log)
-            if limit is not None and limit < first:
-                reason = f"its device is revoked{': ' if member.reason else ''}{member.reason}"
-                self.database.query("UPDATE segment SET held = ? WHERE id = ?", (reason, id_))
+    def _mend(self, segment: Segment) -> None:
+        """Put the bytes of a segment in the place of damaged ones."""
+        whole = self._redacted(segment)
+        self.remade()
+        reason = self._why_held(segment.header.key)
+        self.database.query(
+            "UPDATE segment SET data = ?, size = ?, held = ? WHERE id = ?",
+            (whole.data, len(whole.data), reason, segment.id),
+        )
+        self.judge(segment.header.key)
 
-    def _segments_of(
-        self, key: bytes, held: Literal["IS NULL", "IS NOT NULL"]
-    ) -> list[tuple[bytes, bytes, int]]:
+    def _hold(self, id_: bytes, log: bytes, reason: str) -> None:
+        self.database.query("UPDATE segment SET held = ? WHERE id = ?", (reason, id_))
+        self._branches.pop(log, None)
+        self.stale = True
+
+    def _segments_of(self, key: bytes) -> list[tuple[bytes, bytes, int, int, bool]]:
         rows = self.database.query(
-            f'SELECT id, log, "first" FROM segment WHERE zone = ? AND "key" = ? AND held {held}'  # noqa: S608 - constants
+            'SELECT id, log, "first", "last", held FROM segment WHERE zone = ? AND "key" = ?'
             ' ORDER BY log, "first"',
             (self.zone, key),
         )
-        return [(bytes(id_), bytes(log), int(first)) for id_, log, first in rows]
+        return [
+            (bytes(id_), bytes(log), int(first), int(last), held is not None)
+            for id_, log, first, last, held in rows
+        ]
 
     def _applied_ids(self) -> Iterator[bytes]:
         last = b""
@@ -294,3 +422,14 @@ class Store:
 def _link(row: Sequence[object]) -> Link:
     id_, first, last, previous = row
     return Link(bytes(id_), int(first), int(last), bytes(previous))  # type: ignore[call-overload]
+
+
+def _names_alike(before: Branches, after: Branches, links: Iterable[Link]) -> bool:
+    """Return whether the entries of these segments are applied alike, the log taken apart in either way."""
+    if before.disputed != after.disputed:
+        return False
+    names = {link.id: before.branch[link.id] for link in links}
+    return all(
+        after.branch[id_] == name and (name is None or after.seen[name] == before.seen[name])
+        for id_, name in names.items()
+    )

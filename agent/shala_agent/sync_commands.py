@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from shala_agent.config import read_config
-from shala_agent.failure import AgentError, UsageError
+from shala_agent.config import Config, read_config
+from shala_agent.failure import UsageError
 from shala_agent.progress import Progress
 
 if TYPE_CHECKING:
+    from shala_agent.enrol import Enrolled
     from shala_agent.state import Record
     from shala_agent.sync import SyncResult
     from shala_agent.zone import Round
@@ -45,62 +47,76 @@ def enrol(
 ) -> None:
     """Become a device of a zone: online by a one-time token, or by two files that are carried.
 
+    A server that the centre has moved to another zone learns of it without any of them.
+
     \b
     Example:  shala-agent enrol --token-file /root/token --url https://centre.example.org
               shala-agent enrol --request /mnt/usb/2031017-mz17.json
               shala-agent enrol --approval /mnt/usb/2031017-mz17.approval.json
+              shala-agent enrol     after: shala device move
     """
     from shala_agent import enrol as enrolment
     from shala_agent.zone import centre_at, changing, device_of
 
-    if sum(one is not None for one in (token_file, request, approval)) != 1:
-        raise UsageError(
-            "one of --token-file, --request, --approval is needed (see: shala-agent enrol --help)"
-        )
+    if sum(one is not None for one in (token_file, request, approval)) > 1:
+        raise UsageError("only one of --token-file, --request, --approval (see: shala-agent enrol --help)")
+    enrolment.check_url(url)
     config = read_config(config_path)
     key = device_of(config).key
     if request is not None:
         enrolment.write_request(request, key, _server_name(config_path))
-        click.echo(f"{request}: carry it to the centre (shala device create --request)")
+        if as_json:
+            _print_json({"format": 1, "request": str(request)})
+        else:
+            click.echo(f"{request}: carry it to the centre ({enrolment.APPROVE})")
         return
     with changing(config, "enrol") as records:
         if approval is not None:
-            done = enrolment.enter_by_approval(records, key, approval)
+            done = enrolment.enter_by_approval(records, key, approval, url)
         else:
-            token = enrolment.read_token(_text(str(token_file)))
-            address = url or config.sync.url
+            token = "" if token_file is None else enrolment.read_token(_text(token_file))
+            address = url or config.sync.url or str(records.kept("url") or "")
             if not address:
                 raise UsageError(
                     "no address of the centre is known (--url, or sync.url in the configuration)"
                 )
-            _check_url(address)
             done = enrolment.enrol_online(
                 records, centre_at(config, address), _server_name(config_path), token
             )
     if as_json:
         _print_json(done)
     else:
-        click.echo(f"This server is a device of zone {done.zone} now. Next: shala-agent sync")
+        click.echo(f"The key of the centre: {done.centre} (shala device approve shows the same)")
+        click.echo(f"This server is a device of zone {done.zone} now. {_next(config, approval, done)}")
 
 
 @click.command(short_help="Exchange records with the zone, by the centre.")
 @_json
 @click.option("--without-ingest", is_flag=True, help="Do not look first at what was derived since.")
+@click.option("--upload-only", is_flag=True, help="Send what the centre lacks, and leave the rest for later.")
+@click.option(
+    "--deadline", type=click.IntRange(min=1), metavar="MINUTES", help="At most so long, if not less is set."
+)
 @click.option(
     "--wait", type=click.IntRange(min=0), default=0, metavar="MINUTES", help="Wait for a running sync."
 )
 @click.pass_obj
-def sync(config_path: Path, as_json: bool, without_ingest: bool, wait: int) -> None:
+def sync(  # noqa: PLR0917 - click's
+    config_path: Path, as_json: bool, without_ingest: bool, upload_only: bool, deadline: int | None, wait: int
+) -> None:
     """Hear what was derived, send what the centre lacks, get what this server lacks.
 
     \b
     Example:  shala-agent sync --json
     """
+    import time
+
     from shala_agent.chain import Chain
     from shala_agent.ledger import Ledger
     from shala_agent.zone import go_round
 
     config = read_config(config_path)
+    over = float("inf") if deadline is None else time.monotonic() + deadline * 60
     ledger = Ledger(Path(config.paths.state) / "ledger.sqlite")
     with Progress() as progress:
         chain = Chain(config, ledger)
@@ -110,6 +126,8 @@ def sync(config_path: Path, as_json: bool, without_ingest: bool, wait: int) -> N
             chain.container,
             chain.reach,
             ingest=not without_ingest,
+            upload_only=upload_only,
+            remaining=lambda: over - time.monotonic(),
             watch=progress.tick,
             wait_seconds=wait * 60.0,
         )
@@ -180,7 +198,7 @@ def show(config_path: Path, name: str, as_json: bool) -> None:
         authors = opened.authors()
         record = opened.record(_known(type_), key) if type_ and key else None
     if record is None:
-        raise AgentError(
+        raise UsageError(
             f"there is no record '{name}' here (shala-agent records list --type {type_ or 'TYPE'})"
         )
     said = _row(record, authors)
@@ -254,7 +272,7 @@ def progress(config_path: Path, user: str, as_json: bool) -> None:
         name = name_of(opened, user)
         known = opened.record("account", user) is not None
     if not found and not known:
-        raise AgentError(
+        raise UsageError(
             f"nothing of a user '{user}' has arrived here (shala-agent records list --type account)"
         )
     rows = [
@@ -278,10 +296,18 @@ def progress(config_path: Path, user: str, as_json: bool) -> None:
 # -- within --------------------------------------------------------------------------------------------------
 
 
+def _next(config: Config, approval: Path | None, done: Enrolled) -> str:
+    if config.sync.url or done.url:
+        return "Next: shala-agent sync"
+    command = ["shala-agent", "enrol", "--approval", str(approval), "--url", "https://CENTRE"]
+    return f"No address of the centre is known yet: {shlex.join(command)} (or sync.url in the configuration)"
+
+
 def _exit_code(done: Round) -> int:
     outcome = done.sync.outcome if done.sync is not None else "silent"
     if outcome == "done":
-        return DONE
+        # In the notes stands what could not be done beside it: own data not heard, a page not written.
+        return PARTLY if done.notes else DONE
     return PARTLY if outcome == "partly" else FAILED
 
 
@@ -337,17 +363,17 @@ def _write_csv(rows: Callable[[], Iterator[dict[str, Any]]]) -> None:
     for row in rows():
         columns |= dict.fromkeys(row["value"])
     out = csv.writer(sys.stdout)
-    out.writerow(["key", "server", "day", *columns])
+    out.writerow(["key", "server", "day", *map(_cell, columns)])
     for row in rows():
-        cells = [row["value"].get(column, "") for column in columns]
-        out.writerow([row["key"], row["server"], row["day"], *map(_cell, cells)])
+        cells = [row["key"], row["server"], row["day"], *(row["value"].get(column, "") for column in columns)]
+        out.writerow(map(_cell, cells))
 
 
 def _cell(value: object) -> object:
     """Return what a spreadsheet does not take for a formula."""
     if isinstance(value, list | dict):
         value = msgspec.json.encode(value).decode()
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t") else value
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
 def _table(rows: list[dict[str, str]]) -> None:
@@ -383,26 +409,25 @@ def _known(type_: str) -> str:
     return type_
 
 
-def _check_url(url: str) -> None:
-    from shala_agent.config import SyncConfig
-
-    try:
-        msgspec.convert({"url": url}, SyncConfig)
-    except msgspec.ValidationError:
-        raise UsageError(f"'{url}' is no address of a centre (such as https://centre.example.org)") from None
-
-
 def _server_name(config_path: Path) -> str:
     from shala_agent.chain import Chain
     from shala_agent.collect import identify
+    from shala_agent.container import ContainerUnavailable
     from shala_agent.ledger import Ledger
+    from shala_agent.reach import SETTINGS
 
     config = read_config(config_path)
     if config.identity.server_name:
         return config.identity.server_name
     ledger = Ledger(Path(config.paths.state) / "ledger.sqlite")
+    reach = Chain(config, ledger).reach
     try:
-        return identify(config, Chain(config, ledger).reach).server_name
+        return identify(config, reach).server_name
+    except ContainerUnavailable as error:
+        raise UsageError(
+            f"{reach.host(SETTINGS)}, which says who this server is, does not exist, and {error}"
+            f" (put it there, or set identity.server_name in {config_path})"
+        ) from None
     finally:
         ledger.close()
 
@@ -410,8 +435,11 @@ def _server_name(config_path: Path) -> str:
 def _text(path: str) -> str:
     if path == "-":
         return sys.stdin.read(4096)
-    with Path(path).open(encoding="utf-8", errors="replace") as file:
-        return file.read(4096)
+    try:
+        with Path(path).open(encoding="utf-8", errors="replace") as file:
+            return file.read(4096)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror} (--token-file - reads stdin)") from None
 
 
 def _print_json(document: object) -> None:

@@ -40,26 +40,29 @@ class _Level(NamedTuple):
     folders: set[str]
 
 
-def walk(root: Path, notes: list[str], unread: Unread) -> Iterator[Entry]:
+def walk(root: Path, notes: list[str], unread: Unread, suffix: str = "") -> Iterator[Entry]:
     """Yield the plain files of a tree; `unread` hears of what cannot be read, in its place in the order.
 
+    With a `suffix` the order is that of the files with it at their names' ends.
     An entry's folder is open only until the next entry is asked for.
     """
     stack: list[_Level] = []
     try:
-        _enter(stack, os.open(root, _FOLDER), "", notes, unread)
+        _enter(stack, os.open(root, _FOLDER), "", notes, unread, suffix=suffix)
         while stack:
             below = yield from _files(stack[-1], notes, unread)
             if below is None:
                 os.close(stack.pop().folder)
             else:
-                _enter(stack, below[0], below[1], notes, unread)
+                _enter(stack, below[0], below[1], notes, unread, suffix=suffix)
     finally:
         for level in stack:
             os.close(level.folder)
 
 
-def _enter(stack: list[_Level], folder: int, prefix: str, notes: list[str], unread: Unread) -> None:
+def _enter(
+    stack: list[_Level], folder: int, prefix: str, notes: list[str], unread: Unread, *, suffix: str
+) -> None:
     """Put an open folder on the stack, or close it and say why it is left out."""
     names: list[str] = []
     folders: set[str] = set()
@@ -81,7 +84,10 @@ def _enter(stack: list[_Level], folder: int, prefix: str, notes: list[str], unre
         os.close(folder)
         notes.append(f"{prefix!r} is more than {MAX_DEPTH} folders deep: it was left out")
         return
-    names.sort()
+    if suffix:
+        names.sort(key=lambda name: name if name in folders else name + suffix)
+    else:
+        names.sort()
     stack.append(_Level(folder, prefix, iter(names), folders))
 
 

@@ -23,10 +23,14 @@ import msgspec
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
+from shala_agent.segment import MAX_SEGMENT
+
 FORMAT = 1
 MAX_REQUEST = 1 << 20  # bytes of a JSON body
 MAX_OFFERS = 2000  # segments offered in one request
 MAX_ITEMS = 1000  # segments and statements named in one answer
+MAX_STATEMENTS = 1000  # that a device sends at once
+MAX_DOUBTED = 5
 
 DEVICE_HEADER = "Shala-Device"
 SIGNATURE_HEADER = "Shala-Signature"
@@ -48,7 +52,7 @@ class Offer(msgspec.Struct, array_like=True, frozen=True):
     """A segment that the centre may lack."""
 
     id: Hex
-    size: Count
+    size: Annotated[int, msgspec.Meta(ge=0, le=MAX_SEGMENT)]
 
 
 class Cursor(msgspec.Struct, array_like=True, frozen=True):
@@ -70,11 +74,18 @@ class SyncRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     nonce: Annotated[str, msgspec.Meta(max_length=32)] = ""
     cursor: Cursor = Cursor()
     offers: Annotated[list[Offer], msgspec.Meta(max_length=MAX_OFFERS)] = []
+    # The centre's own word, in base64, which it has forgotten: it was restored from a backup.
+    statements: Annotated[list[str], msgspec.Meta(max_length=MAX_STATEMENTS)] = []
+    left_out: Count = 0  # segments behind the cursor that could not be had, or are damaged here
+    # Of these some: the centre looks at its own bytes of them.
+    doubted: Annotated[list[Hex], msgspec.Meta(max_length=MAX_DOUBTED)] = []
     software: Annotated[str, msgspec.Meta(max_length=32)] = ""
 
 
 class Wanted(msgspec.Struct, array_like=True, frozen=True):
-    """An offered segment that the centre wants, from this byte on."""
+    """A segment that the centre wants, from this byte on: one that was offered, or one that its disk has
+    hurt.
+    """
 
     id: Hex
     offset: Count
@@ -100,6 +111,7 @@ class SyncAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     format: int = FORMAT
     nonce: str = ""
     session: str = ""
+    zone: Annotated[str, msgspec.Meta(max_length=64)] = ""  # where the device is by what is known here
     number: Count = 0  # of a fork: the greatest request number that the centre has seen of this device
     fork: bool = False
     restart: bool = False
@@ -107,6 +119,7 @@ class SyncAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     items: list[Item] = []
     cursor: Cursor | None = None  # after the items; None where nothing is new
     more: bool = False
+    software: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -137,8 +150,10 @@ class EnrolAnswer(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     zone: Name
     centre: Hex  # its public key, by which all statements are verified
-    url: str
+    url: str  # "" where the centre does not know its own
     statements: list[str]  # base64
+    # Of the device that it is for. A file has the statements of the whole zone, and would do for any of it.
+    key: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")] = ""
 
 
 class Problem(msgspec.Struct, frozen=True):

@@ -46,9 +46,11 @@ class Standing(msgspec.Struct, kw_only=True):
     """How zone sync stands on this server, for `status`."""
 
     zone: str = ""
+    name: str = ""  # of this server in the zone
     enabled: bool = False
     lag_entries: int = 0
     lag_bytes: int = 0
+    damaged: int = 0  # segments whose bytes the disk has hurt, and that have not come again
     last: SyncResult | None = None
 
 
@@ -89,7 +91,7 @@ def reading(config: Config) -> Iterator[Records]:
 
     if not records_path(config).exists():
         _not_enrolled()
-    with closing(Records(records_path(config))) as records:
+    with closing(Records(records_path(config), only_read=True)) as records:
         if records.store is None:
             _not_enrolled()
         yield records
@@ -113,19 +115,32 @@ def go_round(
     reach: Reach,
     *,
     ingest: bool = True,
+    upload_only: bool = False,
     connect_seconds: float = CONNECT,
     remaining: Callable[[], float] = lambda: float("inf"),
     watch: Watch | None = None,
     wait_seconds: float = 0.0,
 ) -> Round:
     """Do one round. Raises NotEnrolled, Busy; what the centre does is in the result."""
+    from shala_agent.sync import together
+
     with reading(config):
         pass  # before any lock is made or anything heard
     done = Round()
     with changing(config, "sync", wait_seconds) as records:
+        first = None
         if ingest:
+            if records.kept("cursor_place") is None:
+                # What the zone knows already of this server, which may have been enrolled before, is not to
+                # be said anew without having seen it.
+                first = _talk(config, records, connect_seconds, remaining, watch, upload_only=False)
             done.heard = _hear(config, reach, records, done.notes)
-        done.sync = _talk(config, records, connect_seconds, remaining, watch)
+        if first is not None and first.outcome in ("silent", "refused"):
+            done.sync = first
+        else:
+            done.sync = _talk(config, records, connect_seconds, remaining, watch, upload_only=upload_only)
+            if first is not None:
+                done.sync = together(first, done.sync)
         if config.sync.apply_accounts:
             done.accounts = _give_accounts(config, container, reach, records, done.notes)
         try:
@@ -165,8 +180,10 @@ def standing(config: Config) -> Standing | None:
     try:
         with reading(config) as records:
             unsent = records.unsent()
-            found.zone = records.store.name if records.store is not None else ""
+            if (store := records.store) is not None:
+                found.zone, found.name = store.name, store.member(store.own).name
             found.lag_entries, found.lag_bytes = unsent.entries + records.uncut(), unsent.bytes
+            found.damaged = records.damaged()
             found.last = last_sync(records)
     except (AgentError, OSError, sqlite3.Error):
         return found if config.sync.enabled else None
@@ -196,6 +213,8 @@ def _talk(
     connect_seconds: float,
     remaining: Callable[[], float],
     watch: Watch | None,
+    *,
+    upload_only: bool,
 ) -> SyncResult:
     import time
 
@@ -209,11 +228,18 @@ def _talk(
     deadline = float("inf")
     if config.sync.deadline_minutes:
         deadline = time.monotonic() + config.sync.deadline_minutes * 60
-    centre.remaining = lambda: min(deadline - time.monotonic(), remaining())
-    # Who syncs by hand in a closed window has the limit of the rest of the day.
+    # Who syncs by hand in a closed window has the limit of the rest of the day; one that closes ends the run.
+    may_close = rate_now(config.sync) is not None
+
+    def left() -> float:
+        if may_close and rate_now(config.sync) is None:
+            return 0.0
+        return min(deadline - time.monotonic(), remaining())
+
+    centre.remaining = left
     limit = config.sync.bytes_per_second
     centre.bandwidth = Bandwidth(lambda: limit if (rate := rate_now(config.sync)) is None else rate)
-    return sync(records, centre, Path(config.paths.state) / "parts", watch)
+    return sync(records, centre, Path(config.paths.state) / "parts", watch, upload_only=upload_only)
 
 
 def _give_accounts(

@@ -25,6 +25,7 @@ class QuietContainer(Container):
     """A container whose commands say nothing but what git would say."""
 
     up = True
+    processes = ""  # one line for each: seconds since the boot, stat, command line
     answer = "## git status\nOn branch main\n## git diff\n## git log -5\n## git branch\n"
 
     def state(self) -> ContainerState:
@@ -43,10 +44,14 @@ class QuietContainer(Container):
     ) -> Execution:
         if not self.up:
             raise ContainerUnavailable(self.state().problem)
-        return Execution(0, self.answer, "", False, 0.0)
+        answer = f"{self.processes}|end\n" if "/proc/uptime" in command[-1] else self.answer
+        return Execution(0, answer, "", False, 0.0)
 
     def fetch(self, path: str, destination: Path, max_bytes: int) -> None:
         raise FileNotFoundError(path)
+
+    def _stop_all(self) -> None:
+        """Nothing runs in it."""
 
 
 @dataclass
@@ -103,6 +108,19 @@ def csv(columns: Sequence[str], rows: int = 2) -> bytes:
     return "".join(",".join(line) + "\r\n" for line in [columns, *([["x"] * len(columns)] * rows)]).encode()
 
 
+def sql(users: int = 3) -> bytes:
+    """Return a whole dump of the cluster."""
+    rows = "".join(f"{n}\tpbkdf2_sha256$1$a$c2VjcmV0\tuser-{n}\n" for n in range(users))
+    head = "CREATE ROLE glab;\nALTER ROLE glab WITH LOGIN PASSWORD 'md5abc';\n"
+    table = f"COPY public.auth_user (id, password, username) FROM stdin;\n{rows}\\.\n"
+    return (head + table).encode() + SQL_TRAILER + b"\n"
+
+
+def rcs(text: str = "{}") -> bytes:
+    """Return a history with one version."""
+    return f"head\t1.1;\n\n1.1\nlog\n@first\n@\ntext\n@{text}@\n".encode()
+
+
 def fill(school: School) -> None:
     """Give the school every LEVEL 4 item, whole."""
     settings = (
@@ -114,7 +132,7 @@ def fill(school: School) -> None:
     school.write("code/gstudio/gnowsys-ndf/gnowsys_ndf/local_settings.py", "DEBUG = False\n")
     beat = "host\n\nMem: 7G\nFilesystem\nload average: 0\nPID USER\n"
     school.write("data/system-heartbeat/system-heartbeat-20180814-120100.log", beat)
-    school.write("data/postgres-dump/pg_dump_all.sql", b"CREATE ROLE glab;\n" + SQL_TRAILER + b"\n")
+    school.write("data/postgres-dump/pg_dump_all.sql", sql())
     school.write("data/.shala/db/gstudio-mongodb/Nodes.bson", bson(5))
     school.write("data/.shala/db/gstudio-mongodb/Nodes.metadata.json", "{}")
     progress = "2031017-mz17-eb-unit0-20180814-17h33m.csv"
@@ -129,7 +147,7 @@ def fill(school: School) -> None:
     school.write("data/gstudio_tools_logs/policesquad/7-policesquad.json", "[]")
     school.write("data/gstudio-logs/export_users_analytics.log", "ran\n")
     school.write("data/nginx-logs/access.log", "GET /\n")
-    school.write("data/rcs-repo/Nodes/a/b/c/x.json,v", "head 1.1;\n")
+    school.write("data/rcs-repo/Nodes/a/b/c/x.json,v", rcs())
     for content in (b"song", b"picture"):
         digest = hashlib.sha256(content).hexdigest()
         school.write(f"data/media/{digest[0]}/{digest[1]}/{digest[2]}/{digest[3:]}.ogg", content)

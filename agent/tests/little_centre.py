@@ -49,8 +49,9 @@ class LittleCentre:
         self.busy = 0  # so many times
         # And for as long as it is set:
         self.lies_about: dict[str, bytes] = {}  # id -> what is sent instead
-        self.lies_in_statements = False
+        self.software = "shala 1"
         self.refuses: dict[str, str] = {}
+        self.list_digest = ""  # said of the list, whatever it is
         self.page = wire.MAX_ITEMS
         self.garbage: bytes | None = None
         self.status: int = 0
@@ -79,6 +80,19 @@ class LittleCentre:
         self.arrive(hashlib.sha256(data[64:]).digest(), 0, base64.b64encode(data).decode())
         return self.statements
 
+    def say_wrongly(self) -> str:
+        """Name a statement that is not the centre's; return its id."""
+        said = b"{}"
+        self.arrive(hashlib.sha256(said).digest(), 0, base64.b64encode(bytes(64) + said).decode())
+        return self.arrivals[-1][0]
+
+    def hear(self, data: bytes) -> None:
+        """Keep a statement that was forgotten."""
+        if (said := self.store.state(data)) is not None:
+            self.statements.append(data)
+            self.keys[said.device] = bytes.fromhex(said.key)
+            self.arrive(hashlib.sha256(data[64:]).digest(), 0, base64.b64encode(data).decode())
+
     def arrive(self, id_: bytes, size: int, statement: str = "") -> None:
         """Give something the next place of the list."""
         self.arrivals.append((id_.hex(), size, statement))
@@ -104,6 +118,8 @@ class LittleCentre:
         place = request.cursor.place
         if place >= len(self.digests) or self.digests[place] != request.cursor.digest:
             return wire.SyncAnswer(nonce=nonce, restart=True)
+        for text in request.statements:
+            self.hear(base64.b64decode(text))
         wanted = [
             wire.Wanted(offer.id, len(self.parts.get(offer.id, b"")))
             for offer in request.offers
@@ -111,17 +127,15 @@ class LittleCentre:
         ]
         found = self.arrivals[place : place + self.page]
         items = [wire.Item(place + n, *one) for n, one in enumerate(found, 1)]
-        if self.lies_in_statements:
-            lie = base64.b64encode(bytes(64) + b"{}").decode()
-            items.append(wire.Item(place + 1, hashlib.sha256(b"{}").hexdigest(), 0, lie))
         end = place + len(found)
         return wire.SyncAnswer(
             nonce=nonce,
             session=session,
             wanted=wanted,
             items=items,
-            cursor=wire.Cursor(end, self.digests[end]) if found else None,
+            cursor=wire.Cursor(end, self.list_digest or self.digests[end]) if found else None,
             more=end < len(self.arrivals),
+            software=self.software,
         )
 
 

@@ -2,18 +2,23 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import tarfile
+from collections.abc import Iterator
+from contextlib import closing, suppress
 
+import click
 import msgspec
 import pytest
 from agent_school import QuietContainer, School
 from click.testing import CliRunner
 from shala_agent import chain as chain_module
-from shala_agent import cli, container
-from shala_agent.chain import STEPS, Chain
+from shala_agent import cli, container, durable
+from shala_agent.chain import Chain, steps_of
+from shala_agent.config import parse_config
 from shala_agent.failure import AgentError, Busy, Stopped
 from shala_agent.lock import held
-from shala_agent.outcome import Result
+from shala_agent.outcome import Result, failed
 from shala_agent.status import read_status
 
 
@@ -29,13 +34,14 @@ def done(monkeypatch) -> list[str]:
         "_heartbeat": "heartbeat",
         "_postgres": "postgres-dump",
         "_mongo": "mongo-dump",
-        "_activity": "activity-timestamps",
-        "_progress": "progress",
-        "_assessments": "assessments",
         "_collect": "collect",
     }.items():
         monkeypatch.setattr(Chain, method, step(name))
+    monkeypatch.setattr(Chain, "_derive", lambda _chain, row, _run: order.append(row.name) or Result("ok"))
     return order
+
+
+STEPS = steps_of(parse_config(b"format = 1", "agent.toml"))
 
 
 def test_the_chain_goes_in_its_order(school: School, done):
@@ -46,11 +52,14 @@ def test_the_chain_goes_in_its_order(school: School, done):
 
 def test_a_chain_that_is_stopped_goes_on_at_its_step(school: School, done, monkeypatch):
     with monkeypatch.context() as patch:
+        derive = Chain._derive
 
-        def stop(*_):
-            raise Stopped
+        def stop(chain, row, run):
+            if row.name == "progress":
+                raise Stopped
+            return derive(chain, row, run)
 
-        patch.setattr(Chain, "_progress", stop)
+        patch.setattr(Chain, "_derive", stop)
         with pytest.raises(Stopped):
             Chain(school.config, school.ledger()).run()
     del done[:]
@@ -77,9 +86,96 @@ def test_a_step_that_is_cut_again_and_again_is_passed_over(school: School, done)
     for _ in range(3):
         ledger.begin(run, "progress")
     passage = Chain(school.config, ledger).run()
-    assert "progress" not in done
-    assert done[-1] == "collect"
+    assert set(done) == {*STEPS} - {"progress"}
     assert "cut 3 times" in dict(passage.steps)["progress"].reasons[0]
+
+
+@pytest.mark.parametrize("how", ["deadline", "stop"])
+def test_a_school_that_is_on_for_less_than_a_step_takes_gets_its_collection(
+    school: School, done, monkeypatch, how
+):
+    derive = Chain._derive
+
+    def longer_than_the_day(chain, row, run):
+        if row.name != "progress":
+            return derive(chain, row, run)
+        done.append(row.name)
+        if how == "stop":
+            raise Stopped
+        chain._deadline = 0.0
+        return failed("cut after 400 s")
+
+    monkeypatch.setattr(Chain, "_derive", longer_than_the_day)
+    for _ in range(12):
+        with suppress(Stopped), closing(school.ledger()) as ledger:
+            Chain(school.config, ledger).run()
+        done.append("off")
+    days = " ".join(done).split(" off")
+    assert days[2].split() == ["heartbeat", "collect", "progress"]  # what there is goes before a third try
+    assert sum("collect" in day for day in days) >= 6
+    assert sum("postgres-dump" in day for day in days) == 3  # the chains come to their ends
+    assert any("assessments" in day for day in days)
+
+
+def test_what_a_step_that_came_late_makes_is_collected_in_the_same_chain(school: School, done):
+    ledger = school.ledger()
+    run, _ = ledger.open_chain()
+    for _ in range(2):
+        ledger.begin(run, "assessments")
+    assert Chain(school.config, ledger).run().exit_code == 0
+    assert done[:2] == ["heartbeat", "collect"]
+    assert done[-2:] == ["assessments", "collect"]
+    assert ledger.runs(1)[0].outcome == "done"
+
+
+def test_heartbeats_of_a_chain_that_is_gone_on_with_often_are_no_cuts(school: School, done):
+    ledger = school.ledger()
+    run, _ = ledger.open_chain()
+    for _ in range(5):
+        ledger.begin(run, "heartbeat")
+        ledger.finish(run, "heartbeat", Result("ok"))
+    assert Chain(school.config, ledger).run().steps[0] == ("heartbeat", Result("ok"))
+
+
+def test_an_error_that_nobody_foresaw_ends_its_step_alone(school: School, done, monkeypatch):
+    monkeypatch.setattr(Chain, "_mongo", lambda *_: b"\xff".decode())
+    warned: list[str] = []
+    passage = Chain(school.config, school.ledger(), warn=warned.append).run()
+    assert done == [step for step in STEPS if step != "mongo-dump"]
+    result = dict(passage.steps)["mongo-dump"]
+    assert (result.outcome, result.reasons[0][:18]) == ("failed", "UnicodeDecodeError")
+    assert "Traceback" in warned[0]
+
+
+def test_a_mistake_in_the_catalogue_stops_the_collection_alone(school: School, done, monkeypatch):
+    monkeypatch.undo()
+    school.write("catalogue.toml", "format = 1\npseudonym_key = '/nowhere/key'\n")
+    paths = msgspec.structs.replace(school.config.paths, catalogue=str(school.root / "catalogue.toml"))
+    monkeypatch.setattr(chain_module, "Container", _down)
+    config = msgspec.structs.replace(school.config, paths=paths)
+    passage = Chain(config, school.ledger()).run()
+    steps = dict(passage.steps)
+    assert steps["heartbeat"].detail
+    assert "catalogue.toml: pseudonym_key = '/nowhere/key'" in steps["collect"].reasons[0]
+    assert passage.collected is None
+    assert read_status(config, school.ledger()).steps
+
+
+def test_what_a_command_may_take_never_ends_before_the_deadline(tmp_path, monkeypatch):
+    asked: list[str] = []
+
+    class Engine:
+        def exec_create(self, _name, command, **_):
+            asked.extend(command)
+            raise OSError
+
+    monkeypatch.setattr(container.Container, "_engine", lambda _: Engine())
+    monkeypatch.setattr(
+        container.Container, "state", lambda _: container.ContainerState("gstudio", "running")
+    )
+    with pytest.raises(container.ContainerUnavailable):
+        container.Container("gstudio", tmp_path).run(["true"], timeout_seconds=9.2)
+    assert asked[-2:] == ["10", "true"]
 
 
 def test_the_deadline_leaves_the_rest_for_the_next_time(school: School, done, monkeypatch):
@@ -91,7 +187,11 @@ def test_the_deadline_leaves_the_rest_for_the_next_time(school: School, done, mo
     passage = Chain(config, school.ledger()).run()
     assert passage.left
     assert passage.exit_code == 3
-    monkeypatch.undo()
+    assert [*done, *passage.left] == list(STEPS)  # the most valuable first
+    monkeypatch.setattr(chain_module.time, "monotonic", lambda: 0.0)
+    del done[:]
+    assert Chain(config, school.ledger()).run().exit_code == 0
+    assert done == ["heartbeat", *passage.left]
 
 
 def test_heartbeats_are_written_with_the_container_down(school: School, monkeypatch):
@@ -106,13 +206,42 @@ def test_heartbeats_are_written_with_the_container_down(school: School, monkeypa
         "Hill School",
         "## free -h",
         "## df -h",
-        "## ps aux",
+        "## ps",
         "## uptime",
         "exited",
     ):
         assert part in text
     assert text.endswith("end of heartbeat\n")
     assert read_status(school.config, school.ledger()).heartbeat.server_name == "2031017-mz17"
+
+
+def test_a_heartbeat_is_not_written_through_a_link_that_the_container_made(school: School, monkeypatch):
+    monkeypatch.setattr(chain_module, "Container", _down)
+    (school.root / "elsewhere").mkdir()
+    durable.remove(school.data / "system-heartbeat")
+    (school.data / "system-heartbeat").symlink_to(school.root / "elsewhere")
+    passage = Chain(school.config, school.ledger()).by_hand(("heartbeat",))
+    assert passage.steps[0][1].outcome == "failed"
+    assert "is a link" in passage.steps[0][1].reasons[-1]
+    assert list((school.root / "elsewhere").iterdir()) == []
+
+
+def test_no_argument_of_any_program_leaves_with_a_heartbeat(school: School, monkeypatch):
+    monkeypatch.setattr(chain_module, "Container", _down)
+    with subprocess.Popen(["sleep", "60", "60.20180814"]) as program:
+        Chain(school.config, school.ledger()).by_hand(("heartbeat",))
+        program.kill()
+    log = max((school.data / "system-heartbeat").glob("system-heartbeat-2*.log"))
+    assert "sleep" in log.read_text()
+    assert "60.20180814" not in log.read_text()
+    assert log.stat().st_mode & 0o777 == 0o640
+
+
+def test_what_a_heartbeat_that_was_cut_left_is_removed_by_the_next(school: School, monkeypatch):
+    monkeypatch.setattr(chain_module, "Container", _down)
+    left = school.write("data/system-heartbeat/.shala-system-heartbeat-20260101-120000.log.part", "half")
+    Chain(school.config, school.ledger()).by_hand(("heartbeat",))
+    assert not left.exists()
 
 
 def _down(name, locks):
@@ -131,6 +260,21 @@ def test_status_and_doctor_speak_json_and_plain(school: School):
     assert "nothing was ever collected -> shala-agent run" in report.output
     school.collect()
     assert "collection 1" in call(cli.shala_agent, [*arguments, "status"]).output
+
+
+def leaves(group: click.Group) -> Iterator[click.Command]:
+    for command in group.commands.values():
+        if isinstance(command, click.Group):
+            yield from leaves(command)
+        else:
+            yield command
+
+
+def test_every_command_speaks_json_and_its_help_has_an_example():
+    for command in leaves(cli.shala_agent):
+        options = [name for one in command.params for name in one.opts]
+        assert {"--json", "--format"} & set(options), command.name  # `records export` is for machines alone
+        assert "Example:" in command.help, command.name
 
 
 @pytest.mark.parametrize("arguments", [[], *([name] for name in cli.shala_agent.commands)])

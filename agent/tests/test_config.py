@@ -33,9 +33,18 @@ def test_one_line_is_a_whole_configuration():
             ["chain.every_minutes = 'often'", "whole number of minutes"],
         ),
         ("format = 1\n[paths]\ndata = 'home'", ["paths.data = 'home'", "absolute path"]),
+        ('format = 1\n[paths]\ndata = "/home\\n"', [r"paths.data = '/home\n'"]),
+        ('format = 1\n[container]\nname = "gstudio\\n"', [r"container.name = 'gstudio\n'"]),
         ("format = 1\n[paths]\nspool = '/home/core/data/spool'", ["paths.spool", "inside paths.data"]),
         ("format = 1\n[identity]\nstates = ['MZ']", ["identity.states.0 = 'MZ'"]),
         ("format = 1\n[identity.aliases]\ncg = 'xx'", ["identity.aliases.cg = 'xx'"]),
+        ("format = 1\n[identity]\nstates = ['MZ']", ["a state code in small letters"]),
+        (
+            "format = 1\n[[sync.windows]]\nbegin = '08:00'\nuntil = '9'",
+            ["sync.windows.0.until = '9': expected a time of the day, such as \"08:30\""],
+        ),
+        ("format = 1\n[[sync.windows]]\nbegin = '08:00'", ["sync.windows.0.until is missing (add it)"]),
+        ("format = 1\n[[sync.windows]]\nbegun = '08:00'", ["did you mean sync.windows.0.begin?"]),
         ("format = ", ["not valid TOML"]),
         ("format = 1\n[surprise]\n", ["surprise", "there is no such setting"]),
         ("format = 1\nchain = 3\n", ["chain = 3"]),
@@ -57,3 +66,9 @@ def test_no_bytes_break_the_reader(raw):
     else:
         said = "agent.toml is valid"
     assert "agent.toml" in said
+
+
+@pytest.mark.parametrize("password", ["secret", "se/cret", "s@cret", "se?cret", "se cret"])
+def test_a_password_in_an_address_is_not_shown(password):
+    told = refused(f'format = 1\n[sync]\nurl = "https://A:{password}@centre.example.org"\n')
+    assert "sync.url = 'https://***@centre.example.org'" in told

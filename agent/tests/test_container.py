@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -37,14 +37,21 @@ def docker(*arguments: str) -> str:
 class Platform:
     """One running stand-in, its folders on the host, and the agent's configuration for it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, name: str = "shala-agent-test") -> None:
         self.root = root
-        self.name = f"shala-agent-test-{os.getpid()}"
+        self.name = f"{name}-{os.getpid()}"
         self.config_path = root / "agent.toml"
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
+        self.begin(*options)
+        self.ready()
+
+    def begin(self, *options: str, faults: Mapping[str, str] | None = None) -> None:
+        """Start it with more options of `docker run`, and with faults that are there from its first moment."""
         for folder in ("data", "code", "assessments", "faults"):
             (self.root / folder).mkdir()
+        for fault, content in (faults or {}).items():
+            self.fault(fault, content)
         seed = docker("create", IMAGE)
         docker("cp", "-q", f"{seed}:{CODE}/.", str(self.root / "code"))
         docker("rm", seed)
@@ -55,14 +62,13 @@ class Platform:
         )
         volumes = {"data": "/data", "code": CODE, "assessments": DATASTORE, "faults": "/faults"}
         mounts = [word for host, inside in volumes.items() for word in ("-v", f"{self.root / host}:{inside}")]
-        docker("run", "-d", "--name", self.name, *mounts, IMAGE)
+        docker("run", "-d", "--name", self.name, *mounts, *options, IMAGE)
         self.config_path.write_text(
             f'format = 1\n[container]\nname = "{self.name}"\n[paths]\nstate = "{self.root}/state"\n'
             f'spool = "{self.root}/spool"\nspool_group = ""\ndata = "{self.root}/data"\n'
             f'code = "{self.root}/code"\n'
             f'assessments = "{self.root}/assessments"\n[identity]\nserver_name = "2031017-mz17"\n'
         )
-        self.ready()
 
     def ready(self) -> None:
         with self.container.claimed("test", 60):
@@ -96,8 +102,7 @@ class Platform:
         return docker("top", self.name)
 
 
-@pytest.fixture(scope="module")
-def platform() -> Iterator[Platform]:
+def require_image() -> None:
     if (
         shutil.which("docker") is None
         or subprocess.run(["docker", "image", "inspect", IMAGE], capture_output=True, check=False).returncode
@@ -105,6 +110,11 @@ def platform() -> Iterator[Platform]:
         (pytest.fail if os.environ.get("SHALA_NO_SKIP") else pytest.skip)(
             f"there is no engine with the image {IMAGE} (make images)"
         )
+
+
+@pytest.fixture(scope="module")
+def platform() -> Iterator[Platform]:
+    require_image()
     with tempfile.TemporaryDirectory(prefix="shala-agent-") as folder:
         made = Platform(Path(folder))
         try:
@@ -143,6 +153,9 @@ def test_the_whole_chain_collects_everything_whole(platform):
     assert log.count("## git log -5") == 3
     assert log.count("commit ") >= 3
     assert len(list((bag / "data/gstudio/db").iterdir())) == 9
+    dumped = [path for path in (platform.root / "data/.shala").rglob("*") if path.is_file()]
+    assert {path.name: oct(path.stat().st_mode & 0o77) for path in dumped if path.stat().st_mode & 0o77} == {}
+    assert (platform.root / "data/.shala").stat().st_mode & 0o777 == 0o700
     assert not list(bag.rglob(".shala-*"))
 
 
@@ -231,7 +244,7 @@ def test_the_scripts_incomplete_dump_is_compared_with_our_own(platform):
     platform.fault("partial-mongodump")
     word, reason = outcome(platform.do(lambda chain: chain.by_hand(("assessments",))))
     assert word == "suspect"
-    assert "documents (db has them all)" in reason
+    assert "documents: the script's dump is incomplete, complete is the item db" in reason
 
 
 def test_what_overruns_is_ended_inside_the_container(platform):
@@ -327,6 +340,8 @@ def test_what_is_not_on_the_host_is_read_through_the_container(platform):
         spool=spool,
         state=state,
     )
+    progress = dict(passage.steps)["progress"]
+    assert (progress.outcome, progress.reasons) == ("ok", [])  # none of the earlier files counts as new
     outcomes = {item.name: (item.outcome, item.reasons) for item in passage.collected.collection.items}
     for name in ("db", "postgres-dump", "media", "rcs-repo", "assessment-media", "server_settings.py"):
         assert outcomes[name][0] == "ok", outcomes[name]

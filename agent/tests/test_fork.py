@@ -83,3 +83,35 @@ def test_a_fork_is_noticed_at_the_latest_when_all_pieces_are_there(trunk, one, o
     links = before + chain("a", one, start, previous) + chain("b", other, start, previous)
     random.Random(seed).shuffle(links)
     assert any(is_fork(link, links[:number]) for number, link in enumerate(links))
+
+
+@st.composite
+def trees(draw):
+    """Segments of one log as clones of clones cut them; some may not have come yet."""
+    links = [Link(b"0".ljust(32), 1, draw(st.integers(1, 3)), NONE)]
+    for number in range(1, draw(st.integers(1, 12))):
+        before = draw(st.sampled_from(links))
+        last = before.last + draw(st.integers(1, 3))
+        links.append(Link(f"{number}".encode().ljust(32), before.last + 1, last, before.id))
+    return [link for link in links if draw(st.integers(0, 4))]
+
+
+@given(trees())
+def test_within_a_branch_no_counter_is_there_twice(links):
+    found = branches(links)
+    counted = [(found.branch[link.id], n) for link in links for n in range(link.first, link.last + 1)]
+    assert len(counted) == len(set(counted))
+
+
+@given(trees())
+def test_a_branch_has_seen_all_that_it_continues_and_nothing_else(links):
+    found = branches(links)
+    known = {link.id: link for link in links}
+    for link in links:
+        name, before = found.branch[link.id], link
+        while before.previous in known:
+            before = known[before.previous]
+            if (other := found.branch[before.id]) != name:
+                assert found.seen[name][other] >= before.last
+        for other, counter in found.seen.get(name, {}).items():
+            assert counter < link.first, other

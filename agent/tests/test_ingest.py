@@ -129,6 +129,14 @@ def test_a_bad_row_is_named_and_the_others_are_heard(school: School, records: Re
     assert [one.key for one in records.records("progress")] == [f"{STUDENT}/eb-unit0"]
 
 
+def test_a_product_that_is_no_text_holds_up_no_other(school: School, records: Records, hear):
+    everything(school)
+    days = school.root / "data/qbank/student-activities/activity-data.csv"
+    days.write_bytes(days.read_bytes() + b"a-mz17,1,2018-01-01,1,2,3,4\r\n" * 1000 + b"b\xff-mz17,1\r\n")
+    heard = hear()
+    assert heard.changed["course_progress"] == 1
+
+
 def test_no_password_and_no_mail_address_enters_the_records(school: School, records: Records, hear):
     everything(school)
     hear()
@@ -160,6 +168,18 @@ def test_a_visit_that_ends_later_is_one_visit(school: School, records: Records, 
     found = [one.value for one in records.records("activity")]
     assert len(found) == 3
     assert sum("OutTime" not in one for one in found) == 1
+
+
+def test_a_visit_that_ends_after_a_move_to_another_zone_is_one_visit(school: School, records: Records, hear):
+    derived.dump(school, [(17995, STUDENT, "Lari", "Mota")])
+    derived.visits(school, STUDENT, [derived.visit("2018-06-05 12:01:00.000000")])
+    hear()
+    key = SigningKey.generate()
+    records.enrol("rj", bytes(SigningKey.generate().verify_key), bytes(key.verify_key))
+    ended = derived.visit("2018-06-05 12:01:00.000000", "2018-06-05 12:05:00.000000")
+    derived.visits(school, STUDENT, [ended], when="18h37m")
+    hear()
+    assert ["OutTime" in one.value for one in records.records("activity")] == [True]
 
 
 def test_what_another_server_says_of_a_shared_record_is_not_put_back(school: School, records: Records, hear):

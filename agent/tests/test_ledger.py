@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from shala_agent.failure import Busy
-from shala_agent.ledger import Ledger
+from shala_agent.ledger import KEPT_RUNS, Ledger
 from shala_agent.lock import held
 from shala_agent.outcome import Result, failed
 
@@ -129,3 +130,23 @@ TestCutChains.settings = settings(max_examples=15, stateful_step_count=12, deadl
 def test_the_ledger_is_write_ahead(tmp_path):
     Ledger(tmp_path / "ledger.sqlite").close()
     assert sqlite3.connect(tmp_path / "ledger.sqlite").execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_the_last_good_run_of_a_step_is_never_forgotten(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    first, second = ledger.start("chain"), ledger.start("chain")
+    for run in (first, second):
+        ledger.finish(run, "h5p", Result("ok", [], {"count": run}))
+    for _ in range(KEPT_RUNS + 1):
+        ledger.start("by hand")
+    assert ledger.last("h5p", "ok").run == second
+    assert [run.id for run in ledger.runs(KEPT_RUNS + 2)][-1] == second
+
+
+def test_a_name_that_is_no_text_is_noted_all_the_same(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    run = ledger.start("chain")
+    name = os.fsdecode(b"un\xefit.csv")
+    ledger.finish(run, "progress", Result("suspect", [f"{name} is empty"], {"rows": {name: 3}}))
+    last = ledger.last("progress")
+    assert (last.reasons, last.detail) == (["un\\udcefit.csv is empty"], {"rows": {"un\\udcefit.csv": 3}})

@@ -6,7 +6,8 @@ import json
 
 from hypothesis import given
 from hypothesis import strategies as st
-from shala_agent.merge import EMPTY, Sibling, State, add, is_conflict, next_value, shown
+from shala_agent.merge import EMPTY, Sibling, State, add, is_conflict, merged, next_value, shown
+from shala_agent.segment import MAX_DEPTH
 
 LOGS = [bytes([n]) * 16 for n in range(3)]
 
@@ -42,12 +43,73 @@ def folded(entries) -> State:
     return state
 
 
+def shuffled(entries, chance):
+    """Return entries in another order, some of them twice."""
+    again = [*entries, *chance.choices(entries, k=3)]
+    chance.shuffle(again)
+    return again
+
+
 @given(histories(), st.randoms(use_true_random=False))
 def test_order_and_repetition_change_nothing(entries, chance):
     first = folded(entries)
-    again = [*entries, *chance.choices(entries, k=3)]
-    chance.shuffle(again)
+    again = shuffled(entries, chance)
     assert folded(again) == first
+
+
+@st.composite
+def lies(draw):
+    """Entries that say of what they have seen whatever they like; each (log, counter) says one thing."""
+    names = draw(
+        st.lists(st.tuples(st.sampled_from(LOGS), st.integers(1, 4)), min_size=1, max_size=8, unique=True)
+    )
+    contexts = st.dictionaries(st.sampled_from(LOGS), st.integers(0, 6), max_size=3)
+    return [(Sibling(log, n, draw(st.integers(1, 3)), 0, 1, "{}"), draw(contexts)) for log, n in names]
+
+
+@given(lies(), st.randoms(use_true_random=False))
+def test_what_lies_come_to_does_not_depend_on_their_order(entries, chance):
+    first = folded(entries)
+    again = shuffled(entries, chance)
+    assert folded(again) == first
+    cut = chance.randrange(len(again) + 1)
+    assert merged(merged(EMPTY, again[:cut]), again[cut:]) == first
+
+
+@given(lies())
+def test_of_two_that_claim_to_have_seen_each_other_only_the_deeper_one_is_believed(entries):
+    living = {(one.log, one.counter) for one in folded(entries).siblings}
+    newest = {sibling.log: 0 for sibling, _ in entries}
+    for sibling, _ in entries:
+        newest[sibling.log] = max(newest[sibling.log], sibling.counter)
+    for sibling, context in entries:
+        is_seen = any(
+            said.get(sibling.log, 0) >= sibling.counter
+            and (context.get(other.log, 0) < other.counter or sibling.depth < other.depth)
+            for other, said in entries
+            if other.log != sibling.log
+        )
+        lives = newest[sibling.log] == sibling.counter and not is_seen
+        assert ((sibling.log, sibling.counter) in living) == lives
+
+
+def lied(depth: int) -> State:
+    """Somebody has claimed to have seen all that another one will ever write, who then goes on."""
+    entries = [
+        (Sibling(LOGS[0], 1, 1, 0, 1, '{"a":1}'), {}),
+        (Sibling(LOGS[1], 1, depth, 0, 1, '{"a":"lie"}'), {LOGS[0]: 1 << 52}),
+        (Sibling(LOGS[0], 2, min(depth + 1, MAX_DEPTH), 0, 1, '{"a":2}'), {LOGS[1]: 1}),
+    ]
+    return folded(entries)
+
+
+def test_nobody_has_seen_what_was_written_by_one_who_has_seen_him():
+    assert [one.value for one in lied(2).siblings] == ['{"a":2}']
+
+
+def test_at_the_greatest_depth_a_lie_loses_nothing_and_is_reported():
+    assert {one.value for one in lied(MAX_DEPTH).siblings} == {'{"a":2}', '{"a":"lie"}'}
+    assert is_conflict(lied(MAX_DEPTH), "latest")
 
 
 @given(histories())
@@ -59,7 +121,8 @@ def test_what_nobody_has_seen_lives_and_what_somebody_has_seen_does_not(entries)
             or (other is not sibling and context.get(sibling.log, 0) >= sibling.counter)
             for other, context in entries
         )
-        assert (sibling in state.siblings) != newer
+        living = {(one.log, one.counter) for one in state.siblings}
+        assert ((sibling.log, sibling.counter) in living) != newer
 
 
 @given(histories())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 
 import msgspec
@@ -42,7 +43,7 @@ def test_a_segment_gives_back_its_entries_and_counters(written, first):
     raw = [encode_entry(entry) for entry in written]
     read = read_segment(make_segment(KEY, "zone", 3, first, bytes(32), raw).data)
     assert list(read.numbered()) == list(enumerate(raw, first))
-    assert [msgspec.msgpack.decode(entry, type=Entry) for entry in read.entries] == written
+    assert [seg.decode_entry(entry) for entry in read.entries] == written
 
 
 def test_its_id_is_that_of_its_header_whatever_became_of_the_body():
@@ -128,3 +129,48 @@ def test_runs_keep_every_entry_in_its_place_and_stay_small(sizes):
     cut = list(seg.runs(written))
     assert [(n, e) for first, run in cut for n, e in enumerate(run, first)] == written
     assert all(len(run) == 1 or sum(map(len, run)) <= seg.CUT_BODY for _, run in cut)
+
+
+def test_a_body_of_a_million_things_is_refused_before_they_are_made():
+    whole = made().data
+    start = 13 + struct.unpack_from("<I", whole, 9)[0] + 64
+    bomb = zstandard.compress(b"\xdd" + struct.pack(">I", 1_400_000) + b"\xc4\x00" * 1_400_000)
+    with pytest.raises(SegmentRefused, match="holds 1400000 entries"):
+        read_segment(whole[:start] + bomb)
+
+
+def nested(depth: int) -> bytes:
+    """Return a msgpack value of so many arrays within each other."""
+    return b"\x91" * depth + b"\x00"
+
+
+@pytest.mark.parametrize("depth", [40, 900, 3000, 200_000])
+def test_an_entry_of_a_newer_shala_is_not_readable_where_it_is_nested_without_bottom(depth):
+    with pytest.raises(seg.EntryUnreadable, match="nested"):
+        seg.decode_entry(b"\x98" + ENTRIES[0][1:] + nested(depth))
+
+
+def test_an_entry_with_a_field_of_a_newer_shala_is_read():
+    assert seg.decode_entry(b"\x98" + ENTRIES[0][1:] + nested(20)) == seg.decode_entry(ENTRIES[0])
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_break_the_reader_of_entries(raw):
+    for start in (b"", b"\x98", b"\x98" + ENTRIES[0][1:]):
+        with contextlib.suppress(seg.EntryUnreadable):
+            seg.decode_entry(start + raw)
+
+
+def test_a_header_that_is_nested_without_bottom_is_refused():
+    raw = msgspec.msgpack.encode(made().header)
+    raw = bytes([raw[0] + 1]) + raw[1:] + b"\xa1x" + nested(2000)
+    signature = KEY.sign(b"shala segment 1\n" + raw).signature
+    with pytest.raises(SegmentRefused, match="nested"):
+        read_header(struct.pack("<8sBI", seg.MAGIC, seg.VERSION, len(raw)) + raw + signature)
+
+
+@pytest.mark.parametrize("context", [{b"x" * 15: 1}, {n.to_bytes(16, "big"): 1 for n in range(1001)}])
+def test_an_entry_whose_context_names_no_logs_or_too_many_is_not_readable(context):
+    raw = encode_entry(Entry("account", "zo", 1, 1, 0, "{}", context))
+    with pytest.raises(seg.EntryUnreadable, match="length"):
+        seg.decode_entry(raw)

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import random
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -15,11 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from little_centre import LittleCentre, served
+from nacl.signing import SigningKey
 from shala_agent import sync as sync_module
+from shala_agent import wire
 from shala_agent.bandwidth import Bandwidth, rate_now
+from shala_agent.centre import CentreSilent, SessionOver
 from shala_agent.config import SyncConfig, WindowConfig
+from shala_agent.membership import Statement, sign_statement
 from shala_agent.records import Change, Records
-from shala_agent.sync import last_sync
+from shala_agent.sync import Refused, SyncResult, last_sync, together
 from zone_school import Server, server_in
 
 NOISE = random.Random(7)
@@ -28,19 +32,8 @@ pytestmark = pytest.mark.http
 
 
 @pytest.fixture
-def centre() -> Iterator[LittleCentre]:
-    with served(LittleCentre()) as made:
-        yield made
-
-
-@pytest.fixture
 def hill(tmp_path: Path, centre: LittleCentre) -> Server:
     return server_in(tmp_path / "hill", "2031017-mz17", centre)
-
-
-@pytest.fixture
-def lake(tmp_path: Path, centre: LittleCentre) -> Server:
-    return server_in(tmp_path / "lake", "2031018-mz18", centre)
 
 
 def much(server: Server, entries: int = 40) -> None:
@@ -90,7 +83,7 @@ def test_an_upload_that_was_cut_goes_on_at_its_byte(hill: Server, centre: Little
     assert hill.sync().outcome == "done"
     offsets = [offset for method, _, offset in centre.requests if method == "PUT"]
     assert offsets[0] == 100_000
-    assert len(centre.store.haves(hill.records._own_log())) == 40
+    assert centre.store.tables.database.query('SELECT sum("last" - "first" + 1) FROM segment')[0][0] == 40
 
 
 def test_on_a_line_that_breaks_again_and_again_parts_get_smaller_until_they_fit(
@@ -124,6 +117,25 @@ def test_a_download_that_was_cut_goes_on_at_its_byte(hill: Server, lake: Server,
     assert [offset for method, _, offset in centre.requests if method == "GET"] == [150_000]
     assert lake.says() == hill.says()
     assert list(lake.parts.iterdir()) == []
+
+
+def test_who_only_uploads_leaves_what_is_new_for_later_and_what_came_in_part_where_it_is(
+    hill: Server, lake: Server, centre: LittleCentre
+):
+    much(hill)
+    hill.sync()
+    centre.cut_download_after = 150_000
+    lake.sync()
+    lake.learn("red-kite-mz18", "unit0")
+    lake.reopen()
+    sent = lake.sync(upload_only=True)
+    assert (sent.outcome, sent.records_up, sent.records_down) == ("done", 2, 0)
+    assert (sent.lag_after.entries, sent.lag_after.segments_down) == (0, 1)
+    lake.reopen()
+    centre.requests.clear()
+    assert lake.sync().outcome == "done"
+    assert [offset for method, _, offset in centre.requests if method == "GET"] == [150_000]
+    assert lake.says().keys() >= hill.says().keys()
 
 
 def test_a_part_that_a_power_cut_has_hurt_is_fetched_anew(hill: Server, lake: Server, centre: LittleCentre):
@@ -167,6 +179,68 @@ def test_a_bad_segment_is_named_and_holds_up_no_other(hill: Server, lake: Server
     assert lake.sync().requests == 1
 
 
+def hurt(server: Server, number: int = 0) -> None:
+    """Flip a bit in a segment on the disk of a server, and have its records made anew when it is opened."""
+    database = server.records.store.database
+    rows = database.query("SELECT id, data FROM segment ORDER BY rowid")
+    bad = bytearray(rows[number][1])
+    bad[-10] ^= 1
+    database.query("UPDATE segment SET data = ? WHERE id = ?", (bytes(bad), rows[number][0]))
+    database.query("UPDATE meta SET value = x'00' WHERE name = 'types'")
+
+
+def test_a_segment_that_the_disk_has_hurt_comes_again(hill: Server, lake: Server, centre: LittleCentre):
+    for user in ("green-apple-mz17", "blue-bat-mz17"):
+        hill.learn(user, "unit0")
+        hill.sync()
+    for server in (lake, hill):
+        server.sync()
+        epoch = server.records.epoch
+        hurt(server)
+        server.reopen()
+        assert "account/green-apple-mz17" not in server.says()
+        assert "account/blue-bat-mz17" in server.says()
+        assert server.records.damaged() == 1
+        assert server.sync().outcome == "done"
+        assert "account/green-apple-mz17" in server.says()
+        assert (server.records.damaged(), server.records.epoch) == (0, epoch)
+
+
+def test_what_is_made_of_the_records_hears_of_a_hurt_segment_and_of_a_mended_one(hill: Server, lake: Server):
+    hill.learn("green-apple-mz17", "unit0")
+    hill.sync()
+    lake.sync()
+    versions = [lake.records.version]
+    hurt(lake)
+    lake.reopen()
+    versions.append(lake.records.version)
+    lake.sync()
+    versions.append(lake.records.version)
+    assert len(set(versions)) == 3
+
+
+def test_of_two_talks_in_one_round_each_names_what_was_refused():
+    one, both, other = (Refused(letter, "up", "not ours") for letter in "abc")
+    joined = together(SyncResult(refused=[one, both]), SyncResult(refused=[both, other]))
+    assert joined.refused == [one, both, other]
+
+
+def test_a_hurt_segment_that_nobody_else_has_is_named_and_holds_up_nothing(hill: Server, lake: Server):
+    for user in ("green-apple-mz17", "blue-bat-mz17"):
+        hill.learn(user, "unit0")
+        hill.records.cut(hill.key)
+    hurt(hill)
+    result = hill.sync()
+    assert (result.outcome, result.records_up) == ("partly", 2)
+    assert "damaged on the disk here" in result.refused[0].reason
+    hill.learn("red-kite-mz17", "unit0")
+    hill.reopen()
+    assert hill.sync().records_up == 2
+    lake.sync()
+    assert {"account/blue-bat-mz17", "account/red-kite-mz17"} <= set(lake.says())
+    assert hill.records.damaged() == 1
+
+
 def test_what_could_not_be_had_is_asked_for_again_on_another_day(
     hill: Server, lake: Server, centre: LittleCentre, monkeypatch
 ):
@@ -194,12 +268,63 @@ def test_another_segment_than_was_asked_for_is_not_taken(hill: Server, lake: Ser
 
 
 def test_a_forged_statement_is_named_and_the_rest_goes_on(hill: Server, lake: Server, centre: LittleCentre):
+    centre.say_wrongly()
     hill.learn("green-apple-mz17", "unit0")
     hill.sync()
-    centre.lies_in_statements = True
     result = lake.sync()
     assert "not signed by this centre" in result.refused[0].reason
     assert lake.says() == hill.says()
+
+
+def test_a_statement_that_was_refused_is_never_passed(hill: Server, lake: Server, centre: LittleCentre):
+    centre.page = 2
+    forged = centre.say_wrongly()
+    place = len(centre.arrivals)
+    hill.learn("green-apple-mz17", "unit0")
+    hill.sync()
+    for _ in range(2):
+        result = lake.sync()
+        assert [refused.id for refused in result.refused] == [forged]
+        assert result.outcome == "partly"
+        assert lake.records.kept("cursor_place") == place - 1
+    assert lake.says() == hill.says()
+
+
+def test_a_list_that_is_not_what_its_digest_says_is_read_again(
+    hill: Server, lake: Server, centre: LittleCentre
+):
+    hill.learn("green-apple-mz17", "unit0")
+    hill.sync()
+    centre.list_digest = "f" * 16
+    result = lake.sync()
+    assert "not what its digest says" in result.refused[0].reason
+    assert lake.says() == hill.says()
+    centre.list_digest = ""
+    assert lake.sync().outcome == "done"
+    assert lake.records.kept("cursor_place") == len(centre.arrivals)
+    assert lake.sync().requests == 1
+
+
+def test_what_a_damaged_list_has_named_is_not_asked_for_when_the_whole_one_does_not_name_it(
+    hill: Server, lake: Server, centre: LittleCentre
+):
+    hill.learn("green-apple-mz17", "unit0")
+    hill.sync()
+    right = centre.arrivals[-1]
+    centre.arrivals[-1] = ("0" * 64, *right[1:])
+    assert lake.sync().outcome == "partly"
+    centre.arrivals[-1] = right
+    assert lake.sync().outcome == "done"
+    assert lake.says() == hill.says()
+
+
+def test_a_list_with_a_hole_is_not_believed(hill: Server, lake: Server, centre: LittleCentre):
+    hill.learn("green-apple-mz17", "unit0")
+    hill.sync()
+    centre.garbage = msgspec.json.encode(
+        wire.SyncAnswer(session="x", items=[wire.Item(9, "0" * 64, 5)], cursor=wire.Cursor(9, "0" * 16))
+    )
+    assert "does not go on from ours" in lake.sync().reason
 
 
 def test_a_segment_that_the_centre_refuses_is_named_and_not_sent_for_ever(hill: Server, centre: LittleCentre):
@@ -212,6 +337,120 @@ def test_a_segment_that_the_centre_refuses_is_named_and_not_sent_for_ever(hill: 
     assert [refused.reason for refused in result.refused] == ["for a test"]
     assert result.segments_up == 1
     assert hill.sync().requests == 1
+
+
+def test_what_an_older_centre_refused_is_sent_to_a_newer_one(
+    hill: Server, lake: Server, centre: LittleCentre
+):
+    hill.learn("green-apple-mz17", "unit0")
+    hill.records.cut(hill.key)
+    (bad,) = hill.records.offers(1)
+    centre.refuses[bad.id.hex()] = "it is of format 2, this shala reads 1"
+    hill.sync()
+    centre.refuses.clear()
+    assert hill.sync().requests == 1
+    centre.software = "shala 2"
+    assert hill.sync().segments_up == 1
+    lake.sync()
+    assert lake.says() == hill.says()
+
+
+def test_however_much_could_not_be_had_is_asked_for_after_an_update(
+    hill: Server, lake: Server, centre: LittleCentre, monkeypatch
+):
+    for number in range(210):
+        hill.learn(f"user{number}-mz17")
+        hill.records.cut(hill.key)
+    for offer in hill.records.offers(1000):
+        centre.take(hill.records.store.data(offer.id))
+        centre.lies_about[offer.id.hex()] = b"nothing"
+    assert "210 segments" in lake.sync().reason
+    centre.lies_about.clear()
+    assert lake.sync().requests == 1
+    monkeypatch.setattr(sync_module, "__version__", "0.2.0")
+    assert lake.sync().outcome == "done"
+    assert len(lake.says()) == 210
+
+
+def test_what_a_restored_centre_has_forgotten_to_have_said_it_hears_from_its_devices(
+    hill: Server, lake: Server, centre: LittleCentre
+):
+    hill.learn("green-apple-mz17", "unit0")
+    for server in (hill, lake):
+        server.sync()
+    before, gone = list(centre.statements[:2]), server_in(lake.root.parent / "gone", "3", centre)
+    revoked = Statement(
+        format=1, kind="revoke", zone=centre.zone, key=bytes(gone.key.verify_key).hex(), generation=2
+    )
+    centre.hear(sign_statement(centre.key, revoked))
+    for server in (hill, lake):
+        server.sync()
+    centre.forget()
+    for data in before:
+        centre.hear(data)
+    assert hill.sync().restarts == 1
+    member = centre.store.member(bytes(gone.key.verify_key))
+    assert (member.enrolled, member.revoked) == (1, 2)
+    assert [len(server.sync().refused) for server in (lake, hill)] == [0, 0]
+    assert hill.sync().requests == 1
+
+
+def test_a_centre_that_was_restored_hears_what_a_carrier_has_brought_of_it(
+    hill: Server, centre: LittleCentre
+):
+    hill.sync()
+    lost = Statement(format=1, kind="revoke", zone=centre.zone, key="ab" * 32, generation=2)
+    hill.records.state([sign_statement(centre.key, lost)])
+    assert hill.sync().outcome == "done"
+    assert centre.store.member(bytes.fromhex("ab" * 32)).revoked == 2
+    assert hill.sync().requests == 1
+
+
+def test_a_centre_that_was_restored_before_a_server_was_taken_in_again_hears_why(
+    hill: Server, centre: LittleCentre
+):
+    hill.sync()
+    key = bytes(hill.key.verify_key)
+    said = [
+        Statement(format=1, kind=kind, zone=centre.zone, key=key.hex(), generation=number)
+        for number, kind in ((2, "revoke"), (3, "enrol"))
+    ]
+    words = [sign_statement(centre.key, one) for one in said]
+    hill.records.enrol(centre.zone, bytes(centre.key.verify_key), key, words)
+    assert hill.sync().outcome == "done"
+    assert (centre.store.member(key).revoked, centre.store.member(key).enrolled) == (2, 3)
+
+
+def test_who_only_uploads_tells_a_restored_centre_what_it_has_forgotten_and_then_uploads(
+    hill: Server, lake: Server, centre: LittleCentre
+):
+    hill.sync()
+    before = list(centre.statements)
+    own = next(data for data in before if bytes(hill.key.verify_key).hex().encode() in data)
+    centre.forget()
+    centre.hear(own)
+    hill.learn("green-apple-mz17", "unit0")
+    result = hill.sync(upload_only=True)
+    assert (result.restarts, result.records_up) == (1, 2)
+    assert sorted(centre.statements) == sorted(before)
+
+
+def test_a_statement_of_any_size_is_told_to_a_centre_that_has_forgotten_it(
+    hill: Server, centre: LittleCentre
+):
+    heads = {f"{n:032x}": ["ab" * 32] for n in range(2500)}
+    key = bytes(SigningKey.generate().verify_key).hex()
+    said = Statement(
+        format=1, kind="revoke", zone=centre.zone, key=key, generation=1, heads=heads,
+        cut_offs=dict.fromkeys(heads, 1),
+    )  # fmt: skip
+    data = sign_statement(centre.key, said)
+    assert len(data) > sync_module.STATEMENTS_AT_ONCE
+    hill.records.state([data])
+    hill.records.doubt_statements()
+    hill.sync()
+    hill.sync()
+    assert centre.store.member(bytes.fromhex(key)).revoked == 1
 
 
 def test_a_centre_that_was_made_anew_is_given_everything_again(
@@ -231,11 +470,33 @@ def test_a_centre_that_was_made_anew_is_given_everything_again(
     assert {"account/green-apple-mz17", "account/red-kite-mz18"} <= set(hill.says())
 
 
-def test_what_a_centre_has_lost_after_its_receipt_is_given_again(hill: Server, centre: LittleCentre):
+def test_what_a_centre_that_was_made_anew_does_not_name_is_not_asked_for_any_more(
+    hill: Server, lake: Server, centre: LittleCentre
+):
+    hill.learn("green-apple-mz17", "unit0")
+    hill.sync()
+    centre.lies_about[centre.arrivals[-1][0]] = b"nothing"
+    assert lake.sync().outcome == "partly"
+    statements = list(centre.statements)
+    centre.forget()
+    for data in statements:
+        centre.hear(data)
+    result = lake.sync()
+    assert (result.restarts, result.outcome) == (1, "done")
+
+
+@pytest.mark.parametrize("cursor_is_kept", [True, False])
+def test_what_a_centre_has_lost_after_its_receipt_is_given_again(
+    hill: Server, centre: LittleCentre, cursor_is_kept: bool
+):
     centre.enrol(bytes(hill.key.verify_key), hill.name, generation=2)
     hill.sync()
     hill.learn("green-apple-mz17", "unit0")
     hill.sync()
+    if not cursor_is_kept:  # its list has named it since, and was a damaged one
+        centre.list_digest = "f" * 16
+        hill.sync()
+        centre.list_digest = ""
     # Its backup was made between the two: the cursor is still one of its own.
     statements = list(centre.statements)
     centre.forget()
@@ -445,3 +706,60 @@ def test_two_servers_that_sync_at_once_do_not_hinder_each_other(hill: Server, la
     for thread in threads:
         thread.join()
     assert outcomes == ["done", "done"]
+
+
+def interrupted(monkeypatch, error: type[Exception], every: int) -> None:
+    """Have every so manieth download end with an error before it begins."""
+    real, number = sync_module._Run._fetch, itertools.count(1)
+
+    def fetch(run, id_: str, size: int) -> None:
+        if next(number) % every == 0:
+            raise error("for a test")
+        real(run, id_, size)
+
+    monkeypatch.setattr(sync_module._Run, "_fetch", fetch)
+
+
+def test_a_page_of_the_list_that_was_cut_goes_on_where_it_was(
+    hill: Server, lake: Server, centre: LittleCentre, monkeypatch
+):
+    for number in range(9):
+        hill.learn(f"user{number}-mz17")
+        hill.sync()
+    interrupted(monkeypatch, CentreSilent, 4)
+    assert lake.sync().segments_down == 3
+    statements = sum(1 for _, size, _ in centre.arrivals if not size)
+    assert lake.records.kept("cursor_place") == statements + 3
+    lake.sync()
+    lake.sync()
+    assert lake.says() == hill.says()
+    assert lake.sync().requests == 1
+
+
+def test_what_was_listed_and_is_wrong_is_not_passed_by_a_cut(
+    hill: Server, lake: Server, centre: LittleCentre, monkeypatch
+):
+    hill.learn("green-apple-mz17", "unit0")
+    hill.sync()
+    hill.learn("blue-bat-mz17", "unit0")
+    hill.sync()
+    centre.list_digest = "f" * 16
+    interrupted(monkeypatch, CentreSilent, 2)
+    lake.sync()
+    assert lake.records.kept("cursor_place") is None
+
+
+def test_sessions_that_expire_while_segments_come_end_nothing(hill: Server, lake: Server, monkeypatch):
+    for number in range(9):
+        hill.learn(f"user{number}-mz17")
+        hill.sync()
+    interrupted(monkeypatch, SessionOver, 2)
+    assert lake.sync().outcome == "done"
+    assert lake.says() == hill.says()
+
+
+def test_a_centre_that_forgets_every_session_at_once_is_left(hill: Server, lake: Server, monkeypatch):
+    hill.learn("green-apple-mz17")
+    hill.sync()
+    interrupted(monkeypatch, SessionOver, 1)
+    assert lake.sync().outcome == "refused"

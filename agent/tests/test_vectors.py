@@ -54,6 +54,12 @@ def test_the_statement_is_the_centres_and_nobody_elses():
         read_statement(raw("statement"), raw("author_key"))
 
 
+def test_the_revocation_cuts_the_log_off_at_the_segment():
+    _, statement = read_statement(raw("revocation"), raw("centre_key"))
+    assert statement.cut_offs == {VECTORS["log"]: 3}
+    assert statement.heads == {VECTORS["log"]: [VECTORS["segment_id"]]}
+
+
 def test_requests_and_enrolments_are_signed_as_written():
     key = raw("author_key")
     said = VECTORS["request"]

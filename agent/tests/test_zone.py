@@ -4,11 +4,11 @@ import csv
 import io
 import json
 import random
+import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,34 +19,24 @@ from agent_school import QuietContainer, School
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from little_centre import LittleCentre, served
+from little_centre import LittleCentre
 from shala_agent import chain as chain_module
 from shala_agent import cli
 from shala_agent.accounts import give_accounts
 from shala_agent.chain import Chain
 from shala_agent.config import read_config
 from shala_agent.container import Execution
+from shala_agent.failure import UsageError
 from shala_agent.outcome import Result
 from shala_agent.page import shown, write_page
 from shala_agent.records import Change, Records
 from shala_agent.status import read_status
-from shala_agent.zone import centre_at, changing, device_of, page_path
-from zone_school import Server, server_in
+from shala_agent.zone import centre_at, changing, device_of, page_path, reading
+from zone_school import Server
 
 STUDENT = "green-apple-mz17"
 
 pytestmark = pytest.mark.http
-
-
-@pytest.fixture
-def centre() -> Iterator[LittleCentre]:
-    with served(LittleCentre()) as made:
-        yield made
-
-
-@pytest.fixture
-def lake(tmp_path: Path, centre: LittleCentre) -> Server:
-    return server_in(tmp_path / "lake", "2031018-mz18", centre)
 
 
 @pytest.fixture
@@ -79,7 +69,7 @@ def agent(hill: School, monkeypatch):
 
 @pytest.fixture
 def quiet_steps(monkeypatch) -> None:
-    for method in ("heartbeat", "postgres", "mongo", "activity", "progress", "assessments", "collect"):
+    for method in ("heartbeat", "postgres", "mongo", "derive", "collect"):
         monkeypatch.setattr(Chain, f"_{method}", lambda *_: Result("ok"))
 
 
@@ -110,10 +100,79 @@ def test_the_page_is_written_again_only_when_something_is_new(agent, hill: Schoo
     assert page.exists()
 
 
+def test_a_round_with_something_left_undone_beside_the_sync_ends_with_3(agent, hill: School):
+    page_path(hill.config).mkdir(parents=True)
+    done = agent("sync", "--json")
+    said = json.loads(done.output)
+    assert (done.exit_code, said["sync"]["outcome"]) == (3, "done")
+    assert "the page could not be written" in said["notes"][0]
+
+
 def test_the_doctor_names_a_server_that_is_to_sync_and_is_in_no_zone(school: School, quiet_steps):
     school.config_path.write_text(school.config_path.read_text() + "[sync]\nenabled = true\n")
     found = CliRunner().invoke(cli.shala_agent, ["--config", str(school.config_path), "doctor"])
     assert "in no zone -> shala-agent enrol" in found.output
+
+
+def test_the_doctor_and_the_status_name_what_the_disk_has_hurt(agent, hill: School):
+    agent("sync", "--json")
+    with changing(hill.config, "test") as records:
+        records.store.database.query("UPDATE segment SET data = x'00'")
+        (offer,) = records.store.database.query("SELECT id FROM segment")
+        assert records.read(bytes(offer[0])) is None
+    assert "damaged on the disk here: 1 segment of" in agent("doctor").output
+    assert "1 segments damaged on this disk" in agent("status").output
+
+
+def test_the_doctor_names_a_centre_that_refuses_this_server(agent, centre: LittleCentre):
+    centre.status = 403
+    agent("sync")
+    assert re.search(
+        r"the centre refused this server at \S+: .* -> .* shala device create", agent("doctor").output
+    )
+    centre.status = 0
+    agent("sync")
+    assert "refused" not in agent("doctor").output
+
+
+def test_the_doctor_names_a_key_and_records_that_are_none(agent, hill: School):
+    records, key = hill.root / "state/records.sqlite", hill.root / "state/device.key"
+    records.write_bytes(b"garbage" * 1000)
+    key.write_bytes(key.read_bytes()[:7])
+    said = agent("doctor").output
+    assert f"{records}: file is not a database -> update shala; if the file is damaged, move it away" in said
+    assert f"{key} is not a key of 32 bytes -> move it away" in said
+    assert "in no zone" not in said
+
+
+def test_a_slip_in_a_path_is_named_and_makes_no_folder(agent, hill: School):
+    typo = hill.root / "stat/progress.html"
+    said = hill.config_path.read_text()
+    hill.config_path.write_text(f'{said}page = "{typo}"\n')
+    assert f"sync.page = '{typo}': there is no folder {typo.parent} (" in agent("check-config").stderr
+    assert f"sync.page = '{typo}': there is no folder {typo.parent} -> " in agent("doctor").output
+    done = agent("sync")
+    assert (done.exit_code, typo.parent.exists()) == (3, False)
+    assert "correct sync.page" in done.output
+    hill.config_path.write_text(f'{said}ca_file = "{typo}"\n')
+    assert f"sync.ca_file = '{typo}': there is no such file" in agent("check-config").stderr
+    assert agent("check-config").exit_code == 0
+
+
+def test_a_server_is_called_by_its_name_as_soon_as_it_is_enrolled(agent):
+    assert agent("status").output.startswith("2031017-mz17, shala-agent")
+
+
+def test_who_only_reads_after_an_update_changes_nothing(agent, hill: School):
+    agent("sync")
+    with changing(hill.config, "test") as records:
+        records.store.database.query("UPDATE meta SET value = x'00' WHERE name = 'types'")
+        before = records.version
+    agent("status")
+    with reading(hill.config) as records:
+        assert records.version == before
+    with changing(hill.config, "test") as records:
+        assert records.version != before
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
@@ -142,9 +201,10 @@ def test_a_sync_that_is_killed_goes_on_where_it_was(
     ]
     process = subprocess.Popen(line)
     method = {"up": "PUT", "down": "GET"}[way]
-    while not any(one == method for one, _, _ in list(centre.requests)):
+    parts = hill.root / "state/parts"
+    while not (any(list(centre.parts.values())) or any(part.stat().st_size for part in parts.glob("*"))):
+        assert process.poll() is None
         time.sleep(0.02)
-    time.sleep(1.7)
     process.kill()
     process.wait()
     centre.requests.clear()
@@ -252,7 +312,8 @@ def test_progress_of_a_student_is_a_plain_table_without_a_terminal(agent):
     assert "1 of 4" in shown_
     said = json.loads(agent("progress", "--user", STUDENT, "--json").output)
     assert said["units"][0]["server"] == "2031017-mz17"
-    assert "nothing of a user" in str(agent("progress", "--user", "nobody").exception)
+    for missing in (("progress", "--user", "nobody"), ("records", "show", "account/nobody")):
+        assert isinstance(agent(*missing).exception, UsageError)
 
 
 def test_the_chain_syncs_last(hill: School, quiet_steps, centre: LittleCentre):
@@ -294,6 +355,23 @@ def test_who_is_not_enrolled_is_skipped_and_a_closed_window_too(school: School, 
         assert passage.steps[-1][1].outcome == "skipped"
         assert why in passage.steps[-1][1].reasons[0] or "23:59" in more
         assert passage.exit_code == 0
+
+
+def test_a_new_server_hears_what_the_zone_knows_before_it_speaks(agent, hill: School, lake: Server):
+    lake.records.write([Change("account", STUDENT, {"first_name": "Mapuia"})], 1)
+    lake.sync()
+    done = json.loads(agent("sync", "--json").stdout)["sync"]
+    assert (done["records_down"], done["records_up"]) == (1, 3)
+    with changing(hill.config, "test") as records:
+        found = records.record("account", STUDENT)
+    assert (found.value["first_name"], found.conflict) == ("Lari", False)
+
+
+def test_a_window_that_closes_ends_a_sync(agent, monkeypatch):
+    rates = iter([0])
+    monkeypatch.setattr("shala_agent.bandwidth.rate_now", lambda _config: next(rates, None))
+    done = json.loads(agent("sync", "--json", "--without-ingest").stdout)["sync"]
+    assert (done["outcome"], done["reason"]) == ("partly", "the time for sync is over")
 
 
 def test_a_revoked_server_is_told_so(hill: School, quiet_steps, centre: LittleCentre):
@@ -356,6 +434,12 @@ def test_nothing_heavy_is_imported_to_start_the_command_line():
     code = "import sys, shala_agent.cli; print([m for m in ('httpx', 'nacl', 'zstandard', 'docker', 'rich') if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_who_asks_the_centre_nothing_does_not_import_what_speaks_http():
+    code = "import sys, shala_agent.sync; print('httpx' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"
 
 
 def test_a_file_for_the_authority_that_is_none_is_said(hill: School, tmp_path: Path):

@@ -30,8 +30,8 @@ class Server:
     def line(self, **more) -> Centre:
         return Centre(self.centre.url, self.key, connect_seconds=2.0, **more)
 
-    def sync(self, **more) -> SyncResult:
-        return sync(self.records, self.line(**more), self.parts)
+    def sync(self, *, upload_only: bool = False, **more) -> SyncResult:
+        return sync(self.records, self.line(**more), self.parts, upload_only=upload_only)
 
     def learn(self, user: str, *units: str, visited: int = 1, at: int = 1000) -> None:
         """Have a student and her progress."""

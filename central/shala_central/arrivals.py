@@ -17,13 +17,13 @@ START = bytes(8)  # the digest of the empty list
 MAX_STATEMENTS = 512 << 10  # bytes of statements in one answer; a revocation may be large
 
 
-def append(session: Session, zone: int, kind: str, id_: bytes) -> None:
-    """Give a segment or statement the next place. The caller has locked the zone."""
+def append(session: Session, zone: int, kind: str, id_: bytes, device: bytes | None = None) -> None:
+    """Give a statement, or a segment that a device has brought, the next place. The zone is locked."""
     place, before = newest(session, zone)
     digest = hashlib.sha256(before + id_).digest()[:8]
     session.query(
-        "INSERT INTO arrival (zone, place, digest, kind, id) VALUES (?, ?, ?, ?, ?)",
-        (zone, place + 1, digest, kind, id_),
+        "INSERT INTO arrival (zone, place, digest, kind, id, device) VALUES (?, ?, ?, ?, ?, ?)",
+        (zone, place + 1, digest, kind, id_, device),
     )
     session.query("UPDATE zone SET place = ?, digest = ? WHERE id = ?", (place + 1, digest, zone))
 

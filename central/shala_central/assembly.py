@@ -6,9 +6,10 @@ Every file becomes a hard link; folders are made read-only as they are left. Not
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from shala_agent.manifest import File
@@ -16,8 +17,10 @@ from shala_agent.manifest import File
 from shala_central.listing import differing, file_of, lines_of
 from shala_central.objects import Objects, link
 from shala_central.publish import FOLDER_MODE, TOP_MODE, remove_tree
+from shala_central.remote import in_parallel
 from shala_central.spare import Spare
 
+logger = logging.getLogger(__name__)
 MAX_LOST = 20_000  # objects that are gone or damaged and are asked for again at once
 
 
@@ -64,6 +67,59 @@ def assemble(tree: Path, files: Path, objects: Objects, server: str, spare: Spar
             if len(lost) >= MAX_LOST:
                 raise ObjectsLost(lost)
     new.enter(b"")
+    if lost:
+        raise ObjectsLost(lost)
+
+
+def assemble_of_spare(
+    tree: Path, files: Path, objects: Objects, server: str, spare: Spare, *, fresh: bool = False
+) -> None:
+    """Make a tree of the spare one as far as it fits, and of objects; those of the bucket are brought back.
+
+    A `fresh` tree is made of objects alone. Raises ObjectsLost with what is nowhere.
+    """
+    if fresh:
+        spare.drop()
+    usable = spare.take()
+    brought: set[str] = set()
+    while True:
+        try:
+            assemble(tree, files, objects, server, spare if usable else None)
+        except FileNotFoundError:
+            if not usable:
+                raise
+            logger.warning("the spare tree of %s is not what it should be: all folders are made", server)
+        except ObjectsLost as lost:
+
+            def back(file: File) -> bool:
+                pool = objects.pool_of(server, file.path.removeprefix("data/"))
+                return objects.bring_back(pool, file.sha256)
+
+            # Once each: what comes with another size than is listed would be asked for without end.
+            again = [file for file in lost.files if file.path not in brought]
+            brought.update(file.path for file in again)
+            if objects.remote is None or not any(list(in_parallel(back, again))):
+                raise
+        else:
+            break
+        finally:
+            # Taken apart by now: it is good for one attempt.
+            usable = False
+            spare.drop()
+
+
+def require_content(objects: Objects, server: str, lines: Iterable[bytes]) -> None:
+    """Raise ObjectsLost unless every content of a list is in the bucket, or packed on this disk."""
+    lost: list[File] = []
+    for line in lines:
+        file = file_of(line)
+        path = file.path.removeprefix("data/")
+        if not objects.has_remote(server, path, file.sha256, file.size) and not objects.cold.has(
+            objects.pool_of(server, path), file.sha256
+        ):
+            lost.append(file)
+            if len(lost) >= MAX_LOST:
+                break
     if lost:
         raise ObjectsLost(lost)
 

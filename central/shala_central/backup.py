@@ -9,98 +9,163 @@ loss.
 from __future__ import annotations
 
 import contextlib
-import datetime
-import hashlib
+import errno
+import itertools
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-from shala_agent.manifest import ManifestError
 
-from shala_central.archive import Archive, Damage
-from shala_central.bag import Head
+from shala_central.archive import Archive
+from shala_central.copies import (
+    BEFORE,
+    COLD,
+    FOLDER,
+    HISTORY,
+    TABLES,
+    connect,
+    copies_of,
+    damage_of,
+    damaged,
+    made,
+    problem_of,
+)
 from shala_central.failure import CentralError
-from shala_central.history import HistoryError, Version
+from shala_central.history import History, HistoryError
 from shala_central.publish import make_folders, remove_tree, sync_file_system, sync_folder
-from shala_central.records import HEAD, flaws, folders_of, read_pull
+from shala_central.records import PullRecord, flaws, folders_of, has_sealed_list, read_pull
+from shala_central.remote import Remote
+from shala_central.verify import Damage
+from shala_central.versions import files_of, remember, versions_of
 
-HISTORY = "history.sqlite"
-TABLES = (HISTORY, "cold.sqlite", "encrypted.sqlite")
-# Never empty once they hold something: prune keeps the newest of each year.
-NEVER_EMPTY = (HISTORY, "encrypted.sqlite")
+# Of this one no copy is put back: what prune has removed from the bucket since would be believed to be there.
+REMOTE = "remote.sqlite"
 RECORDS = "records"
-BEFORE = ".1"  # the copy before the last good one
+# One run copies or puts back at a time: the names of what is not finished are the same.
+_TURN = ".backup"
 
 
 class PutBack(msgspec.Struct, frozen=True):
     """A table that was damaged. `copied` is when the copy was made that stands in its place, "" without one.
 
-    `lost` says what is not in it.
+    `lost` says what is not in it. The index of a bucket is made anew instead: `listed`.
     """
 
     name: str
     problem: str
     copied: str
     lost: list[str]
+    listed: bool = False
 
 
-def back_up(archive: Archive) -> list[Damage]:
-    """Copy every table that is whole; return those that are not, whose copies stay as they are."""
-    folder = archive.hidden / "backup"
+def back_up(archive: Archive, *, keep_packed: bool = True) -> list[Damage]:
+    """Copy every table that is whole; return those that are not, whose copies stay as they are.
+
+    Without `keep_packed` the new copy of what is packed is the only one: it is to hold in plain nothing of
+    what was taken out of the table.
+    """
+    folder = archive.hidden / FOLDER
     make_folders(folder)
-    damage = damaged_tables(archive)
-    bad = {item.path for item in damage}
-    for name in TABLES:
-        if name in bad or not (archive.hidden / name).exists():
-            continue
-        try:
-            _copy(archive, folder, name)
-        except (sqlite3.Error, OSError) as error:
-            damage.append(Damage(name, f"cannot be copied to {folder}: {error}"))
+    damage = []
+    with archive.turn(_TURN):
+        for name in TABLES:
+            table = archive.hidden / name
+            try:
+                if problem := damage_of(table):
+                    damage.append(Damage(name, problem))
+                elif table.exists():
+                    _copy(archive, folder, name)
+                    if name == COLD and not keep_packed:
+                        (folder / f"{name}{BEFORE}").unlink(missing_ok=True)
+            except CentralError as error:
+                damage.append(Damage(name, f"is not copied: {error}"))
+            except (sqlite3.Error, OSError) as error:
+                _unlink(folder / f"{name}.part")
+                damage.append(Damage(name, f"cannot be copied to {folder}: {error}"))
     return damage
 
 
 def damaged_tables(archive: Archive) -> list[Damage]:
-    """Return which tables are damaged, or gone although there is a copy; each is read through."""
-    found = []
-    for name in TABLES:
-        copies = [copy for copy in _copies(archive, name) if copy.exists()]
-        path = archive.hidden / name
-        problem = _problem(path) if path.exists() else "is gone" if copies else ""
-        if not problem and name in NEVER_EMPTY and copies and not _has_rows(path) and _has_rows(copies[0]):
-            problem = "is empty"
-        if problem:
-            ways = f"shala archive repair puts back the copy of {_made(copies[0])[:16]}" if copies else ""
-            found.append(Damage(name, f"{problem} ({ways or 'there is no copy of it in .shala/backup'})"))
+    """Return which tables are damaged, or gone although there is a copy; each is read through.
+
+    Raises CentralError where that cannot be done now.
+    """
+    found = [Damage(name, problem) for name, problem in damaged(archive.hidden).items()]
+    index = archive.hidden / REMOTE
+    if archive.objects.remote is not None and index.exists() and (problem := problem_of(index)):
+        way = "shala archive repair makes it anew, of a listing of the bucket"
+        found.append(Damage(REMOTE, f"{problem} ({way})"))
     return found
 
 
 def put_back(archive: Archive) -> list[PutBack]:
     """Put the newest good copy in the place of each damaged table, which is kept beside the copies.
 
-    Raises CentralError while somebody pulls.
+    Whoever has the archive open must open it again.
+
+    Raises CentralError while somebody pulls, or where a table cannot be read or written now.
     """
-    damaged = damaged_tables(archive)
-    if not damaged:
+    if not damaged_tables(archive):
         return []
     answers = []
-    with archive.in_use(alone=True):
-        for item in damaged:
-            copy = next((copy for copy in _copies(archive, item.path) if not _problem(copy)), None)
+    with archive.turn(_TURN), archive.in_use(alone=True):
+        for item in damaged_tables(archive):
+            table = archive.hidden / item.path
+            if item.path == REMOTE:
+                answers.append(_list_anew(archive, table, item.problem))
+                continue
+            copy = next((copy for copy in copies_of(table) if not problem_of(copy)), None)
             if copy is None:
                 answers.append(PutBack(item.path, item.problem, "", ["there is no good copy of it"]))
                 continue
-            _exchange(archive.hidden / item.path, copy)
-            lost = _lost(archive, copy)
-            answers.append(PutBack(item.path, item.problem, _made(copy), lost))
+            answers.append(PutBack(item.path, item.problem, made(copy), _put_back(archive, table, copy)))
     return answers
 
 
-def _copies(archive: Archive, name: str) -> list[Path]:
-    folder = archive.hidden / "backup"
-    return [folder / name, folder / f"{name}{BEFORE}"]
+def _list_anew(archive: Archive, index: Path, problem: str) -> PutBack:
+    """Make the index of the bucket anew, of a listing."""
+    remote, part = archive.objects.remote, index.with_name(f".{REMOTE}.part")
+    if remote is None:
+        return PutBack(REMOTE, problem, "", ["there is no bucket to list"])
+    make_folders(archive.hidden / FOLDER)
+    _unlink(part)
+    try:
+        with contextlib.closing(Remote(remote.bucket, part)) as anew:
+            anew.reindex()
+    except CentralError as failed:
+        return PutBack(REMOTE, problem, "", [str(failed)])
+    _exchange(index, part, archive.hidden / FOLDER)
+    return PutBack(REMOTE, problem, "", [], listed=True)
+
+
+def _put_back(archive: Archive, table: Path, copy: Path) -> list[str]:
+    """Put a copy in the place of a table; return what is not in it. Raises CentralError."""
+    since = f"since {made(copy)[:16]}"
+    part = table.with_name(f".{table.name}.part")
+    try:
+        _unlink(part)
+        shutil.copyfile(copy, part)
+        part.chmod(0o640)
+        # Before it is in its place: once it is, the next pull goes on from what it says.
+        lost = _mend_history(archive, part, since) if table.name == HISTORY else []
+        if part.with_name(f"{part.name}-wal").exists():  # what was added is in it still: it found no room
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        _exchange(table, part, copy.parent)
+    except (OSError, HistoryError) as error:
+        _unlink(part)
+        why = error.strerror if isinstance(error, OSError) else error
+        raise CentralError(
+            f"{table} is not put back: {why} (free some space, then shala archive repair)"
+        ) from None
+    if table.name == HISTORY:
+        return [*lost, *(line for name in archive.servers() for line in _untold(archive, name))]
+    what = "packed" if table.name == COLD else "encrypted"
+    return [f"what was {what} {since}: shala archive verify --deep names what is damaged by that"]
 
 
 def _copy(archive: Archive, folder: Path, name: str) -> None:
@@ -109,12 +174,11 @@ def _copy(archive: Archive, folder: Path, name: str) -> None:
     if name == HISTORY:  # before: a collection that is in both is in the table
         _link_records(archive, folder)
     with (
-        contextlib.closing(sqlite3.connect(archive.hidden / name, timeout=60)) as source,
+        contextlib.closing(connect(archive.hidden / name)) as source,
         contextlib.closing(sqlite3.connect(part)) as target,
     ):
         source.backup(target)
-    if problem := _problem(part):
-        _unlink(part)
+    if problem := problem_of(part):
         raise OSError(0, f"the copy {problem}")
     sync_file_system(folder)
     if name == HISTORY:
@@ -122,7 +186,7 @@ def _copy(archive: Archive, folder: Path, name: str) -> None:
             remove_tree(folder / f"{RECORDS}{BEFORE}")
             (folder / RECORDS).rename(folder / f"{RECORDS}{BEFORE}")
         (folder / f"{RECORDS}.part").rename(folder / RECORDS)
-    if place.exists() and name != "cold.sqlite":  # it may be large: one is enough
+    if place.exists():
         place.replace(folder / f"{name}{BEFORE}")
     part.replace(place)
     sync_folder(folder)
@@ -144,99 +208,85 @@ def _link_records(archive: Archive, folder: Path) -> None:
                 (target / file.name).hardlink_to(file)
 
 
-def _exchange(path: Path, copy: Path) -> None:
-    """Put a copy in the place of a table; what stood there is kept as `<name>.damaged` in the backup."""
-    aside = copy.with_name(f"{path.name}.damaged")
-    if path.exists():
-        shutil.move(path, aside)
-    for left in ("-wal", "-shm"):  # of the damaged one: they would be read into the good one
-        path.with_name(f"{path.name}{left}").unlink(missing_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    shutil.copyfile(copy, part)
-    part.chmod(0o640)
-    sync_file_system(path.parent)
-    part.replace(path)
-    sync_folder(path.parent)
+def _exchange(table: Path, part: Path, aside: Path) -> None:
+    """Put a good table in the place of a damaged one, which is kept as `<name>.damaged` in a folder.
 
-
-def _lost(archive: Archive, copy: Path) -> list[str]:
-    since = f"since {_made(copy)[:16]}"
-    if not copy.name.startswith(HISTORY):
-        what = "packed" if copy.name.startswith("cold") else "encrypted"
-        return [f"what was {what} {since}: shala archive verify --deep names what is damaged by that"]
-    records = copy.with_name(RECORDS + copy.name.removeprefix(HISTORY))
-    names = archive.servers()
-    return [line for name in names for line in _mend_history(archive, name, records / name, since)]
-
-
-def _mend_history(archive: Archive, name: str, records: Path, since: str) -> Iterator[str]:
-    """Put what was the newest collection of a server when the copy was made into it; say what lacks.
-
-    Without it the ways back would begin at a collection that nobody knows any more.
+    Cut anywhere, the table is the damaged one, or gone, or the good one: never one of them with the log of
+    the other.
     """
+    # First the table itself: while it is gone nobody makes it anew, and its log is read into nothing.
+    for end in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            table.with_name(f"{table.name}{end}").replace(aside / f"{table.name}.damaged{end}")
+            sync_folder(table.parent)
+    part.replace(table)
+    sync_folder(table.parent)
+
+
+def _mend_history(archive: Archive, table: Path, since: str) -> list[str]:
+    """Put what was newest when the copies were made into a copy of the history; say what lacks.
+
+    Without it the ways back would begin at collections that nobody knows any more.
+    """
+    with contextlib.closing(History(table)) as history:
+        return [line for name in archive.servers() for line in _mend_server(archive, name, history, since)]
+
+
+def _mend_server(archive: Archive, name: str, history: History, since: str) -> Iterator[str]:
     committed = archive.committed(name)
     if committed is None:
         return
-    with archive.history() as history:
-        rows = history.versions(name)
-    for record in folders_of(records):
-        pull = read_pull(record) if not flaws(record) else None
-        if pull is None or pull.is_of_same_collection(committed.pull):
-            continue
-        if all(row.pulled < pull.pulled for row in rows):
-            archive.remember(name, record, committed.record)
-            between = committed.pull.sequence - pull.sequence - 1
-            if between > 0:
-                yield f"{name}: up to {between} collections between {pull.sequence} and the newest, {since}"
-    if wrong := _untold(archive, name):
-        numbers = ", ".join(str(version.sequence) for version in wrong)
-        yield f"{name}: the lists of collections {numbers} are not those that the school sealed any more"
+    records = _records_of(archive, name)
+    same = [record for pull, record in records if pull.is_of_same_collection(committed.pull)]
+    newest = committed.record if has_sealed_list(committed.record) else next(iter(same), None)
+    if newest is None:
+        yield f"{name}: its collections {since}, and the way back to those before: its record is damaged"
+        return
+    rows = history.versions(name)
+    found = [
+        (pull, record)
+        for pull, record in records
+        if record not in same and all(row.pulled < pull.pulled for row in rows)
+    ]
+    for record, after in itertools.pairwise([*(record for _, record in found), newest]):
+        remember(history, name, record, after)
+    if found:
+        pull = found[-1][0]
+        between = committed.pull.sequence - pull.sequence - 1
+        if between > 0:
+            yield f"{name}: up to {between} collections between {pull.sequence} and the newest, {since}"
 
 
-def _untold(archive: Archive, name: str) -> list[Version]:
-    """Return the earlier collections whose list does not come to what the school sealed."""
-    found = []
-    for version in archive.versions(name)[:-1]:
+def _records_of(archive: Archive, name: str) -> list[tuple[PullRecord, Path]]:
+    """Return the records beside the copies of the history, oldest first, each collection once.
+
+    Those of both copies: a power cut may have left the new records beside the old copy. Also what a commit
+    that was cut has left to be remembered.
+    """
+    backup = archive.hidden / FOLDER
+    folders = (backup / f"{RECORDS}{BEFORE}", backup / RECORDS, archive.hidden / "collections")
+    found: dict[tuple[str, int, int], tuple[PullRecord, Path]] = {}
+    for record in (record for folder in folders for record in folders_of(folder / name)):
+        if not flaws(record):
+            pull = read_pull(record)
+            found.setdefault((pull.manifest_sha256, pull.year, pull.sequence), (pull, record))
+    return sorted(found.values(), key=lambda one: one[0].pulled)
+
+
+def _untold(archive: Archive, name: str) -> Iterator[str]:
+    """Say which earlier collections have a list that does not come to what the school sealed."""
+    wrong = []
+    for version in versions_of(archive, name)[:-1]:
         try:
-            head = msgspec.json.decode(archive.record(version)[HEAD], type=Head)
-            digest = hashlib.sha256()
-            for line in archive.files(version):
-                digest.update(line)
-        except (ManifestError, HistoryError):
-            found.append(version)
-        else:
-            if digest.hexdigest() != head.files_sha256:
-                found.append(version)
-    return found
-
-
-def _problem(path: Path) -> str:
-    """Return why a table is none any more, or ""; reads all of it."""
-    if not path.exists():
-        return "is gone"
-    try:
-        with contextlib.closing(sqlite3.connect(path, timeout=60)) as table:
-            answer = table.execute("PRAGMA quick_check(1)").fetchone()[0]
-    except sqlite3.OperationalError as error:
-        return f"cannot be opened: {error}"
-    except sqlite3.DatabaseError as error:
-        return f"is damaged: {error}"
-    return "" if answer == "ok" else f"is damaged: {answer}".replace("\n", " ")
-
-
-def _has_rows(path: Path) -> bool:
-    try:
-        with contextlib.closing(sqlite3.connect(path, timeout=60)) as table:
-            names = [row[0] for row in table.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-            return any(table.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchone() for name in names)  # noqa: S608
-    except sqlite3.DatabaseError:
-        return False
+            for _line in files_of(archive, version):
+                pass
+        except CentralError:
+            wrong.append(str(version.sequence))
+    if wrong:
+        numbers = ", ".join(wrong)
+        yield f"{name}: the lists of collections {numbers} are not those that the school sealed any more"
 
 
 def _unlink(path: Path) -> None:
     for end in ("", "-wal", "-shm", "-journal"):
         path.with_name(f"{path.name}{end}").unlink(missing_ok=True)
-
-
-def _made(copy: Path) -> str:
-    return datetime.datetime.fromtimestamp(copy.stat().st_mtime, datetime.UTC).isoformat(timespec="seconds")

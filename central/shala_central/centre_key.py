@@ -11,6 +11,7 @@ from nacl.signing import SigningKey
 from shala_agent import durable
 
 from shala_central.failure import CentralError
+from shala_central.ownership import make_file, make_folder
 
 _SEED = 32  # bytes of an Ed25519 private key (RFC 8032)
 
@@ -44,12 +45,12 @@ def centre_key(path: Path, known: bytes | None) -> SigningKey:
 
 def _make(path: Path) -> None:
     """Make a key file of mode 0600, or leave the one that somebody else makes at the same moment."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(path.parent)
     temporary = path.with_name(f"{durable.TEMPORARY}{path.name}.{secrets.token_hex(8)}")
-    durable.write(temporary, bytes(SigningKey.generate()), mode=0o600)
     try:
+        make_file(temporary, bytes(SigningKey.generate()))
         with contextlib.suppress(FileExistsError):
             os.link(temporary, path)
         durable.sync(path.parent)
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)

@@ -12,8 +12,6 @@ from __future__ import annotations
 import hashlib
 import heapq
 import os
-import sqlite3
-import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +22,7 @@ from shala_agent.manifest import File, sort_key, write_line
 
 from shala_central.failure import CentralError, UsageError
 from shala_central.listing import file_of, path_of
+from shala_central.table_file import TableFile
 
 SUFFIX = ".age"
 VERSION = 1
@@ -33,6 +32,7 @@ CREATE TABLE IF NOT EXISTS content (server TEXT, item TEXT, sha256 BLOB, size IN
 CREATE INDEX IF NOT EXISTS by_stored ON content (server, stored);
 PRAGMA user_version = {VERSION};
 """
+_WAY = "shala archive repair puts back the copy of last night"
 
 Identities = Sequence[Any]  # of pyrage
 
@@ -58,11 +58,9 @@ class Ciphertexts:
     """
 
     def __init__(self, path: Path, recipients: Sequence[str] = (), items: Collection[str] = ()) -> None:
-        self._path = path
+        self._table = TableFile(path, _SCHEMA, CentralError, _WAY)
         self._recipients = tuple(recipients)
         self._items = frozenset(items)
-        self._lock = threading.RLock()
-        self._db: sqlite3.Connection | None = None
 
     def is_sensitive(self, path: str) -> bool:
         """Return whether new content of a server's file (`gstudio/db/...`) is to be encrypted."""
@@ -75,11 +73,13 @@ class Ciphertexts:
 
     def items(self, server: str) -> list[str]:
         """Return the items of a server (`gstudio/postgres-dump`) of which some content is encrypted."""
-        return [row[0] for row in self._ask("SELECT DISTINCT item FROM content WHERE server = ?", server)]
+        return [
+            row[0] for row in self._table.ask("SELECT DISTINCT item FROM content WHERE server = ?", server)
+        ]
 
     def as_stored(self, server: str, file: File) -> File:
         """Given a file as the school sealed it, return it as it is kept: itself where it is not encrypted."""
-        rows = self._ask(
+        rows = self._table.ask(
             "SELECT stored, stored_size FROM content WHERE server = ? AND item = ? AND sha256 = ?",
             *(server, item_of(file.path.removeprefix("data/")), bytes.fromhex(file.sha256)),
         )
@@ -89,7 +89,7 @@ class Ciphertexts:
 
     def as_sealed(self, server: str, file: File) -> File:
         """Given a file as it is kept, return it as the school sealed it: what `as_stored` was given."""
-        rows = self._ask(
+        rows = self._table.ask(
             "SELECT sha256, size FROM content WHERE server = ? AND stored = ? AND item = ?",
             *(
                 server,
@@ -139,11 +139,11 @@ class Ciphertexts:
     def is_ciphertext(self, pool: str, sha256: str) -> bool:
         """Return whether an object of a pool is an age file."""
         query = "SELECT 1 FROM content WHERE server = ? AND stored = ? LIMIT 1"
-        return bool(self._ask(query, pool, bytes.fromhex(sha256)))
+        return bool(self._table.ask(query, pool, bytes.fromhex(sha256)))
 
     def contents(self, server: str) -> Iterator[tuple[str, str]]:
         """Yield (digest that the school sealed, that of the age file) of all that is encrypted."""
-        for sealed, stored in self._ask("SELECT sha256, stored FROM content WHERE server = ?", server):
+        for sealed, stored in self._table.ask("SELECT sha256, stored FROM content WHERE server = ?", server):
             yield sealed.hex(), stored.hex()
 
     # -- change ----------------------------------------------------------------------------------------------
@@ -172,18 +172,14 @@ class Ciphertexts:
             )
             for done in contents
         ]
-        with self._lock:
-            try:
-                with self._opened() as db:
-                    db.executemany("INSERT OR REPLACE INTO content VALUES (?, ?, ?, ?, ?, ?)", rows)
-            except sqlite3.DatabaseError as error:
-                raise self._failure(error) from None
+        with self._table.written() as db:
+            db.executemany("INSERT OR REPLACE INTO content VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def forget(self, server: str, file: File) -> None:
         """Forget the age file of a content: it is lost, and the content has come again, to stay plain."""
         if self.as_stored(server, file) is not file:
             item = item_of(file.path.removeprefix("data/"))
-            with self._lock, self._opened() as db:
+            with self._table.written() as db:
                 db.execute(
                     "DELETE FROM content WHERE server = ? AND item = ? AND sha256 = ?",
                     (server, item, bytes.fromhex(file.sha256)),
@@ -193,35 +189,12 @@ class Ciphertexts:
         """Forget of a server the age files that are not needed."""
         vain = [
             row
-            for row in self._ask("SELECT server, stored FROM content WHERE server = ?", server)
+            for row in self._table.ask("SELECT server, stored FROM content WHERE server = ?", server)
             if row[1].hex() not in needed
         ]
         if vain:
-            with self._lock, self._opened() as db:
+            with self._table.written() as db:
                 db.executemany("DELETE FROM content WHERE server = ? AND stored = ?", vain)
-
-    # -- the table -------------------------------------------------------------------------------------------
-
-    def _ask(self, query: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
-        with self._lock:
-            if self._db is None and not self._path.exists():
-                return []
-            try:
-                return self._opened().execute(query, values).fetchall()
-            except sqlite3.DatabaseError as error:
-                raise self._failure(error) from None
-
-    def _opened(self) -> sqlite3.Connection:
-        if self._db is None:
-            self._db = sqlite3.connect(self._path, timeout=60, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            # Plain content is removed on its word: it must be on the disk.
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.executescript(_SCHEMA)
-        return self._db
-
-    def _failure(self, error: sqlite3.Error) -> CentralError:
-        return CentralError(f"{self._path}: {error} (shala archive repair puts back the copy of last night)")
 
 
 def item_of(path: str) -> str:

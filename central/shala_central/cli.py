@@ -14,9 +14,7 @@ import click
 import msgspec
 
 from shala_central import __version__
-from shala_central.archive_commands import archive_group
-from shala_central.config import CONFIG_PATH, CentralConfig, read_config
-from shala_central.device_commands import device_group
+from shala_central.config import CentralConfig, read_config
 from shala_central.failure import CentralError, UsageError, refused
 from shala_central.fleet import Server, read_fleet, select
 from shala_central.options import (
@@ -24,6 +22,7 @@ from shala_central.options import (
     USAGE,
     Group,
     config_option,
+    config_path_option,
     counted,
     items_line,
     json_option,
@@ -33,8 +32,6 @@ from shala_central.probe import TIMEOUT_SECONDS, Target, run_probe
 from shala_central.pull import GOOD, NoWatcher, ServerResult, Watcher, exit_code, pull
 from shala_central.report import duration, size, table
 from shala_central.schools import STATES, Rules, address_problem, read_schools, rules_beside
-from shala_central.serve_command import serve_command
-from shala_central.zone_commands import org_group, zone_group
 
 
 def main() -> NoReturn:
@@ -209,11 +206,11 @@ def _print_results(results: Sequence[ServerResult]) -> None:
     click.echo(f"{done}; left: {kinds}. Again: shala pull {again}. More: {more}")
 
 
-shala.add_command(archive_group)
-shala.add_command(org_group)
-shala.add_command(zone_group)
-shala.add_command(device_group)
-shala.add_command(serve_command)
+shala.add_elsewhere("archive", "shala_central.archive_commands", "archive_group")
+shala.add_elsewhere("org", "shala_central.zone_commands", "org_group")
+shala.add_elsewhere("zone", "shala_central.zone_commands", "zone_group")
+shala.add_elsewhere("device", "shala_central.device_commands", "device_group")
+shala.add_elsewhere("serve", "shala_central.serve_command", "serve_command")
 
 
 # -- probe and schools ---------------------------------------------------------------------------------------
@@ -230,14 +227,7 @@ class _ProbeTarget(msgspec.Struct, forbid_unknown_fields=False):
 @click.option(
     "--timeout", type=click.FloatRange(0.1, 60), default=TIMEOUT_SECONDS, show_default=True, help="Seconds."
 )
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    default=CONFIG_PATH,
-    envvar="SHALA_CENTRAL_CONFIG",
-    help="Where the fleet is found when no FILE gives it.",
-)
+@config_path_option
 @json_option
 def probe_command(file: IO[bytes] | None, timeout: float, config_path: Path, as_json: bool) -> int:
     """Find out which servers answer now, a thousand at once, without logging in anywhere.

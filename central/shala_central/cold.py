@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from backports import zstd
+from shala_agent import write_ahead
 
+from shala_central.copies import COLD, connect, copies_of, is_damage, lost
 from shala_central.failure import CentralError
 from shala_central.publish import sync_folder
 
@@ -28,7 +30,6 @@ IN_TABLE = 256 << 10  # bytes: what is packed to less lies in the table and take
 PATCHABLE = 512 << 20  # bytes: both versions are in memory together
 SMALLEST = 8  # bytes that zstd wants of what it packs against
 LEVEL = 9
-BUSY_SECONDS = 60  # to wait for another process that writes the table
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS cold (pool TEXT, sha256 BLOB, size INTEGER, base BLOB, height INTEGER, packed BLOB,
   PRIMARY KEY (pool, sha256)) WITHOUT ROWID;
@@ -54,7 +55,9 @@ class Cold:
 
     def __init__(self, root: Path, *, read_only: bool = False) -> None:
         self._root = root
-        self._path = root.parent / "cold.sqlite"
+        self._path = root.parent / COLD
+        if read_only and lost(self._path):
+            self._path = copies_of(self._path)[0]  # only the tables of its backup were copied
         self._read_only = read_only
         self._aside: tempfile.TemporaryDirectory[str] | None = None
         self._db: sqlite3.Connection | None = None
@@ -135,6 +138,12 @@ class Cold:
                 db.execute("DELETE FROM cold WHERE pool = ? AND sha256 = ?", (pool, bytes.fromhex(sha256)))
             self._file(pool, sha256).unlink(missing_ok=True)
 
+    def settle(self) -> None:
+        """Empty SQLite's own log: it may still hold pages with what was removed."""
+        if self._path.exists():
+            with self._written() as db:
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def pools(self) -> set[str]:
         """Return the names of the pools of which something is packed."""
         return {row[0] for row in self._query("SELECT DISTINCT pool FROM cold")}
@@ -193,6 +202,7 @@ class Cold:
 
     def _query(self, query: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
         if self._db is None and not self._path.exists():
+            self._require()
             return []
         try:
             return self._opened().execute(query, values).fetchall()
@@ -212,21 +222,30 @@ class Cold:
 
     def _failure(self, error: sqlite3.DatabaseError) -> ColdFailed:
         # Of these only a file that is none any more is worth bringing an older one back.
-        full = isinstance(error, sqlite3.OperationalError)
+        full = not is_damage(error)
         back = "shala archive repair puts back the copy of last night"
         way = "is the disk full, or another run at work?" if full else back
         return ColdFailed(f"{self._path}: {error} ({way})")
 
+    def _require(self) -> None:
+        """Raise ColdFailed if the table is gone: it is not made anew then."""
+        if gone := lost(self._path):
+            raise ColdFailed(gone)
+
     def _opened(self) -> sqlite3.Connection:
+        if self._db is None:
+            self._require()
         if self._db is None and self._read_only:
             self._db = self._opened_to_read()
         if self._db is None:
             # Threads of one pull take turns: each statement is whole, and SQLite locks.
-            db = sqlite3.connect(self._path, timeout=BUSY_SECONDS, check_same_thread=False)
+            db = connect(self._path, threads=True)
             try:
-                db.execute("PRAGMA journal_mode = WAL")
+                write_ahead.switch(db, self._path)
                 db.execute("PRAGMA synchronous = FULL")
-                db.executescript(_SCHEMA)
+                db.execute("PRAGMA secure_delete = ON")  # what is removed may have to be nowhere in plain
+                if not db.execute("PRAGMA user_version").fetchone()[0]:
+                    db.executescript(_SCHEMA)
                 db.execute("CREATE INDEX IF NOT EXISTS by_base ON cold (pool, base) WHERE base IS NOT NULL")
             except BaseException:
                 db.close()

@@ -13,14 +13,17 @@ from shala_central.bag import count_items
 from shala_central.fleet import Server
 from shala_central.history import HistoryError
 from shala_central.integrity import Noted, noted_damage
+from shala_central.quarantine import in_quarantine, quarantine_counts
 from shala_central.records import RecordDamaged
 from shala_central.report import size
+from shala_central.versions import shown
 
 KINDS = ("ok", "suspect", "failed", "missing")
 CELL, NAME_WIDTH, HEAD = 14, 190, 56  # pixels of the grid
 MAX_NAMED = 3  # items of a server that are named one by one
 
 
+DAMAGED = "#b00020"
 CONDITIONS = ("whole", "incomplete", "held back", "refused", "damaged")
 SHADES = (
     (0, "#eee", "none"),
@@ -47,9 +50,14 @@ class Completeness(msgspec.Struct, frozen=True):
     outcomes: dict[str, str]
     months: dict[str, int]
     quarantined: int
-    held: dict[str, int] = msgspec.field(default_factory=dict)
+    held: dict[str, str] = msgspec.field(default_factory=dict)
     conditions: list[str] = msgspec.field(default_factory=list)
     lacks: list[str] = msgspec.field(default_factory=list)
+
+    @property
+    def last_pulled(self) -> str:
+        """Return when it was pulled last, to the minute, in words where there is no such time."""
+        return self.pulled[:16] or ("unknown" if "damaged" in self.conditions else "never")
 
     @property
     def is_whole(self) -> bool:
@@ -62,7 +70,7 @@ def completeness(archive: Archive, servers: Sequence[Server]) -> list[Completene
     months: dict[str, dict[str, int]] = {}
     with contextlib.suppress(HistoryError), archive.history() as history:
         months = history.months()
-    refused, noted = archive.quarantine_counts(), noted_damage(archive)
+    refused, noted = quarantine_counts(archive), noted_damage(archive)
     return [
         _of_server(
             archive,
@@ -110,7 +118,8 @@ def page(entries: Sequence[Completeness], made: str) -> str:
         "<p>Whole: every item of the newest collection is ok and in view, nothing newer was refused, nothing"
         " is known to be damaged.</p>"
         f"<h2>Servers</h2>{_servers(entries)}"
-        f"<h2>Servers by months</h2><p>Collections pulled in a month: {legend()}</p>"
+        f"<h2>Servers by months</h2><p>Collections pulled in a month: {legend()} &nbsp; <span"
+        f" style='color:{DAMAGED}'>in red: damaged</span></p>"
         f"{grid(entries, months)}</html>\n"
     )
 
@@ -127,7 +136,7 @@ def _servers(entries: Sequence[Completeness]) -> str:
     """Return a table of all servers: when each was pulled last, and what it lacks; those that do first."""
     rows = "".join(
         f"<tr><td>{html.escape(entry.name)}</td><td>{entry.sequence or '-'}</td>"
-        f"<td>{html.escape(entry.pulled[:16]) or 'never'}</td>"
+        f"<td>{html.escape(entry.last_pulled)}</td>"
         f"<td style='text-align:left'>{html.escape('; '.join(entry.lacks)) or 'whole'}</td></tr>"
         for entry in sorted(entries, key=lambda entry: entry.is_whole)
     )
@@ -145,7 +154,11 @@ def grid(entries: Sequence[Completeness], months: Sequence[str]) -> str:
     ]
     for number, entry in enumerate(entries):
         y = HEAD + number * CELL
-        parts.append(f"<text x='0' y='{y + 11}' font-size='11'>{html.escape(entry.name)}</text>")
+        label, told = html.escape(entry.name), html.escape("; ".join(entry.lacks))
+        colour, word = (f" fill='{DAMAGED}'", " damaged") if "damaged" in entry.conditions else ("", "")
+        parts.append(
+            f"<text x='0' y='{y + 11}' font-size='11'{colour}>{label}{word}<title>{told}</title></text>"
+        )
         for i, month in enumerate(months):
             count = entry.months.get(month, 0)
             told = f"{entry.name} {month}: {count} collections"
@@ -190,7 +203,7 @@ def _of_server(
     refused = _refused_since(archive, server.name, pull.pulled)
     reasons = {
         "incomplete": _incomplete(outcomes, items),
-        "held back": [f"{item} of collection {number} is in view" for item, number in pull.held.items()],
+        "held back": [f"{item} of collection {shown(of)} is in view" for item, of in pull.held.items()],
         "refused": refused,
         "damaged": [f"{noted.first} ({noted.files} damaged, seen {noted.at[:10]})"]
         if noted is not None
@@ -222,7 +235,7 @@ def _incomplete(outcomes: dict[str, str], items: dict[str, int]) -> list[str]:
 
 def _refused_since(archive: Archive, name: str, pulled: str) -> list[str]:
     """Return that collections were refused after the last one that came in, if any were."""
-    later = [entry for entry in archive.quarantined(name) if str(entry.get("at", "")) > pulled]
+    later = [entry for entry in in_quarantine(archive, name) if str(entry.get("at", "")) > pulled]
     return [f"{len(later)} in quarantine since"] if later else []
 
 

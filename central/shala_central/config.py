@@ -8,6 +8,8 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
+from shala_agent.config import parsed
+from shala_agent.failure import UsageError as AgentUsageError
 
 from shala_central.failure import UsageError, refused
 
@@ -44,16 +46,28 @@ class ArchiveSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     # Everything is read again within so many days (shala archive scrub, daily).
     scrub_days: Positive = 30
     # Empty: content stays on this disk. s3://bucket/prefix: it goes there as well, or in the end only there.
-    objects_url: Annotated[str, msgspec.Meta(pattern=_BUCKET_URL)] = ""
+    objects_url: Annotated[
+        str, msgspec.Meta(pattern=_BUCKET_URL, description='such as "s3://bucket/prefix", or "" for none')
+    ] = ""
     # A server that is not AWS, e.g. https://s3.example.org; http only on this machine.
-    objects_endpoint: Annotated[str, msgspec.Meta(pattern=r"^(https?://[^\s/@\"]+/?)?$")] = ""
-    objects_region: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]{1,63}$")] = "us-east-1"
+    objects_endpoint: Annotated[
+        str,
+        msgspec.Meta(
+            pattern=r"^(https?://[^\s/@\"]+/?)?$",
+            description='such as "https://s3.example.org", without a password, or "" for AWS',
+        ),
+    ] = ""
+    objects_region: Annotated[
+        str, msgspec.Meta(pattern=r"^[a-z0-9-]{1,63}$", description='a region such as "us-east-1"')
+    ] = "us-east-1"
     # Of mode 0600: access_key_id and secret_access_key.
     objects_credentials: str = "/etc/shala/s3.toml"
     # Of what scrubbing looks up in the bucket by name and size, so many percent are read back as well.
     objects_scrub_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 5
     # disk: the tree of plain files, as ever. on-demand: none; a checkout fetches what it needs.
-    view: Annotated[str, msgspec.Meta(pattern="^(disk|on-demand)$")] = "disk"
+    view: Annotated[str, msgspec.Meta(pattern="^(disk|on-demand)$", description='"disk" or "on-demand"')] = (
+        "disk"
+    )
 
     @property
     def bucket(self) -> tuple[str, str]:
@@ -65,7 +79,12 @@ class ArchiveSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class PullSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """How collections are fetched."""
 
-    user: Annotated[str, msgspec.Meta(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = "shala-pull"
+    user: Annotated[
+        str,
+        msgspec.Meta(
+            pattern=r"^[a-z_][a-z0-9_-]{0,31}$", description='the name of a user, such as "shala-pull"'
+        ),
+    ] = "shala-pull"
     identity_file: str = "/var/lib/shala/ssh/id_ed25519"
     known_hosts: str = "/var/lib/shala/ssh/known_hosts"
     parallel: Annotated[int, msgspec.Meta(ge=1, le=256)] = 4
@@ -78,7 +97,13 @@ class PullSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     deadline_minutes: Count = 240
     rsync: str = "rsync"
     # What ssh prefers (docs/decisions/0005); "" leaves it to OpenSSH, which takes a post-quantum one.
-    key_exchange: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9@.,-]{0,200}$")] = "curve25519-sha256"
+    key_exchange: Annotated[
+        str,
+        msgspec.Meta(
+            pattern=r"^[a-z0-9@.,-]{0,200}$",
+            description='what ssh -Q kex names, with commas, or "" for its own choice',
+        ),
+    ] = "curve25519-sha256"
 
 
 class Limits(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -92,7 +117,9 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     max_path_bytes: Positive = 1024
     max_depth: Positive = 64
     # refuse | allow: two names that differ only in case or accents' spelling cannot both live on a USB disk.
-    case_collisions: Annotated[str, msgspec.Meta(pattern="^(refuse|allow)$")] = "refuse"
+    case_collisions: Annotated[
+        str, msgspec.Meta(pattern="^(refuse|allow)$", description='"refuse" or "allow"')
+    ] = "refuse"
 
 
 class ZoneSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -102,19 +129,38 @@ class ZoneSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     database: str = "sqlite:////var/lib/shala/zones.sqlite"
     key_file: str = "/var/lib/shala/zones.key"
     # What devices are told at enrolment, e.g. https://sync.example.org; empty: as they came.
-    url: Annotated[str, msgspec.Meta(pattern=r"^(https?://[^\s/@\"]+)?$")] = ""
+    url: Annotated[
+        str,
+        msgspec.Meta(
+            pattern=r"^(https?://[^\s/@\"]+)?$",
+            description='such as "https://sync.example.org", without a path, or "" for as they came',
+        ),
+    ] = ""
     # TLS is nginx's, in front.
-    listen: Annotated[str, msgspec.Meta(pattern=r"^[^\s/@\"]+:[0-9]{1,5}$")] = "127.0.0.1:8470"
+    listen: Annotated[
+        str,
+        msgspec.Meta(pattern=r"^[^\s/@\"]+:[0-9]{1,5}$", description='HOST:PORT, such as "127.0.0.1:8470"'),
+    ] = "127.0.0.1:8470"
     workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
     # Of one device, per worker: far above what a link to a school carries, far below what hurts.
     requests_per_second: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+    # What a device may bring over its life, and what a zone may hold: a school's ten years are some 100 MB.
+    max_device_bytes: Positive = 4_000_000_000
+    max_zone_bytes: Positive = 100_000_000_000
+    # Segments of devices that are not known here (yet), or revoked: how many a device may bring, a zone hold.
+    max_device_held: Positive = 2_000
+    max_zone_held: Positive = 20_000
+    # Each copied disk or restored backup costs a device one; a revocation names them all.
+    max_device_epochs: Positive = 1_000
+    # With less free on the disk of the database (SQLite's) no segment is taken.
+    min_free_bytes: Count = 1_000_000_000
     token_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 30
 
 
 class CentralConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """central.toml as a whole."""
 
-    format: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
+    format: Annotated[int, msgspec.Meta(ge=1, le=1, description="1, the format this shala knows")]
     archive: ArchiveSettings = msgspec.field(default_factory=ArchiveSettings)
     pull: PullSettings = msgspec.field(default_factory=PullSettings)
     limits: Limits = msgspec.field(default_factory=Limits)
@@ -128,7 +174,7 @@ def read_config(path: Path) -> CentralConfig:
     Raises UsageError with one line that says what to correct.
     """
     try:
-        config = msgspec.toml.decode(path.read_bytes(), type=CentralConfig)
+        raw = path.read_bytes()
     except FileNotFoundError:
         raise UsageError(
             f"{path} does not exist (playbooks/central.yml makes it; --config names another one)"
@@ -137,8 +183,10 @@ def read_config(path: Path) -> CentralConfig:
         raise UsageError(refused(path)) from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise UsageError(f"{path}: {error} (roles/central writes a file that fits)") from None
+    try:
+        config = parsed(raw, str(path), CentralConfig)
+    except AgentUsageError as error:
+        raise UsageError(str(error)) from None
     for name, value in (
         ("archive.root", config.archive.root),
         ("pull.identity_file", config.pull.identity_file),

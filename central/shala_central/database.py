@@ -6,18 +6,23 @@ What was committed is on the disk: a receipt is given after that and never befor
 from __future__ import annotations
 
 import contextlib
+import os
+import sqlite3
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from shala_agent import write_ahead
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-from shala_central.failure import CentralError, UsageError
+from shala_central.failure import CentralError, UsageError, refused
+from shala_central.ownership import make_file, make_folder
 
-REVISION = "0001"  # the newest of the migrations
-# Seconds that a writer waits for another one: a zone is made anew within one transaction after a fork.
+REVISION = "0007"  # the newest of the migrations
+# Seconds that a writer waits for another one: an upgrade may rewrite a table.
 BUSY_SECONDS = 120
 _MIGRATING = 7_302_018  # any number: the advisory lock that two starting workers take in PostgreSQL
 
@@ -29,15 +34,18 @@ class DatabaseProblem(CentralError):
 class Database:
     """The database behind a URL. Safe to use from several threads."""
 
-    def __init__(self, url: str, *, connections: int = 8) -> None:
+    def __init__(self, url: str, *, connections: int = 8, make: bool = True) -> None:
         self.url = _checked(url)
-        self._engine = _engine(self.url, connections)
+        self._make = make
+        self._engine = _engine(self.url, connections, make)
 
     def open(self) -> Database:
-        """Make or upgrade the tables, if that is needed. Raises DatabaseProblem."""
+        """Make or upgrade the tables, if that is needed. Raises DatabaseProblem, and UsageError for none."""
         with self._explained():
             with self._engine.connect() as connection:
                 found = _revision(connection)
+            if not found and not self._make:
+                raise _no_database(self.name)
             if found != REVISION:
                 _migrate(self._engine, self.name)
         return self
@@ -51,6 +59,11 @@ class Database:
         """The URL without its password."""
         return self.url.render_as_string(hide_password=True)
 
+    @property
+    def folder(self) -> Path | None:
+        """Where the file is; None for PostgreSQL's."""
+        return Path(self.url.database or "").parent if self.url.get_backend_name() == "sqlite" else None
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[Session]:
         """Give a transaction that only reads."""
@@ -62,17 +75,32 @@ class Database:
         """Give a transaction that writes; when this ends without an exception all of it is on the disk."""
         with self._explained(), self._engine.connect() as connection:
             connection.execution_options(shala_writes=True)
+            connection.info.pop("shala_forgets", None)  # of a transaction that came to nothing
             with connection.begin():
                 yield Session(connection)
+            if connection.info.pop("shala_forgets", False):
+                _empty_log(connection)
+
+    def has_empty_log(self) -> bool:
+        """Empty the log of what was written; return whether it is: not while somebody reads what is in it."""
+        with self._explained(), self._engine.connect() as connection:
+            return self.folder is None or _empty_log(connection)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
         except DBAPIError as error:
-            raise DatabaseProblem(f"{self.name}: {str(error.orig).strip().splitlines()[0]}") from error
+            said = str(error.orig).strip().splitlines()[0]
+            raise DatabaseProblem(f"{self.name}: {said}{_way(error)}") from error
         except SQLAlchemyError as error:
             raise DatabaseProblem(f"{self.name}: {error}") from error
+
+
+def _empty_log(connection: Connection) -> bool:
+    driver: Any = connection.connection.driver_connection
+    ((busy, *_),) = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    return not busy
 
 
 class Session:
@@ -96,10 +124,13 @@ class Session:
         """What to write behind a SELECT of rows that nobody else may change until this transaction ends."""
         return " FOR NO KEY UPDATE" if self._is_postgresql else ""
 
+    def locking_only(self, table: str) -> str:
+        """The same for the rows of one table of a join."""
+        return f"{self.locking} OF {table}" if self._is_postgresql else ""
+
     def forget_for_good(self) -> None:
-        """Have SQLite overwrite from now on what is deleted; PostgreSQL's VACUUM does it in its time."""
-        if not self._is_postgresql:
-            self.query("PRAGMA secure_delete = ON")
+        """Have what this transaction deletes stay in no file; PostgreSQL's VACUUM does it in its time."""
+        self.connection.info["shala_forgets"] = not self._is_postgresql
 
     def lock_zone(self, zone: int) -> None:
         """Let nobody else write in a zone until this transaction ends. SQLite has one writer anyway."""
@@ -116,6 +147,10 @@ class Session:
 def _checked(url: str) -> URL:
     try:
         parsed = make_url(url)
+        if {"password", "sslpassword"} & set(parsed.query):  # it would be shown wherever the URL is
+            raise UsageError(
+                "zones.database holds a password behind its '?' (it belongs into ~/.pgpass, or ?passfile=)"
+            )
         if parsed.get_backend_name() == "postgresql":
             return parsed.set(drivername="postgresql+psycopg")
         if parsed.get_backend_name() == "sqlite" and (parsed.database or "").startswith("/"):
@@ -128,19 +163,44 @@ def _checked(url: str) -> URL:
     )
 
 
-def _engine(url: URL, connections: int) -> Engine:
+def _way(error: DBAPIError) -> str:
+    """Return the way out where SQLite says that the file is no database, or not any more; else ""."""
+    code = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return " (correct zones.database, or put a backup in its place)"
+    return ""
+
+
+def _no_database(place: str) -> UsageError:
+    return UsageError(
+        f"no database at {place} (correct zones.database; shala org create NAME and shala serve make one)"
+    )
+
+
+def _engine(url: URL, connections: int, make: bool) -> Engine:
     if url.get_backend_name() == "sqlite":
         path = Path(url.database or "")
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.touch(mode=0o600)  # children's data: nobody else reads them
+        if make:
+            path = Path(os.path.realpath(path))  # where a link leads SQLite makes the file, for all to read
+            make_folder(path.parent)
+            with write_ahead.in_turn(path.parent), contextlib.suppress(FileExistsError):
+                make_file(path)  # children's data: nobody else reads them
+        else:
+            try:
+                path.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                raise _no_database(str(path)) from None
+            except PermissionError:
+                raise UsageError(refused(path)) from None
         # No isolation level: the driver begins no transactions of its own, `_begin` does.
         engine = create_engine(
             url,
             pool_size=connections,
             max_overflow=0,
+            pool_use_lifo=True,  # each has a cache of its own: the fewer are in use the better
             connect_args={"isolation_level": None, "timeout": BUSY_SECONDS},
         )
-        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "connect", partial(_set_up_sqlite, path))
         event.listen(engine, "begin", _begin_sqlite)
         return engine
     engine = create_engine(url, pool_size=connections, max_overflow=0, pool_pre_ping=True)
@@ -148,11 +208,13 @@ def _engine(url: URL, connections: int) -> Engine:
     return engine
 
 
-def _set_up_sqlite(connection: Any, _record: object) -> None:
+def _set_up_sqlite(path: Path, connection: Any, _record: object) -> None:
+    write_ahead.switch(connection, path)
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = FULL")  # what was acknowledged survives a power cut
+    cursor.execute("PRAGMA cache_size = -8192")  # KiB: what one segment changes of the index of the records
     cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.execute("PRAGMA secure_delete = ON")  # records are deleted long before one is to be forgotten
     cursor.close()
 
 

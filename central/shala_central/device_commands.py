@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,15 @@ from shala_agent.wire import EnrolAnswer, EnrolRequest
 
 from shala_central.config import CentralConfig
 from shala_central.failure import UsageError
-from shala_central.options import Group, config_option, counted, json_option, print_json
+from shala_central.options import Group, complain_of, config_option, counted, json_option, print_json
 from shala_central.report import table
 from shala_central.zone_commands import open_zones
 
 if TYPE_CHECKING:
+    from shala_central.enrolment import Token
     from shala_central.zones import Device
 
+_URL = "https://CENTRE"  # where zones.url of the configuration does not say it
 _MAX_REQUEST_FILE = 64 << 10  # bytes
 
 
@@ -70,16 +73,21 @@ def device_create(  # noqa: PLR0917 - click's
     with zones.database.writing() as session:
         token = create_token(session, zones.zone(session, zone_name), name, lasts, replaces=replace)
         if token_file is not None:
-            durable.write(token_file, f"{token}\n".encode(), mode=0o600)
+            _write(token_file, f"{token}\n".encode(), 0o600)
     if as_json:
         shown = {"token_file": str(token_file)} if token_file else {"token": token}
         print_json({"zone": zone_name, "name": name, "days": lasts, **shown})
         return 0
     if token_file is None:
         click.echo(token)
+    way = (
+        f"carry {token_file} to the server"
+        if token_file
+        else "on the server, which reads the token from stdin"
+    )
     click.echo(
         f"Good once, for {name or 'one server'}, within {counted(lasts, 'day')}."
-        " Next, on the server: shala-agent enrol",
+        f" Next, {way}: {_enrol('--token-file', str(token_file or '-'), '--url', config.zones.url or _URL)}",
         err=True,
     )
     return 0
@@ -108,17 +116,24 @@ def device_approve(  # noqa: PLR0917 - click's
     Example:
       shala device approve /media/usb/mz17.request --zone mz-aizawl --output /media/usb/mz17.approval
     """
+    from shala_agent.enrol import fingerprint
+
     from shala_central.enrolment import approve
 
     request = _read_request(request_file)
     zones = open_zones(config)
     with zones.database.writing() as session:
         zone = zones.zone(session, zone_name)
-        _write_approval(output, approve(zones, session, zone, request, replaces=replace))
+        _write(output, _as_file(approve(zones, session, zone, request, replaces=replace)), 0o644)
+    _say_if_without_address(config)
+    centre = fingerprint(zones.public_key)
     if as_json:
-        print_json({"zone": zone_name, "name": request.name, "approval": str(output)})
+        print_json({"zone": zone_name, "name": request.name, "approval": str(output), "centre": centre})
     else:
-        click.echo(f"{request.name} belongs to {zone_name}. Carry {output} back to it: shala-agent enrol")
+        click.echo(f"The key of this centre: {centre} (shala-agent enrol shows the same)")
+        click.echo(
+            f"{request.name} belongs to {zone_name}. Carry {output} back to it: {_by_approval(output)}"
+        )
     return 0
 
 
@@ -194,7 +209,8 @@ def device_show(name: str, config: CentralConfig, as_json: bool) -> int:
 @config_option
 @json_option
 def device_move(name: str, zone_name: str, output: Path | None, config: CentralConfig, as_json: bool) -> int:
-    """Move a device to another zone: it is revoked in the old one, and what it wrote there stays there.
+    """Move a device to another zone: it is revoked in the old one. What it sent there stays there, and all
+    that it ever wrote comes along into the new one.
 
     It learns of it with `shala-agent enrol` (no token is needed), or by the approval file.
 
@@ -209,12 +225,14 @@ def device_move(name: str, zone_name: str, output: Path | None, config: CentralC
         device = zones.find_device(session, name)
         approval = move(zones, session, device, zones.zone(session, zone_name))
         if output is not None:
-            _write_approval(output, approval)
+            _write(output, _as_file(approval), 0o644)
+    if output is not None:
+        _say_if_without_address(config)
     if as_json:
         print_json({"name": device.name, "from": device.zone_name, "to": zone_name})
         return 0
-    way = f"carry {output} to it" if output else "on the server"
-    click.echo(f"{device.name} moved from {device.zone_name} to {zone_name}. Next, {way}: shala-agent enrol")
+    way = f"carry {output} to it: {_by_approval(output)}" if output else "on the server: shala-agent enrol"
+    click.echo(f"{device.name} moved from {device.zone_name} to {zone_name}. Next, {way}")
     return 0
 
 
@@ -245,6 +263,78 @@ def device_revoke(name: str, reason: str, config: CentralConfig, as_json: bool) 
     return 0
 
 
+@device_group.group("token", cls=Group, short_help="Tokens that can still be used.")
+def token_group() -> None:
+    """Tokens that were made and not used yet. The token itself is nowhere: an id stands for it.
+
+    \b
+    Examples:
+      shala device token list
+      shala device token revoke 5f2a90c1d3e4
+    """
+
+
+@token_group.command("list", short_help="List the tokens that can still be used.")
+@click.option("--zone", "zone_name", default="", metavar="ZONE", help="Only those for this zone.")
+@config_option
+@json_option
+def token_list(zone_name: str, config: CentralConfig, as_json: bool) -> int:
+    """List the tokens that can still be used: neither used nor expired.
+
+    \b
+    Example:
+      shala device token list --zone mz-aizawl
+    """
+    from shala_central.enrolment import open_tokens
+
+    zones = open_zones(config)
+    with zones.database.reading() as session:
+        tokens = open_tokens(session, zones.zone(session, zone_name) if zone_name else None)
+    if as_json:
+        print_json({"tokens": tokens})
+        return 0
+    rows = [
+        {
+            "token": token.id[:12],
+            "server": f"{token.name or 'any'}{' (replaces)' if token.replaces else ''}",
+            "zone": token.zone,
+            "made": _date(token.created),
+            "expires": _date(token.expires),
+        }
+        for token in tokens
+    ]
+    for line in table(rows, ("token", "server", "zone", "made", "expires")):
+        click.echo(line)
+    click.echo(f"{counted(len(tokens), 'open token')}. More: shala device token revoke TOKEN")
+    return 0
+
+
+@token_group.command("revoke", short_help="Have a token be good for nothing.")
+@click.argument("id_", metavar="TOKEN")
+@config_option
+@json_option
+def token_revoke(id_: str, config: CentralConfig, as_json: bool) -> int:
+    """Have a token that was not used be good for nothing. TOKEN is its id, as in the list, never itself.
+
+    \b
+    Example:
+      shala device token revoke 5f2a90c1d3e4
+    """
+    from shala_central.enrolment import revoke_token
+
+    zones = open_zones(config)
+    with zones.database.writing() as session:
+        token = revoke_token(session, id_)
+    if as_json:
+        print_json(token)
+    else:
+        click.echo(
+            f"The token for {token.name or 'any server'} in {token.zone} is good for nothing now."
+            f" Another one: {_create(token)}"
+        )
+    return 0
+
+
 def _read_request(path: Path) -> EnrolRequest:
     if path.stat().st_size > _MAX_REQUEST_FILE:
         raise UsageError(f"{path} is no request for enrolment: far too large")
@@ -254,9 +344,39 @@ def _read_request(path: Path) -> EnrolRequest:
         raise UsageError(f"{path} is no request for enrolment: {error}") from None
 
 
-def _write_approval(path: Path, approval: EnrolAnswer) -> None:
-    # Within the transaction: who cannot be given his approval is not enrolled.
-    durable.write(path, msgspec.json.encode(approval) + b"\n", mode=0o644)
+def _create(token: Token) -> str:
+    name = ["--name", token.name] if token.name else []
+    replace = ["--replace"] if token.replaces else []
+    return shlex.join(["shala", "device", "create", "--zone", token.zone, *name, *replace])
+
+
+def _enrol(*options: str) -> str:
+    """Return the command that the server is to run."""
+    return shlex.join(["shala-agent", "enrol", *options])
+
+
+def _by_approval(path: Path) -> str:
+    return _enrol("--approval", str(path))
+
+
+def _say_if_without_address(config: CentralConfig) -> None:
+    way_out = f"there: shala-agent enrol --approval FILE --url {_URL}; or set it, then shala device approve"
+    if not config.zones.url:
+        complain_of([f"zones.url in central.toml is empty: the approval names no address ({way_out})"])
+
+
+def _as_file(approval: EnrolAnswer) -> bytes:
+    return msgspec.json.encode(approval) + b"\n"
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    """Write what is to be carried, within the transaction: where that cannot be, nothing was done."""
+    try:
+        durable.write(path, content, mode=mode)
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror} (name a file in a folder that is there and yours)"
+        ) from None
 
 
 def _as_json(device: Device) -> dict[str, Any]:

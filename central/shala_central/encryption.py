@@ -16,12 +16,14 @@ from shala_agent.manifest import File, write_line
 from shala_central.archive import Archive
 from shala_central.assembly import ObjectsLost
 from shala_central.bag import BagRefused
-from shala_central.ciphertext import item_of
+from shala_central.ciphertext import SUFFIX, Encrypted, item_of
+from shala_central.commit import changing, recover, republish, republish_year
 from shala_central.failure import CentralError
 from shala_central.history import History
 from shala_central.listing import file_of
-from shala_central.objects import digest_of
+from shala_central.objects import Objects, digest_of
 from shala_central.publish import remove_tree
+from shala_central.versions import files_needed, files_sealed, newest_of_years, view_of
 
 GROUP_FILES = 500  # encrypted one after the other, then written down together
 GROUP_BYTES = 256 << 20  # a group takes this much room more, or that of one larger file
@@ -41,19 +43,43 @@ def encrypt(archive: Archive, name: str) -> Hidden:
     """Encrypt all contents of a server's sensitive items that are still in plain.
 
     Content that is damaged or gone is left, and with it the tree that shows it. Raises CentralError while the
-    server is pulled.
+    server is pulled, and where its record is damaged.
     """
     done = Hidden(name)
-    with archive.changing(name), archive.history() as history:
+    with changing(archive, name), archive.history() as history:
+        if damaged := archive.damaged_record(name):
+            raise CentralError(damaged)
         for group in _groups(archive, name, history, done):
             _encrypt(archive, name, group, done)
         # To be removed here, they must be there.
-        kept = (write_line(file) for file in archive.needed(name, history))
+        kept = (write_line(file) for file in files_needed(archive, name, history))
         archive.objects.send(archive.objects.local(name, kept))
         _republish(archive, name, done)
         done.removed = _remove_plain(archive, name, history)
-        archive.recover(name)
+        recover(archive, name)
     return done
+
+
+def relearn(archive: Archive, name: str) -> list[str]:
+    """Complete the table of age files from the record of a server's newest collection; return the paths.
+
+    A table that was put back is of last night: what came since stands in the record as it was sealed and as
+    it was published. With the lock held, the record being whole.
+    """
+    committed, ciphertexts = archive.committed(name), archive.objects.ciphertexts
+    paths = committed.encrypted_paths() if committed is not None else frozenset()
+    if committed is None or not paths:
+        return []
+    sealed = {file.path: file for file in map(file_of, committed.chosen()) if file.path in paths}
+    found: list[Encrypted] = []
+    for stored in map(file_of, committed.view()):
+        file = sealed.get(stored.path.removesuffix(SUFFIX))
+        if file is None or ciphertexts.as_stored(name, file) is not file:
+            continue
+        if archive.objects.has(name, stored):
+            found.append(Encrypted(file, Path(), stored.sha256, stored.size))
+    ciphertexts.add(name, found)
+    return [one.file.path.removeprefix("data/") + SUFFIX for one in found]
 
 
 def _groups(archive: Archive, name: str, history: History, done: Hidden) -> Iterator[list[File]]:
@@ -61,7 +87,7 @@ def _groups(archive: Archive, name: str, history: History, done: Hidden) -> Iter
     ciphertexts, objects = archive.objects.ciphertexts, archive.objects
     seen: set[tuple[str, str]] = set()
     group: list[File] = []
-    for file in archive.sealed(name, history):
+    for file in files_sealed(archive, name, history):
         path = file.path.removeprefix("data/")
         if not ciphertexts.is_sensitive(path) or (key := (item_of(path), file.sha256)) in seen:
             continue
@@ -97,16 +123,15 @@ def _encrypt(archive: Archive, name: str, group: list[File], done: Hidden) -> No
 
 def _republish(archive: Archive, name: str, done: Hidden) -> None:
     """Publish each tree anew in which something stands in plain that is kept encrypted."""
-    newest_of_year = {version.year: version for version in archive.versions(name)}
-    for version in newest_of_year.values():
-        view = map(file_of, archive.view(version))
+    for version in newest_of_years(archive, name).values():
+        view = map(file_of, view_of(archive, version))
         if all(archive.objects.ciphertexts.as_stored(name, file) is file for file in view):
             continue
         try:
             if version.id:
-                archive.republish_year(version)
+                republish_year(archive, version)
             else:
-                archive.republish(name)
+                republish(archive, name)
         except ObjectsLost as lost:
             done.left += [f"{version.year}: {file.path.removeprefix('data/')}" for file in lost.files]
         except BagRefused as refused:
@@ -116,14 +141,13 @@ def _republish(archive: Archive, name: str, done: Hidden) -> None:
 def _remove_plain(archive: Archive, name: str, history: History) -> int:
     """Remove the plain contents that are kept encrypted and that nothing else needs; return how many."""
     objects = archive.objects
-    needed = {file.sha256 for file in archive.needed(name, history)}
-    for version in {version.year: version for version in archive.versions(name)}.values():
-        needed.update(file.sha256 for file in map(file_of, archive.view(version)))
+    needed = {file.sha256 for file in files_needed(archive, name, history)}
+    for version in newest_of_years(archive, name).values():
+        needed.update(file.sha256 for file in map(file_of, view_of(archive, version)))
     vain = {sha256 for sha256, _ in objects.ciphertexts.contents(name)} - needed
     _unpack_what_stands_on(archive, name, vain, needed)
     for sha256, stored in objects.ciphertexts.contents(name):
-        place = objects.find(name, "", stored)
-        if place is not None and digest_of(place) != stored:
+        if not _is_whole(objects, name, stored):
             vain.discard(sha256)  # the plain content is the better one
     removed = 0
     for sha256 in vain:
@@ -136,7 +160,15 @@ def _remove_plain(archive: Archive, name: str, history: History) -> int:
         if packed:
             objects.cold.remove(name, [sha256])
         removed += place is not None or in_bucket or packed
+    objects.cold.settle()
     return removed
+
+
+def _is_whole(objects: Objects, name: str, stored: str) -> bool:
+    """Return whether an age file can be had, as far as is known without a request."""
+    if (place := objects.find(name, "", stored)) is not None:
+        return digest_of(place) == stored
+    return objects.has_remote(name, "", stored)
 
 
 def _unpack_what_stands_on(archive: Archive, name: str, vain: set[str], needed: set[str]) -> None:

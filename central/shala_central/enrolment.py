@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
+from dataclasses import dataclass
 
 from shala_agent.device import device_id
 from shala_agent.wire import FORMAT, EnrolAnswer, EnrolRequest, SignatureRefused, enrol_text, verify
@@ -17,6 +18,18 @@ from shala_central.refusal import Refusal
 from shala_central.zones import Device, Zone, Zones, check_server_name, now
 
 DAY = 86400
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token that can still be used, by what is known of it: never itself."""
+
+    id: str  # its digest in hexadecimal digits
+    zone: str
+    name: str
+    replaces: bool
+    created: int
+    expires: int
 
 
 def create_token(session: Session, zone: Zone, name: str, days: int, *, replaces: bool) -> str:
@@ -38,28 +51,71 @@ def create_token(session: Session, zone: Zone, name: str, days: int, *, replaces
     return token
 
 
-def enrol_by_token(zones: Zones, session: Session, request: EnrolRequest, url: str) -> EnrolAnswer:
-    """Enrol the device that asks. The same device may ask again: an answer can get lost. Raises Refusal."""
+def open_tokens(session: Session, zone: Zone | None = None) -> list[Token]:
+    """Return the tokens, of one zone or all, that are neither used nor expired."""
+    only, parameters = (" AND t.zone = ?", (zone.id,)) if zone else ("", ())
+    rows = session.query(
+        "SELECT t.digest, z.name, t.name, t.replaces, t.created, t.expires FROM token t"  # noqa: S608 - constants
+        f" JOIN zone z ON z.id = t.zone WHERE t.used IS NULL AND t.expires >= ?{only}"
+        " ORDER BY z.name, t.name, t.created, t.digest",
+        (now(), *parameters),
+    )
+    return [
+        Token(bytes(digest).hex(), zone_name, name, bool(replaces), created, expires)
+        for digest, zone_name, name, replaces, created, expires in rows
+    ]
+
+
+def revoke_token(session: Session, id_: str) -> Token:
+    """Forget an open token, given the beginning of its id: nobody enrols with it. Raises UsageError."""
+    found = [token for token in open_tokens(session) if len(id_) >= 8 and token.id.startswith(id_)]
+    if len(found) != 1:  # what was given is not repeated: it may be the token itself
+        raise UsageError("no open token has this id, or more than one (shala device token list)")
+    gone = "DELETE FROM token WHERE digest = ? AND used IS NULL RETURNING digest"
+    if not session.query(gone, (bytes.fromhex(found[0].id),)):
+        raise UsageError("the token was used just now (shala device list)")
+    return found[0]
+
+
+def enrolled(zones: Zones, session: Session, request: EnrolRequest, url: str) -> EnrolAnswer | None:
+    """Return the answer to a device that is enrolled and names no token; None where the token is one of ours.
+
+    Only reads: a stranger holds up nobody. Raises Refusal.
+    """
     try:
         check_request(request)
     except UsageError as error:
         raise Refusal(422, str(error)) from None
+    if request.token:
+        if not session.query("SELECT 1 FROM token WHERE digest = ?", (_digest(request.token),)):
+            raise Refusal(403, "the token is not known here (shala device create makes one)")
+        return None
+    known = zones.device(session, bytes.fromhex(device_id(request.key)))
+    if known is None or known.revoked is not None:
+        raise Refusal(
+            403,
+            "this device is not enrolled, and names no token (shala device create makes one, for"
+            " shala-agent enrol --token-file FILE)",
+        )
+    return _answer(zones, session, _zone_of(known), known.key, url, everything=False)
+
+
+def enrol_by_token(zones: Zones, session: Session, request: EnrolRequest, url: str) -> EnrolAnswer:
+    """Enrol the device that asks, whose request was looked at. The same device may ask again: an answer can
+    get lost. Raises Refusal.
+    """
     key = bytes.fromhex(request.key)
     id_ = bytes.fromhex(device_id(request.key))
-    if not request.token:
-        known = zones.device(session, id_)
-        if known is None or known.revoked is not None:
-            raise Refusal(403, "this device is not enrolled, and names no token (shala device create)")
-        return _answer(zones, session, _zone_of(known), key, url, everything=False)
     found = session.query(
-        "SELECT z.name, t.name, t.replaces, t.expires, t.device FROM token t JOIN zone z ON z.id = t.zone"  # noqa: S608 - constants
-        f" WHERE t.digest = ?{session.locking}",
+        "SELECT z.name, t.name, t.replaces, t.created, t.expires, t.device FROM token t"  # noqa: S608 - constants
+        " JOIN zone z ON z.id = t.zone"
+        f" WHERE t.digest = ?{session.locking_only('t')}",
         (_digest(request.token),),
     )
     if not found:
         raise Refusal(403, "the token is not known here (shala device create makes one)")
     known = zones.device(session, id_)  # only now: whoever used the token at the same moment is done
-    zone_name, name, replaces, expires, used_by = found[0]
+    zone_name, name, replaces, created, expires, used_by = found[0]
     zone = zones.zone(session, zone_name)
     if used_by is not None:
         if known is None or bytes(used_by) != known.id or known.revoked is not None or known.zone != zone.id:
@@ -67,6 +123,9 @@ def enrol_by_token(zones: Zones, session: Session, request: EnrolRequest, url: s
         return _answer(zones, session, zone, key, url, everything=False)
     if expires < now():
         raise Refusal(403, "the token has expired (shala device create makes another one)")
+    query = "SELECT 1 FROM device WHERE (name = ? OR id = ?) AND revoked > ?"
+    if session.query(query, (request.name, id_, created)):  # whoever has stolen it may have the token, too
+        raise Refusal(403, "the token is older than the revocation of this server (shala device create)")
     if name and name != request.name:
         raise Refusal(403, f"the token is for the server '{name}', this is '{request.name}'")
     try:
@@ -127,7 +186,8 @@ def _admit(  # noqa: PLR0917 - all of them, three times
     replaces: bool,
 ) -> None:
     id_ = hashlib.sha256(key).digest()
-    for lock in sorted({zone.id, known.zone if known else zone.id}):
+    holders = [zones.device(session, other) for other in _holder(session, name, id_)]
+    for lock in sorted({zone.id, *(one.zone for one in (known, *holders) if one is not None)}):
         session.lock_zone(lock)
     for other in _holder(session, name, id_):
         if not replaces:
@@ -161,7 +221,8 @@ def _answer(
         parameters,
     )
     statements = [base64.b64encode(bytes(data)).decode() for (data,) in rows]
-    return EnrolAnswer(zone=zone.name, centre=zones.public_key.hex(), url=url, statements=statements)
+    centre = zones.public_key.hex()
+    return EnrolAnswer(zone=zone.name, centre=centre, url=url, statements=statements, key=key.hex())
 
 
 def _zone_of(device: Device) -> Zone:

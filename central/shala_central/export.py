@@ -28,6 +28,7 @@ from shala_central.failure import CentralError, UsageError
 from shala_central.history import Version
 from shala_central.listing import file_of, select
 from shala_central.objects import ObjectDamaged
+from shala_central.versions import files_of, record_of
 
 
 class Exported(msgspec.Struct, frozen=True):
@@ -53,13 +54,14 @@ def export(
     """
     if not target.name.endswith((".tar", ".tar.zst")):
         raise UsageError(f"{target} cannot be written (name a file that ends in .tar, or in .tar.zst)")
-    if os.path.lexists(target):
-        raise UsageError(f"{target} exists already (name a file that does not)")
-    unfinished = target.with_name(f".{target.name}.part")
+    _require_new(target)
+    # A name of its own, for its owner alone: another run may write to the same file.
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    unfinished = Path(name)
     servers: list[str] = []
     files = size = 0
     try:
-        with _opened(unfinished, packed=target.suffix == ".zst") as tar:
+        with _opened(descriptor, packed=target.suffix == ".zst") as tar:
             for version in versions:
                 count, total = _add(tar, archive, version, items, identities)
                 if count:
@@ -69,16 +71,23 @@ def export(
             raise UsageError(
                 f"no chosen server has {' or '.join(items)} (shala archive tree --depth 4 shows items)"
             )
+        _require_new(target)
         unfinished.rename(target)
     finally:
         unfinished.unlink(missing_ok=True)
     return Exported(str(target), servers, files, size)
 
 
+def _require_new(target: Path) -> None:
+    if os.path.lexists(target):
+        raise UsageError(f"{target} exists already (name a file that does not)")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target} cannot be written: {target.parent} is no folder (make it first)")
+
+
 @contextlib.contextmanager
-def _opened(path: Path, *, packed: bool) -> Iterator[tarfile.TarFile]:
-    with path.open("xb") as plain:
-        os.fchmod(plain.fileno(), 0o600)  # children's data: who may read it is the operator's decision
+def _opened(descriptor: int, *, packed: bool) -> Iterator[tarfile.TarFile]:
+    with open(descriptor, "wb") as plain:
         stream: Any = zstandard.ZstdCompressor(3).stream_writer(plain, closefd=False) if packed else plain
         with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar:
             yield tar
@@ -96,7 +105,6 @@ def _add(
     identities: Identities,
 ) -> tuple[int, int]:
     """Add one server's bag; return the files and bytes of its payload."""
-    manifest = hashlib.sha256()
     files = size = 0
     lines: list[bytes] = []
     chosen = _lines(archive, version, items)
@@ -107,10 +115,9 @@ def _add(
         files, size = files + 1, size + file.size
     if not files:
         return 0, 0
-    record = archive.record(version)
+    record = record_of(archive, version)
     collection = msgspec.json.decode(record["collection.json"], type=Collection)
     listed = b"".join(lines)
-    manifest.update(listed)
     info = (
         f"Source-Organization: {_line(collection.school_name) or collection.school_code}\n"
         f"External-Identifier: {version.server}\nBagging-Date: {_line(collection.sealed[:10])}\n"
@@ -137,7 +144,7 @@ def _line(text: str) -> str:
 
 
 def _lines(archive: Archive, version: Version, items: Sequence[str]) -> Iterator[bytes]:
-    lines = archive.files(version)
+    lines = files_of(archive, version)
     if not items:
         return lines
     return select(lines, [f"data/{item.strip('/')}" for item in items], inside=True)

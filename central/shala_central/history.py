@@ -17,8 +17,10 @@ from pathlib import Path
 
 import msgspec
 import zstandard
+from shala_agent import write_ahead
 from shala_agent.manifest import Change, File, compose_all, read_changes, write_line
 
+from shala_central.copies import connect, is_damage, lost
 from shala_central.failure import CentralError
 from shala_central.listing import fold
 
@@ -47,25 +49,33 @@ class Version(msgspec.Struct, frozen=True):
     files: int
     bytes: int
 
+    @property
+    def handle(self) -> str:
+        """Return its number and time: a server that was installed anew has used the number alone twice."""
+        return f"{self.sequence}@{self.pulled}"
+
 
 class History:
-    """The history in one file, which is made when it is not there."""
+    """The history in one file, which is made when it never was there."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        if gone := lost(path):
+            raise HistoryError(gone)
         try:
-            self._db = sqlite3.connect(path, timeout=60)
+            self._db = connect(path)
         except sqlite3.OperationalError as error:
             raise HistoryError(_reason(path, error)) from None
         try:
-            self._db.execute("PRAGMA journal_mode = WAL")
+            write_ahead.switch(self._db, path)
             self._db.execute("PRAGMA synchronous = FULL")
             found = self._db.execute("PRAGMA user_version").fetchone()[0]
             if found not in (0, VERSION):
                 raise HistoryError(
                     f"{path} is of version {found}, this shala reads {VERSION} (update the centre)"
                 )
-            self._db.executescript(_SCHEMA)
+            if not found:  # who only reads writes nothing: the disk may be full
+                self._db.executescript(_SCHEMA)
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise HistoryError(_reason(path, error)) from None
@@ -247,7 +257,7 @@ def _packed_changes(changes: Iterable[Change]) -> bytes:
 
 def _reason(path: Path, error: sqlite3.DatabaseError) -> str:
     # Of these only a file that is none any more is worth bringing an older one back.
-    if isinstance(error, sqlite3.OperationalError):
+    if not is_damage(error):
         return f"{path}: {error} (is the disk full, or the file somebody else's?)"
     return f"{path}: {error} (shala archive repair puts back the copy of last night)"
 

@@ -17,15 +17,20 @@ from pathlib import Path
 import msgspec
 from shala_agent.manifest import File, ManifestError
 
-from shala_central.archive import Archive, Damage
+from shala_central.archive import Archive
 from shala_central.cold import ColdDamaged, ColdFailed
+from shala_central.commit import changing, recover, relink
+from shala_central.encryption import relearn
 from shala_central.failure import CentralError
 from shala_central.history import HistoryError
 from shala_central.listing import file_of, readable
+from shala_central.mending import mend_earlier_years, mend_record, strays
 from shala_central.objects import SHARED, ObjectDamaged, Objects, digest_of
 from shala_central.publish import sync_file_system, write_file
-from shala_central.records import RecordDamaged, flaws, folders_of
+from shala_central.records import RecordDamaged, flaws, folders_of, is_whole, lists_are_whole
 from shala_central.remote import Local, Remote, in_parallel
+from shala_central.verify import Damage
+from shala_central.versions import files_needed
 
 logger = logging.getLogger(__name__)
 MAX_CONCERNS = 3  # files that are named of one content: the first ones
@@ -213,7 +218,7 @@ def _with_concerns(archive: Archive, damage: Sequence[Damage]) -> list[Damage]:
     for name in archive.servers() if SHARED in pools else sorted(pools.intersection(archive.servers())):
         seen: set[tuple[str, str]] = set()
         with contextlib.suppress(CentralError, ManifestError), archive.history() as history:
-            for file in archive.needed(name, history):
+            for file in files_needed(archive, name, history):
                 path = file.path.removeprefix("data/")
                 if (content := (archive.objects.pool_of(name, path), file.sha256)) not in files:
                     continue
@@ -312,10 +317,10 @@ def repair(archive: Archive, name: str, second: SecondCopy | None = None) -> Rep
     mended: list[str] = []
     lost: list[str] = []
     before = _record_flaws(archive, name)
-    with archive.changing(name):
+    with changing(archive, name):
         others = second.records(name) if second is not None else []
         others += folders_of(archive.hidden / "backup" / "records" / name)  # as they were last night
-        if before and not archive.mend_record(name, others):
+        if before and not mend_record(archive, name, others):
             left = _record_flaws(archive, name)
             told = ", ".join(sorted(left))
             lost.append(f"the record of its collection ({told})")
@@ -323,8 +328,10 @@ def repair(archive: Archive, name: str, second: SecondCopy | None = None) -> Rep
         if not archive.is_readable(name):
             return Repaired(name, mended, lost)
         committed = archive.committed(name)
-        if committed is None or not archive.lists_are_whole(committed.record):
+        if committed is None or not lists_are_whole(committed.record):
             return Repaired(name, mended, lost)
+        if is_whole(committed.record):
+            mended += [f"{path} in encrypted.sqlite" for path in relearn(archive, name)]
         for path, _problem, file in list(_damaged(archive, name)):
             if not archive.objects.on_demand and archive.objects.bring_back(
                 archive.objects.pool_of(name, path), file.sha256
@@ -341,11 +348,11 @@ def repair(archive: Archive, name: str, second: SecondCopy | None = None) -> Rep
             _send_anew(archive, archive.objects.pool_of(name, path), file.sha256)
             mended.append(path)
         mended += _mend_bucket(archive, name)
-        put_back = set(archive.strays(name))
-        archive.relink(name)
-        put_back -= set(archive.strays(name))
-        earlier = archive.mend_earlier_years(name)
-        archive.recover(name)
+        put_back = set(strays(archive, name))
+        relink(archive, name)
+        put_back -= set(strays(archive, name))
+        earlier = mend_earlier_years(archive, name)
+        recover(archive, name)
     if not lost and not _record_flaws(archive, name):
         note_damage(archive, {name: []})
     return Repaired(name, mended, lost, [*sorted(put_back.difference(mended)), *earlier])
@@ -367,7 +374,7 @@ def _record_flaws(archive: Archive, name: str) -> set[str]:
 def _send_anew(archive: Archive, pool: str, sha256: str) -> bool:
     """Put a good object of this disk in the place of what the bucket has; return whether there is one here.
 
-    Before that nothing is removed there: of a large content only one part may be damaged.
+    Nothing is removed there: of a large content only one part may be damaged, and this may be cut.
     """
     remote, place = archive.objects.remote, archive.objects.root / pool / sha256[:2] / sha256
     try:
@@ -375,7 +382,7 @@ def _send_anew(archive: Archive, pool: str, sha256: str) -> bool:
             return False
     except OSError:
         return False
-    remote.forget(pool, sha256)
+    remote.doubt(pool, sha256)
     archive.objects.send([Local(pool, sha256, place.stat().st_size, place)])
     return True
 
@@ -399,7 +406,7 @@ def _damaged(archive: Archive, name: str) -> Iterator[tuple[str, str, File]]:
     """Yield (path, problem, file) for each content that is needed and not as it should be, once each."""
     seen: set[tuple[bool, str]] = set()
     with archive.history() as history:
-        for file in archive.needed(name, history):
+        for file in files_needed(archive, name, history):
             path = file.path.removeprefix("data/")
             key = (archive.objects.is_shared(path), file.sha256)
             if key in seen:

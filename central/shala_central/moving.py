@@ -7,10 +7,12 @@ from collections.abc import Iterator
 import msgspec
 
 from shala_central.archive import YEAR, Archive
+from shala_central.commit import recover
 from shala_central.failure import CentralError, UsageError
 from shala_central.objects import Objects
 from shala_central.publish import remove_tree
-from shala_central.remote import Kept, Local, Remote, Sent
+from shala_central.remote import Kept, Local, Remote
+from shala_central.versions import files_needed
 
 
 class Places(msgspec.Struct, frozen=True):
@@ -27,6 +29,14 @@ class Places(msgspec.Struct, frozen=True):
     only_bytes: int
     bucket: str
     remote: Kept | None
+
+
+class Uploaded(msgspec.Struct, frozen=True):
+    """What was sent, and what was left here that should be in the bucket, with the reasons."""
+
+    objects: int
+    bytes: int
+    left: list[str]
 
 
 def places(archive: Archive) -> Places:
@@ -52,22 +62,28 @@ def only_packed_here(archive: Archive) -> tuple[int, int]:
     return len(sizes), sum(sizes)
 
 
-def upload(archive: Archive) -> Sent:
+def upload(archive: Archive) -> Uploaded:
     """Send every plain object that is only on this disk; on demand, none that is in the bucket stays here.
 
-    What is packed stays as it is. It may be cut at any moment. Raises UsageError without a bucket,
-    RemoteFailed, CentralError for a server whose content is not whole: its tree stays.
+    What is packed stays as it is. It may be cut at any moment. A content that is damaged, and the tree of a
+    server whose content is not whole, stay and are named. Raises UsageError without a bucket, RemoteFailed.
     """
     remote = _bucket(archive)
     on_demand = archive.objects.on_demand
+    left: list[str] = []
     with archive.in_use():
         todo = (
             item for item in _plain(archive.objects) if on_demand or not remote.has(item.pool, item.sha256)
         )
-        sent = archive.objects.send(todo)
-        for name in archive.servers() if on_demand else ():
-            _unpublish(archive, name)
-    return sent
+        sent = archive.objects.send(todo, lambda damaged: left.append(str(damaged)))
+        if on_demand:
+            for name in archive.servers():
+                try:
+                    _unpublish(archive, name)
+                except CentralError as error:
+                    left.append(str(error))
+            left += archive.damaged().values()
+    return Uploaded(sent.objects, sent.bytes, left)
 
 
 def reindex(archive: Archive) -> Kept:
@@ -88,8 +104,8 @@ def _unpublish(archive: Archive, name: str) -> None:
     with archive.lock(name) as lock, archive.history() as history:
         if lock is None:
             raise CentralError(f"{name} is being pulled (try again when that has ended)")
-        archive.recover(name)
-        for file in archive.needed(name, history):
+        recover(archive, name)
+        for file in files_needed(archive, name, history):
             path = file.path.removeprefix("data/")
             pool = archive.objects.pool_of(name, path)
             if not archive.objects.has_remote(name, path, file.sha256) and not archive.objects.cold.has(

@@ -19,7 +19,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -28,7 +28,7 @@ from shala_agent.manifest import File
 from shala_central.ciphertext import SUFFIX, Ciphertexts
 from shala_central.cold import PATCHABLE, Cold, ColdDamaged
 from shala_central.publish import FILE_MODE, make_folders, remove_tree, sync_file_system, sync_folder
-from shala_central.remote import Local, Remote, RemoteDamaged, Sent
+from shala_central.remote import Local, LocalDamaged, Remote, RemoteDamaged, Sent
 
 SHARED = "shared"
 SHA256 = 64  # digits
@@ -60,6 +60,11 @@ class Objects:
         self._bytes_root = os.fsencode(root)
         self._shared = tuple(f"{item.rstrip('/')}/" for item in shared_items)
         self._shared_bytes = tuple(item.encode() for item in self._shared)
+
+    @property
+    def shared_items(self) -> list[str]:
+        """Return the items that any server may refer to, in order."""
+        return sorted({item.rstrip("/") for item in self._shared})
 
     def of_copy(self, root: Path) -> Objects:
         """Return the objects of another copy of the archive, of which nothing but reading is asked."""
@@ -126,11 +131,14 @@ class Objects:
             return False
         return size is None or self.remote.size(pool, sha256) == size
 
-    def send(self, objects: Iterable[Local]) -> Sent:
-        """Send objects to the bucket; on demand, remove them here when they are there for good."""
+    def send(self, objects: Iterable[Local], damaged: Callable[[LocalDamaged], None] | None = None) -> Sent:
+        """Send objects to the bucket; on demand, remove them here when they are there for good.
+
+        Raises RemoteFailed, and LocalDamaged unless `damaged` is called with it.
+        """
         if self.remote is None:
             return Sent()
-        return self.remote.upload(objects, self._let_go if self.on_demand else lambda _: None)
+        return self.remote.upload(objects, self._let_go if self.on_demand else lambda _: None, damaged)
 
     @staticmethod
     def _let_go(item: Local) -> None:

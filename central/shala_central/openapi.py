@@ -32,7 +32,9 @@ _REFUSALS = {
     413: "too large",
     416: "the segment ends before the range",
     422: "not a message of this format, or a segment that never will be taken: `refused` says why",
-    429: "too many requests of this device",
+    429: "too many requests of this device, or enrolments from this address",
+    503: "the centre's database does not answer: it comes later",
+    507: "the centre has no room for more of this device: it comes later",
 }
 _HEX = "^[0-9a-f]{64}$"
 _MAX = (1 << 53) - 1
@@ -65,7 +67,7 @@ def _paths() -> dict[str, Any]:
                 [],
                 _body("EnrolRequest"),
                 {200: _answer("EnrolAnswer", "enrolled")},
-                (400, 403, 413, 422),
+                (400, 403, 413, 422, 429),
             )
         },
         "/v1/sync": {
@@ -75,7 +77,7 @@ def _paths() -> dict[str, Any]:
                 [_parameter("device"), _parameter("signature")],
                 _body("SyncRequest"),
                 {200: _answer("SyncAnswer", "a session, or a fork")},
-                (400, 401, 403, 413, 422, 429),
+                (400, 401, 403, 413, 422, 429, 507),
             )
         },
         "/v1/segments/{id}": {
@@ -85,7 +87,7 @@ def _paths() -> dict[str, Any]:
                 [*segment, _parameter("offset"), _parameter("size")],
                 {"required": True, "content": {"application/octet-stream": {}}},
                 {200: _answer("Receipt", "on the centre's disk")},
-                (400, 401, 403, 409, 413, 422, 429),
+                (400, 401, 403, 409, 413, 422, 429, 507),
             ),
             "get": _operation(
                 "get_segment",
@@ -106,6 +108,16 @@ def _paths() -> dict[str, Any]:
                 [],
                 None,
                 {200: _json("the server works", {"type": "object", "required": ["status"]})},
+                (400,),
+            )
+        },
+        "/v1/openapi.json": {
+            "get": _operation(
+                "description",
+                "This description",
+                [],
+                None,
+                {200: _json("OpenAPI 3.1", {"type": "object", "required": ["openapi", "paths"]})},
                 (400,),
             )
         },
@@ -136,7 +148,8 @@ def _operation(  # noqa: PLR0917 - what an operation is
     answers: dict[int, dict[str, Any]],
     refusals: tuple[int, ...],
 ) -> dict[str, Any]:
-    refused = {status: _answer("Problem", _REFUSALS[status]) for status in refusals}
+    # What fails behind it may fail with any of them.
+    refused = {status: _answer("Problem", _REFUSALS[status]) for status in sorted({*refusals, 503})}
     operation: dict[str, Any] = {
         "operationId": name,
         "summary": summary,

@@ -14,6 +14,7 @@ from shala_central.failure import UsageError
 from shala_central.history import Version
 from shala_central.listing import file_of, path_of
 from shala_central.records import PullRecord
+from shala_central.versions import files_of, record_of, versions_of, view_of
 
 
 class Provenance(msgspec.Struct, frozen=True):
@@ -55,7 +56,7 @@ def provenance(archive: Archive, path: str) -> Provenance:
     if len(parts) != 4:
         raise wrong
     year, state, name, inner = parts
-    versions = [version for version in archive.versions(name) if str(version.year) == year]
+    versions = [version for version in versions_of(archive, name) if str(version.year) == year]
     if not versions:
         raise wrong
     newest = versions[-1]
@@ -68,10 +69,12 @@ def provenance(archive: Archive, path: str) -> Provenance:
     # Readers may see the item of an earlier collection, held back or restored: the record has its number, and
     # its list this very line.
     sources = [version for version in versions if _line(archive, version, inner) == line]
-    held = msgspec.json.decode(archive.record(newest)["pull.json"], type=PullRecord).held.get(item_of(inner))
+    held = msgspec.json.decode(record_of(archive, newest)["pull.json"], type=PullRecord).held.get(
+        item_of(inner)
+    )
     source, first = (sources[-1], sources[0]) if sources else (newest, newest)
-    source = next((version for version in reversed(sources) if version.sequence == held), source)
-    record = archive.record(source)
+    source = next((version for version in reversed(sources) if version.handle == held), source)
+    record = record_of(archive, source)
     collection = msgspec.json.decode(record["collection.json"], type=Collection)
     pull = msgspec.json.decode(record["pull.json"], type=PullRecord)
     if pull.state != state:
@@ -110,5 +113,7 @@ def _time(ns: int) -> str:
 
 def _line(archive: Archive, version: Version, inner: str, *, view: bool = False) -> bytes | None:
     wanted = f"data/{inner}".encode()
-    lines = archive.view(version) if view else archive.files(version)
-    return next((line for line in lines if line.endswith(wanted + b"\n") and path_of(line) == wanted), None)
+    lines = view_of(archive, version) if view else files_of(archive, version)
+    # To the end: whether a list is the right one is known only then.
+    found = [line for line in lines if line.endswith(wanted + b"\n") and path_of(line) == wanted]
+    return found[0] if found else None

@@ -46,13 +46,16 @@ from shala_central.bag import (
     read_bag,
     read_head,
 )
+from shala_central.commit import commit, recover
 from shala_central.config import CentralConfig
 from shala_central.failure import CentralError
 from shala_central.fleet import Server
 from shala_central.listing import BUFFER, lines_of
+from shala_central.mending import drop_damaged, mend_earlier_years
 from shala_central.probe import Target, probe
 from shala_central.publish import remove_tree
-from shala_central.records import PullRecord, RecordDamaged, tag_files_are_whole
+from shala_central.quarantine import lifted_for, note_release, quarantine
+from shala_central.records import PullRecord, RecordDamaged, is_whole, tag_files_are_whole
 from shala_central.staging import Staging
 from shala_central.transport import (
     SLACK,
@@ -93,6 +96,7 @@ class ServerResult(msgspec.Struct):
     result: Result = "failed"
     reason: str = ""
     sequence: int | None = None
+    manifest_sha256: str = ""  # of that collection: a school believes only who knows it
     items: dict[str, int] = msgspec.field(
         default_factory=lambda: {"ok": 0, "suspect": 0, "failed": 0, "missing": 0}
     )
@@ -246,7 +250,7 @@ class _ServerPull:
                     async with asyncio.timeout(minutes * 60 or None):
                         await self._locked(lock)
                 except BagRefused as refused:
-                    folder = self.archive.quarantine(name, result.sequence, refused, self.tag_files)
+                    folder = quarantine(self.archive, name, result.sequence, refused, self.tag_files)
                     result.result = "quarantined"
                     result.reason = f"{refused} (kept in {folder})"
         except TransferFailed as error:
@@ -266,7 +270,7 @@ class _ServerPull:
             result.seconds = round(time.monotonic() - self.started, 3)
 
     async def _locked(self, lock: int) -> None:
-        await _to_its_end(self.archive.recover, self.server.name)
+        await _to_its_end(recover, self.archive, self.server.name)
         transport = Transport(self.server, self.config.pull, self.workdir, lock)
         try:
             for attempt in range(1, ATTEMPTS + 1):
@@ -290,7 +294,10 @@ class _ServerPull:
         self.watcher.step(server.name, "asking")
         await transport.settle()
         committed = await asyncio.to_thread(self._committed)
-        last = await asyncio.to_thread(self.archive.last_known, server.name)
+        if committed is not None:
+            last: PullRecord | None = committed.pull
+        else:
+            last = await asyncio.to_thread(self.archive.last_known, server.name)
         received = await _to_its_end(self._received_folder, committed)
         basis = committed.tree if committed is not None and committed.tree.is_dir() else None
         staged = self.archive.staging(server.name) / "data"
@@ -300,16 +307,15 @@ class _ServerPull:
         finally:
             next_one.cancel()
             await asyncio.wait([next_one])
-        result.sequence = head.sequence
+        result.sequence, result.manifest_sha256 = head.sequence, head.manifest_sha256
         if committed is not None and self._is_published(committed, head) and not self.again:
-            await _to_its_end(remove_tree, received)
             self._unchanged(committed)
             return
-        self.lifted = await asyncio.to_thread(self.archive.lifted, server.name, self.tag_files["HEAD"])
+        self.lifted = await asyncio.to_thread(lifted_for, self.archive, server.name, self.tag_files["HEAD"])
         self._require_progress(head, last)
         # A record that a disk has damaged tells nothing of what is here.
         whole = committed
-        if committed is not None and not await asyncio.to_thread(self.archive.is_whole, committed.record):
+        if committed is not None and not await asyncio.to_thread(is_whole, committed.record):
             whole = None
         try:
             bag = await self._list_of_files(transport, received, head, whole)
@@ -319,7 +325,7 @@ class _ServerPull:
         self._require_device(bag, last)
         self.watcher.step(server.name, "comparing")
         if self.again:
-            await _to_its_end(self.archive.drop_damaged, server.name, received / FILES)
+            await _to_its_end(drop_damaged, self.archive, server.name, received / FILES)
         old = whole.files() if whole is not None and not self.again else ()
         staging = Staging(staged, self.archive.objects, server.name)
         missing = staging.missing(old, lines_of(received / FILES))
@@ -332,7 +338,7 @@ class _ServerPull:
                 await self._fetch(transport, staging, iter(lost.files), None, received)
             else:
                 if self.again:
-                    await _to_its_end(self.archive.mend_earlier_years, server.name)
+                    await _to_its_end(mend_earlier_years, self.archive, server.name)
                 return
         raise CentralError(
             "content that was fetched is gone again (is the archive's disk failing? see its log)"
@@ -525,7 +531,7 @@ class _ServerPull:
         if not standing:
             return
         if self.accept_reset:
-            self.archive.note_release(name, self.result.sequence, standing, "shala pull --accept-reset")
+            note_release(self.archive, name, self.result.sequence, standing, "shala pull --accept-reset")
             return
         way = f"If it is the right one: shala pull --accept-reset {name}"
         raise BagRefused([f"{one.fact}: {QUESTIONS[one.rule]} {way}" for one in standing], broken=standing)
@@ -583,7 +589,7 @@ class _ServerPull:
         )
         for name, content in self.tag_files.items():
             self._write_tag_file(received, name, content)
-        self.archive.commit(self.server.name, bag, received, record, fresh=self.again)
+        commit(self.archive, self.server.name, bag, received, record, fresh=self.again)
         result.result = "committed"
 
     @staticmethod

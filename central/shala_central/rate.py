@@ -1,4 +1,4 @@
-"""Rate: a token bucket for each device, so that one that runs wild does not hold up the others.
+"""Rate: a token bucket for each device (or address), so that one that runs wild does not hold up the others.
 
 Kept by each worker for itself: a limit that costs a write to the database would do the harm it is against.
 """

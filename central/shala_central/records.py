@@ -10,7 +10,7 @@ import contextlib
 import datetime
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -29,7 +29,8 @@ VIEW = "view.txt"  # the list of what is in view, where that is not all of the c
 # published. That list can be made again from the paths, and so is kept of the newest alone.
 ENCRYPTED = "encrypted.txt"
 PUBLISHED = "published.txt"
-RECORD_FILES = (HEAD, "collection.json", FILES, "bag-info.txt")
+# The lists that no signature covers, and the field of pull.json with the digest of each.
+LISTS = {VIEW: "view_sha256", ENCRYPTED: "encrypted_sha256", PUBLISHED: "published_sha256"}
 SEALED = (HEAD, TAG_MANIFEST, SIGNATURE, FILES, *(name for name in NEEDED_TAG_FILES if name != TAG_MANIFEST))
 _FOLDER = re.compile(r"([0-9]{4})-([0-9]{8})(?:-[0-9TZ.]+)?")  # its name: year, number, and when, if twice
 _TAG_LINE = re.compile(r"([0-9a-f]{64})[ \t]+(.+)")
@@ -56,12 +57,15 @@ class PullRecord(msgspec.Struct, frozen=True):
     # The device that signed it, and its public key; "" where it is not signed.
     device: str = ""
     public_key: str = ""
-    # Suspect items whose last good one readers go on seeing: {platform/item: the collection it is of}.
-    held: dict[str, int] = msgspec.field(default_factory=dict)
+    # Suspect items whose last good one readers go on seeing: {platform/item: the collection it is of}, by its
+    # number@time (shala_central.history), or the number alone where that collection is not kept.
+    held: dict[str, str] = msgspec.field(default_factory=dict)
     # Suspect items that the operator has taken for good.
     accepted: list[str] = msgspec.field(default_factory=list)
-    # Of view.txt, "" where there is none: it is the one list that no signature covers.
+    # Of the lists that no signature covers, "" where there is none.
     view_sha256: str = ""
+    encrypted_sha256: str = ""
+    published_sha256: str = ""
     format: int = 1
 
     def is_of_same_collection(self, other: PullRecord) -> bool:
@@ -120,8 +124,8 @@ def _flaws(record: Path) -> Iterator[Flaw]:
     yield from _tag_flaws(record, head, pull)
     if not has_sealed_list(record) and head is not None:
         yield Flaw(FILES, "of the record is not the one that was committed")
-    if pull is not None and not has_published_list(record):
-        yield Flaw(VIEW, "of the record is not the one that was published")
+    for name in _changed_lists(record, pull) if pull is not None else ():
+        yield Flaw(name, "of the record is not the one that was published")
 
 
 def _tag_flaws(record: Path, head: Head | None, pull: PullRecord | None) -> Iterator[Flaw]:
@@ -188,13 +192,68 @@ def has_sealed_list(record: Path) -> bool:
         return False
 
 
-def has_published_list(record: Path) -> bool:
+def has_view(record: Path) -> bool:
     """Return whether VIEW of a record is still the one that was published; an older shala noted no digest."""
     try:
-        wanted = msgspec.json.decode((record / PULL).read_bytes(), type=PullRecord).view_sha256
-        return not wanted or digest_of(record / VIEW) == wanted
-    except (OSError, msgspec.MsgspecError):
+        return VIEW not in _changed_lists(record, read_pull(record))
+    except (FileNotFoundError, RecordDamaged):
         return False
+
+
+def has_published_list(record: Path) -> bool:
+    """Return whether all lists of what is in view are still those that were published."""
+    try:
+        return not list(_changed_lists(record, read_pull(record)))
+    except (FileNotFoundError, RecordDamaged):
+        return False
+
+
+def is_whole(record: Path) -> bool:
+    """Return whether every file of a record is the one that was committed."""
+    return not flaws(record)
+
+
+def lists_are_whole(record: Path) -> bool:
+    """Return whether the lists of a record are those that the school sealed and that were published."""
+    return has_sealed_list(record) and has_published_list(record)
+
+
+def chosen_in(record: Path) -> Path:
+    """Return the list of what is in view by a record, as the school sealed it."""
+    view = record / VIEW
+    return view if view.is_file() else record / FILES
+
+
+def published_in(record: Path) -> Path:
+    """Return the list of what is published by a record."""
+    published = record / PUBLISHED
+    return published if published.is_file() else chosen_in(record)
+
+
+def digests_of_lists(record: Path) -> dict[str, str]:
+    """Return what pull.json says of the lists in a record that no signature covers."""
+    return {field: _digest_or_none(record / name) for name, field in LISTS.items()}
+
+
+def _changed_lists(record: Path, pull: PullRecord) -> Iterator[str]:
+    for name, field in LISTS.items():
+        wanted = getattr(pull, field)
+        if wanted and _digest_or_none(record / name) != wanted:
+            yield name
+
+
+def _digest_or_none(path: Path) -> str:
+    try:
+        return digest_of(path)
+    except OSError:
+        return ""
+
+
+def digest_sealed(record: Mapping[str, bytes]) -> str:
+    """Return the digest of FILES that the other files of a record name, "" where none does any more."""
+    with contextlib.suppress(KeyError, msgspec.MsgspecError):
+        return msgspec.json.decode(record[HEAD], type=Head).files_sha256
+    return dict(_tag_lines(record.get(TAG_MANIFEST, b""))).get(FILES, "")
 
 
 def folders_of(server: Path) -> list[Path]:
@@ -224,10 +283,7 @@ def what_is_left(record: Path, state: str) -> PullRecord:
     with contextlib.suppress(OSError):
         for file in map(file_of, readable(lines_of(record / FILES))):
             count, size = count + 1, size + file.size
-    view = ""
-    with contextlib.suppress(OSError):
-        view = digest_of(record / VIEW)
-    return PullRecord(
+    told = PullRecord(
         pulled=datetime.datetime.fromtimestamp(pulled, datetime.UTC).isoformat(timespec="microseconds"),
         year=year,
         state=state,
@@ -239,8 +295,16 @@ def what_is_left(record: Path, state: str) -> PullRecord:
         files_received=0,
         seconds=0.0,
         public_key=key,
-        view_sha256=view,
     )
+    return msgspec.structs.replace(told, **digests_of_lists(record))
+
+
+def pull_of(record: Path, state: str) -> PullRecord:
+    """Return how the collection of a record came; of one that a disk has damaged what is left of it."""
+    try:
+        return read_pull(record)
+    except (FileNotFoundError, RecordDamaged):
+        return what_is_left(record, state)
 
 
 def read_collection(record: Path) -> Collection:

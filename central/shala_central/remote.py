@@ -20,7 +20,6 @@ import datetime
 import hashlib
 import os
 import re
-import sqlite3
 import threading
 import time
 from collections import deque
@@ -35,6 +34,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import S3Store
 
 from shala_central.failure import CentralError, UsageError
+from shala_central.table_file import TableFile
 
 PART = 8 << 20  # bytes: less is sent in one request, more in parts of so many
 AT_ONCE = 8  # contents that are sent or fetched at the same time; each holds at most one part in memory
@@ -49,7 +49,10 @@ CREATE TABLE IF NOT EXISTS object (pool TEXT, sha256 BLOB, size INTEGER, whole I
   PRIMARY KEY (pool, sha256)) WITHOUT ROWID;
 PRAGMA user_version = {VERSION};
 """
+_WAY = "remove it, then: shala archive objects --reindex"
+CUT, WHOLE, DOUBTED = 0, 1, 2  # what is known of a content: an upload is unfinished, or it is not believed
 _ADD = "INSERT OR REPLACE INTO object VALUES (?, ?, ?, ?)"
+_MARK = "UPDATE object SET whole = ? WHERE pool = ? AND sha256 = ?"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -116,22 +119,30 @@ class Remote:
 
     def __init__(self, bucket: Bucket, index: Path) -> None:
         self.bucket = bucket
-        self._index = index
-        self._lock = threading.RLock()
-        self._db: sqlite3.Connection | None = None
+        self._index = TableFile(index, _SCHEMA, RemoteFailed, _WAY)
+        self._lock = threading.Lock()
         self._opened: S3Store | None = None
+
+    def close(self) -> None:
+        """Close the index."""
+        self._index.close()
 
     # -- what is there ---------------------------------------------------------------------------------------
 
     def has(self, pool: str, sha256: str) -> bool:
         """Return whether a content is in the bucket, as far as is known here."""
-        row = self._ask("SELECT whole FROM object WHERE pool = ? AND sha256 = ?", pool, bytes.fromhex(sha256))
-        return bool(row and row[0][0])
+        return self._state(pool, sha256) == WHOLE
+
+    def _state(self, pool: str, sha256: str) -> int:
+        query = "SELECT whole FROM object WHERE pool = ? AND sha256 = ?"
+        rows = self._index.ask(query, pool, bytes.fromhex(sha256))
+        return int(rows[0][0]) if rows else CUT
 
     def size(self, pool: str, sha256: str) -> int:
         """Return the size of a content that is there. Raises RemoteDamaged if it is not."""
-        row = self._ask(
-            "SELECT size FROM object WHERE whole AND pool = ? AND sha256 = ?", pool, bytes.fromhex(sha256)
+        row = self._index.ask(
+            "SELECT size FROM object WHERE whole = ? AND pool = ? AND sha256 = ?",
+            *(WHOLE, pool, bytes.fromhex(sha256)),
         )
         if not row:
             raise RemoteDamaged(f"{pool}/{sha256[:2]}/{sha256} is not in {self.bucket}")
@@ -139,7 +150,7 @@ class Remote:
 
     def is_known(self) -> bool:
         """Return whether there is an index: made by the first upload, or of a listing."""
-        return self._index.exists()
+        return self._index.path.exists()
 
     def listed(self, pool: str, share: str) -> Iterator[tuple[str, int, str]]:
         """Yield (sha256, bytes, problem) of what is known here of a share (`ab`) of a pool.
@@ -148,8 +159,8 @@ class Remote:
         RemoteFailed.
         """
         first = bytes.fromhex(share)
-        query = "SELECT sha256, size FROM object WHERE whole AND pool = ? AND sha256 BETWEEN ? AND ?"
-        rows = self._ask(query, pool, first, first + b"\xff" * 31)
+        query = "SELECT sha256, size FROM object WHERE whole = ? AND pool = ? AND sha256 BETWEEN ? AND ?"
+        rows = self._index.ask(query, WHOLE, pool, first, first + b"\xff" * 31)
         there = dict(self._list(f"{pool}/{share}")) if rows else {}
         for digest, size in rows:
             sha256 = digest.hex()
@@ -168,11 +179,11 @@ class Remote:
 
     def kept(self) -> Kept:
         """Return how much is in the bucket, as far as is known here."""
-        query = "SELECT count(*), coalesce(sum(size), 0) FROM object WHERE whole"
+        query = "SELECT count(*), coalesce(sum(size), 0) FROM object WHERE whole = ?"
         if not self.is_known():
             return Kept(0, 0, 0)
-        count, size = self._ask(query)[0]
-        unfinished = self._ask("SELECT count(*) FROM object WHERE NOT whole")[0][0]
+        count, size = self._index.ask(query, WHOLE)[0]
+        unfinished = self._index.ask(query, CUT)[0][0]
         return Kept(int(count), int(size), int(unfinished))
 
     def reindex(self) -> Kept:
@@ -183,12 +194,15 @@ class Remote:
             if match := _KEY.fullmatch(key):
                 pool, sha256 = match[1], match[3]
                 if match[4] is None:
-                    single.append((pool, bytes.fromhex(sha256), size, 1))
+                    single.append((pool, bytes.fromhex(sha256), size, WHOLE))
                 else:
                     parted.setdefault((pool, sha256), {})[key] = size
-        with self._lock, self._table() as db:
+        with self._index.written() as db:
+            # A listing says of nothing that it is whole.
+            doubted = db.execute("SELECT pool, sha256 FROM object WHERE whole = ?", (DOUBTED,)).fetchall()
             db.execute("DELETE FROM object")
             db.executemany(_ADD, single)
+            db.executemany(_MARK, [(DOUBTED, pool, sha256) for pool, sha256 in doubted])
             for (pool, sha256), sizes in parted.items():
                 db.execute(_ADD, (pool, bytes.fromhex(sha256), *_composed(sizes)))
         return self.kept()
@@ -199,24 +213,40 @@ class Remote:
         """Send one file, unless it is there; return the bytes that were sent."""
         return self.upload([Local(pool, sha256, place.stat().st_size, place)]).bytes
 
-    def upload(self, objects: Iterable[Local], done: Callable[[Local], None] = lambda _: None) -> Sent:
+    def upload(
+        self,
+        objects: Iterable[Local],
+        done: Callable[[Local], None] = lambda _: None,
+        damaged: Callable[[LocalDamaged], None] | None = None,
+    ) -> Sent:
         """Send what is not in the bucket, many at once; call `done` for each that is there for good.
 
-        What is sent is read and compared with its name. Raises RemoteFailed, LocalDamaged; what was sent by
-        then is not sent again.
+        What is sent is read and compared with its name. Raises RemoteFailed, and LocalDamaged unless
+        `damaged` is called with it; what was sent by then is not sent again.
         """
         sent = Sent()
         finished: list[Local] = []
 
+        def send(item: Local) -> tuple[Local, int | None]:
+            try:
+                return self._send(item)
+            except LocalDamaged as found:
+                if damaged is None:
+                    raise
+                damaged(found)
+                return item, None
+
         def write_down() -> None:
-            with self._lock, self._table() as db:
-                db.executemany(_ADD, [(o.pool, bytes.fromhex(o.sha256), o.size, 1) for o in finished])
+            with self._index.written() as db:
+                db.executemany(_ADD, [(o.pool, bytes.fromhex(o.sha256), o.size, WHOLE) for o in finished])
             for item in finished:
                 done(item)
             finished.clear()
 
         try:
-            for item, size in in_parallel(self._send, objects):
+            for item, size in in_parallel(send, objects):
+                if size is None:
+                    continue
                 finished.append(item)
                 sent.bytes += size
                 sent.objects += size > 0
@@ -248,9 +278,13 @@ class Remote:
         with item.place.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != item.sha256:
                 raise _local_damage(item)
-            with self._lock, self._table() as db:  # so that pruning finds it if this is never finished
-                db.execute(_ADD, (item.pool, bytes.fromhex(item.sha256), item.size, 0))
-            there = dict(self._list(_name(item.pool, item.sha256)))
+            if self._state(item.pool, item.sha256) == DOUBTED:
+                # It stays so until all is sent anew.
+                there = {}
+            else:
+                with self._index.written() as db:  # so that pruning finds it if this is never finished
+                    db.execute(_ADD, (item.pool, bytes.fromhex(item.sha256), item.size, CUT))
+                there = dict(self._list(_name(item.pool, item.sha256)))
             sent = 0
             for number, key in enumerate(_keys(item.pool, item.sha256, item.size)):
                 length = min(PART, item.size - number * PART)
@@ -338,16 +372,21 @@ class Remote:
                 failures += 1
                 self._pause(failures, error)
 
+    def doubt(self, pool: str, sha256: str) -> None:
+        """Do not count on a content any more: it is damaged. What is there stays until it is sent anew."""
+        with self._index.written() as db:
+            db.execute(_MARK, (DOUBTED, pool, bytes.fromhex(sha256)))
+
     # -- removing --------------------------------------------------------------------------------------------
 
     def forget(self, pool: str, sha256: str) -> None:
-        """Do not count on a content any more: it is damaged, and is to be sent again."""
+        """Remove a content."""
         with contextlib.suppress(RemoteDamaged):
             self._remove([(pool, bytes.fromhex(sha256), self.size(pool, sha256))])
 
     def pools(self) -> set[str]:
         """Return the names of the pools of which something is in the bucket."""
-        return {row[0] for row in self._ask("SELECT DISTINCT pool FROM object")}
+        return {row[0] for row in self._index.ask("SELECT DISTINCT pool FROM object")}
 
     def sweep(self, pool: str, needed: set[str], *, pretend: bool = False) -> Sent:
         """Remove what a pool holds in vain, uploads that were cut too; return how much that is.
@@ -356,10 +395,10 @@ class Remote:
         """
         vain = [
             (pool, digest, size)
-            for digest, size, whole in self._ask(
+            for digest, size, whole in self._index.ask(
                 "SELECT sha256, size, whole FROM object WHERE pool = ?", pool
             )
-            if not whole or digest.hex() not in needed
+            if whole == CUT or digest.hex() not in needed
         ]
         for number in range(0, 0 if pretend else len(vain), BATCH):
             self._remove(vain[number : number + BATCH])
@@ -367,13 +406,11 @@ class Remote:
 
     def _remove(self, objects: list[tuple[str, bytes, int]]) -> None:
         # First from the index: what it does not name may still be there, but never the reverse.
-        with self._lock, self._table() as db:
-            db.executemany(
-                "UPDATE object SET whole = 0 WHERE pool = ? AND sha256 = ?", [o[:2] for o in objects]
-            )
+        with self._index.written() as db:
+            db.executemany(_MARK, [(CUT, *o[:2]) for o in objects])
         keys = [key for pool, digest, size in objects for key in _keys(pool, digest.hex(), size)]
         self._tried(lambda: obstore.delete(self._store(), keys))
-        with self._lock, self._table() as db:
+        with self._index.written() as db:
             db.executemany("DELETE FROM object WHERE pool = ? AND sha256 = ?", [o[:2] for o in objects])
 
     # -- requests --------------------------------------------------------------------------------------------
@@ -442,38 +479,6 @@ class Remote:
                     retry_config={"max_retries": 0, "retry_timeout": datetime.timedelta(seconds=1)},
                 )
             return self._opened
-
-    # -- the index -------------------------------------------------------------------------------------------
-
-    def _ask(self, query: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
-        with self._lock:
-            if self._db is None and not self.is_known():
-                return []
-            try:
-                return self._connection().execute(query, values).fetchall()
-            except sqlite3.DatabaseError as error:
-                raise self._index_failure(error) from None
-
-    @contextlib.contextmanager
-    def _table(self) -> Iterator[sqlite3.Connection]:
-        """Open one transaction on the index."""
-        try:
-            with self._connection() as db:
-                yield db
-        except sqlite3.DatabaseError as error:
-            raise self._index_failure(error) from None
-
-    def _connection(self) -> sqlite3.Connection:
-        if self._db is None:
-            self._db = sqlite3.connect(self._index, timeout=60, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            # Local content is removed on its word: it must be on the disk.
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.executescript(_SCHEMA)
-        return self._db
-
-    def _index_failure(self, error: sqlite3.Error) -> RemoteFailed:
-        return RemoteFailed(f"{self._index}: {error} (remove it, then: shala archive objects --reindex)")
 
 
 def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import click
 
-from shala_central.config import CONFIG_PATH, read_config
+from shala_central.config import read_config
 from shala_central.failure import UsageError
+from shala_central.options import config_path_option, json_option, print_json
 
 # Seconds: from one request of a device to its next, while it works on what it got.
 _KEEP_ALIVE = 30
 
 
 @click.command("serve", short_help="Run the server of zone sync.")
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    default=CONFIG_PATH,
-    envvar="SHALA_CENTRAL_CONFIG",
-    show_default=True,
-    help="The centre's configuration.",
-)
 @click.option("--listen", default="", metavar="HOST:PORT", help="Instead of zones.listen.")
 @click.option("--workers", type=click.IntRange(1, 64), help="Instead of zones.workers.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for machines.")
+@config_path_option
+@json_option
 def serve_command(config_path: Path, listen: str, workers: int | None, as_json: bool) -> int:
     """Run the server that the devices of all zones sync with. TLS is put in front of it by nginx.
 
@@ -40,7 +34,6 @@ def serve_command(config_path: Path, listen: str, workers: int | None, as_json: 
     """
     import uvicorn
 
-    from shala_central.options import print_json
     from shala_central.zones import Zones
 
     config = read_config(config_path)
@@ -48,6 +41,7 @@ def serve_command(config_path: Path, listen: str, workers: int | None, as_json: 
     host, _, port = listen.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"'{listen}' is not of the form HOST:PORT (e.g. 127.0.0.1:8470)")
+    _require_address(listen, host.strip("[]"), int(port))
     # Before the workers: the first one would make what the second one makes, too.
     zones = Zones.open(config.zones)
     name = zones.database.name
@@ -73,3 +67,17 @@ def serve_command(config_path: Path, listen: str, workers: int | None, as_json: 
         limit_concurrency=512,
     )
     return 0
+
+
+def _require_address(listen: str, host: str, port: int) -> None:
+    """Raise UsageError where nobody can listen: uvicorn says so late, and in its own words."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn does
+            tried.bind((host, port))
+    except (OSError, UnicodeError) as error:  # a name that no name can be
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"{listen} cannot be listened on: {reason} (is shala serve running already? else correct --listen"
+            " or zones.listen)"
+        ) from None

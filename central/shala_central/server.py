@@ -7,16 +7,23 @@ restarted at any time. All work on the database is done in threads.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
+import multiprocessing
 import os
 import re
+import signal
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TypeVar
 
+import anyio
 import anyio.to_thread
 import msgspec
 from anyio import CapacityLimiter
+from shala_agent.store import DAMAGED
 from shala_agent.wire import (
     DEVICE_HEADER,
     MAX_REQUEST,
@@ -39,14 +46,20 @@ from starlette.routing import Route
 from shala_central import openapi
 from shala_central.config import CONFIG_PATH, ZoneSettings, read_config
 from shala_central.database import DatabaseProblem
-from shala_central.enrolment import enrol_by_token
-from shala_central.exchange import answer
+from shala_central.enrolment import enrol_by_token, enrolled
+from shala_central.exchange import answer as answer_to
+from shala_central.exchange import sent
 from shala_central.rate import Rate
+from shala_central.recall import enrolment, hear
 from shala_central.refusal import Refusal
+from shala_central.remake import IDLE, PAUSE
 from shala_central.sessions import check_token
-from shala_central.uploads import MAX_PART, take
+from shala_central.uploads import MAX_PART, require_living, take
 from shala_central.zones import Device, Zones, session_key
 
+MAX_ENROLMENT = 4 << 10  # bytes of a body; anybody may send one
+# Enrolments from one address, per second and worker: a zone is enrolled from behind one router, too.
+STRANGERS_PER_SECOND = 5
 # Requests at work at once: each may hold a segment of some MiB, and a connection to the database.
 THREADS = 8
 _ID = re.compile(r"[0-9a-f]{64}")
@@ -58,8 +71,18 @@ _T = TypeVar("_T")
 
 def application() -> Starlette:
     """Return the server for the configuration that the environment names: what uvicorn's workers run."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
     path = Path(os.environ.get("SHALA_CENTRAL_CONFIG", CONFIG_PATH))
     return make_server(read_config(path).zones)
+
+
+def _end_after(parent: BaseProcess) -> None:
+    """End this worker when the process that started it is gone: one that was killed stops nobody, and its
+    workers would hold the address, and go on with a database that somebody has put a backup in the place of.
+    """
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def make_server(settings: ZoneSettings) -> Starlette:
@@ -69,7 +92,10 @@ def make_server(settings: ZoneSettings) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_server: Starlette) -> AsyncIterator[None]:
-        yield
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(server.remake)
+            yield
+            beside.cancel_scope.cancel()
         zones.database.close()
 
     return Starlette(
@@ -96,12 +122,15 @@ class _Server:
     def __init__(self, zones: Zones, requests_per_second: int) -> None:
         self._zones = zones
         self._rate = Rate(requests_per_second)
+        self._strangers = Rate(STRANGERS_PER_SECOND)
         self._threads = CapacityLimiter(THREADS)
         with zones.database.reading() as session:
             self._session_key = session_key(session)
 
     async def enrol(self, request: Request) -> Response:
-        body = await _body(request, MAX_REQUEST)
+        if not self._strangers.allows(_address(request)):
+            raise Refusal(429, "too many enrolments from this address", headers={"Retry-After": "10"})
+        body = await _body(request, MAX_ENROLMENT)
         message = _read(body, EnrolRequest)
         url = self._zones.url or str(request.base_url).rstrip("/")
         return await self._in_thread(lambda: self._enrol(message, url))
@@ -120,6 +149,16 @@ class _Server:
         self._check_session(request)
         return await self._in_thread(lambda: self._get(request))
 
+    async def remake(self) -> None:
+        """Make records anew where that is to be done, beside all requests, for ever."""
+        while True:
+            goes_on = False
+            try:
+                goes_on = await self._in_thread(self._zones.remake_step)
+            except Exception as error:  # reports are not worth the end of the server
+                _log.error("records could not be made anew: %s", error)
+            await anyio.sleep(PAUSE if goes_on else IDLE)
+
     async def health(self, _request: Request) -> Response:
         """Answer as long as the database does."""
         return await self._in_thread(self._health)
@@ -130,13 +169,24 @@ class _Server:
     # -- in threads ------------------------------------------------------------------------------------------
 
     def _enrol(self, message: EnrolRequest, url: str) -> Response:
-        with self._zones.database.writing() as session:
-            enrolled = enrol_by_token(self._zones, session, message, url)
-        return _json(enrolled)
+        with self._zones.database.reading() as session:
+            answer = enrolled(self._zones, session, message, url)
+        if answer is None:
+            with self._zones.database.writing() as session:
+                answer = enrol_by_token(self._zones, session, message, url)
+        return _json(answer)
 
     def _sync(self, request: Request, body: bytes) -> Response:
-        device = self._caller(request, "", 0, body)
-        return _json(answer(self._zones, device, _read(body, SyncRequest), self._session_key))
+        """Open a session. One that was cut off may say in it that it was taken in again since, and one that
+        nobody knows that it was taken in: this centre may have been restored from a backup.
+        """
+        device = self._device(_device_id(request))
+        if device is None:
+            device = self._known_once(request, body)
+        else:
+            self._require_signature(device.key, request, "", 0, body)
+        self._require_rate(device)
+        return _json(answer_to(self._zones, device, _read(body, SyncRequest), self._session_key))
 
     def _put(self, request: Request, offset: int, size: int, body: bytes) -> Response:
         device = self._caller(request, request.headers[SESSION_HEADER], offset, body)
@@ -146,10 +196,15 @@ class _Server:
         device = self._caller(request, request.headers[SESSION_HEADER], 0, b"")
         id_ = _segment_id(request)
         with self._zones.database.reading() as session:
-            rows = session.query("SELECT data FROM segment WHERE id = ? AND zone = ?", (id_, device.zone))
+            rows = session.query(
+                "SELECT data FROM segment WHERE id = ? AND zone = ? AND (held IS NULL OR held <> ?)",
+                (id_, device.zone, DAMAGED),
+            )
         if not rows:
             raise Refusal(404, "there is no such segment in this device's zone")
-        return _part_of(bytes(rows[0][0]), request.headers.get("range", ""))
+        response = _part_of(bytes(rows[0][0]), request.headers.get("range", ""))
+        sent(self._zones, device, id_)
+        return response
 
     def _health(self) -> Response:
         with self._zones.database.reading() as session:
@@ -169,21 +224,51 @@ class _Server:
 
     def _caller(self, request: Request, session_token: str, offset: int, body: bytes) -> Device:
         """Return the device that has signed a request and lives. Raises Refusal."""
-        id_ = _device_id(request)
-        with self._zones.database.reading() as session:
-            device = self._zones.device(session, id_)
+        device = self._device(_device_id(request))
         if device is None:
-            raise Refusal(403, "this device is not enrolled (shala device create, shala-agent enrol)")
+            raise _not_enrolled()
+        self._require_signature(device.key, request, session_token, offset, body)
+        require_living(device)
+        self._require_rate(device)
+        return device
+
+    def _known_once(self, request: Request, body: bytes) -> Device:
+        """Return a device that is forgotten here, taken in again by the centre's own word. Raises Refusal."""
+        id_, statements = _device_id(request), _read(body, SyncRequest).statements
+        if len(statements) != 1:  # strangers give no work
+            raise _not_enrolled()
+        if not self._strangers.allows(_address(request)):
+            raise Refusal(429, "too many strangers from this address", headers={"Retry-After": "10"})
+        said = enrolment(self._zones, id_, statements[0])
+        if said is None:
+            raise _not_enrolled()
+        self._require_signature(bytes.fromhex(said.key), request, "", 0, body)
+        hear(self._zones, statements)
+        device = self._device(id_)
+        if device is None:
+            raise _not_enrolled()
+        return device
+
+    def _device(self, id_: bytes) -> Device | None:
+        with self._zones.database.reading() as session:
+            return self._zones.device(session, id_)
+
+    def _require_signature(
+        self, key: bytes, request: Request, session_token: str, offset: int, body: bytes
+    ) -> None:
         text = signed_text(request.method, request.url.path, session_token, offset, body)
         try:
-            verify(device.key, text, request.headers.get(SIGNATURE_HEADER, ""))
+            verify(key, text, request.headers.get(SIGNATURE_HEADER, ""))
         except SignatureRefused as error:
             raise Refusal(401, str(error)) from None
-        if device.revoked is not None:
-            raise Refusal(403, f"this device is revoked{': ' if device.reason else ''}{device.reason}")
-        if not self._rate.allows(id_):
+
+    def _require_rate(self, device: Device) -> None:
+        if not self._rate.allows(device.id):
             raise Refusal(429, "too many requests of this device", headers={"Retry-After": "10"})
-        return device
+
+
+def _not_enrolled() -> Refusal:
+    return Refusal(403, "this device is not enrolled (shala device create, shala-agent enrol)")
 
 
 # -- requests ------------------------------------------------------------------------------------------------
@@ -215,6 +300,15 @@ def _device_id(request: Request) -> bytes:
     if _ID.fullmatch(text) is None:
         raise Refusal(401, f"{DEVICE_HEADER} names no device")
     return bytes.fromhex(text)
+
+
+def _address(request: Request) -> bytes:
+    """Return where a request comes from, as nginx has it, without what a network chooses freely."""
+    try:
+        address = ipaddress.ip_address(request.client.host if request.client else "")
+    except ValueError:
+        return b""
+    return address.packed[:8] if address.version == 6 else address.packed
 
 
 def _segment_id(request: Request) -> bytes:

@@ -12,11 +12,13 @@ import secrets
 import struct
 from dataclasses import dataclass
 
+import msgspec
 from shala_agent.segment import log_id
 from shala_agent.store import Store
 from shala_agent.wire import SyncRequest
 
 from shala_central.database import Session
+from shala_central.quotas import too_many_epochs
 from shala_central.refusal import Refusal
 from shala_central.zones import Device, now
 
@@ -24,6 +26,7 @@ LIFETIME = 3600  # seconds
 _SKEW = 60  # seconds by which the clocks of two machines with workers may differ
 _TOKEN = struct.Struct(">Q8s16s")
 _SIGNED = b"shala session 1\n"
+_NONCE = b"shala nonce 1\n"
 
 
 def new_token(key: bytes, device: bytes) -> str:
@@ -31,6 +34,12 @@ def new_token(key: bytes, device: bytes) -> str:
     issued, salt = now(), secrets.token_bytes(8)
     raw = _TOKEN.pack(issued, salt, _mac(key, device, issued, salt))
     return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def new_nonce(key: bytes, device: bytes, request: SyncRequest) -> str:
+    """Return the nonce that a request is given: the same one for the same request again."""
+    text = _NONCE + device + msgspec.json.encode(request)
+    return hashlib.blake2b(text, key=key, digest_size=8).hexdigest()
 
 
 def check_token(key: bytes, device: bytes, token: str) -> None:
@@ -50,17 +59,28 @@ def check_token(key: bytes, device: bytes, token: str) -> None:
 class Standing:
     """What number and nonce tell. `forked`: the greatest number seen, where somebody else speaks as
     this device, too, or a request was replayed. `forgotten`: the centre has given a nonce that it does not
-    know, so it was restored from a backup, and may lack what the device believes to be there.
+    know, so it was restored from a backup, and may lack what the device believes to be there. `repeated`: the
+    very last request came once more; what was answered to it is not known any more.
     """
 
     forked: int | None = None
     forgotten: bool = False
+    repeated: bool = False
 
 
-def take_number(session: Session, device: Device, request: SyncRequest, nonce: str) -> Standing:
+def take_number(
+    session: Session,
+    device: Device,
+    request: SyncRequest,
+    nonce: str,
+    *,
+    knows_the_list: bool,
+    max_epochs: int,
+) -> Standing:
     """Note that a device opens a session, and that it is given `nonce` (docs/protocol.md, section 6).
+    `knows_the_list`: its cursor is one of ours, so that not the centre is what has been restored.
 
-    Raises Refusal where the device counts for another zone in this epoch.
+    Raises Refusal where the device counts for another zone in this epoch, or has begun too many.
     """
     rows = session.query(
         'SELECT epoch, zone, "number", shown, given FROM contact WHERE device = ?', (device.id,)
@@ -69,19 +89,30 @@ def take_number(session: Session, device: Device, request: SyncRequest, nonce: s
     for epoch, zone, number, shown, given in rows:
         if epoch != request.epoch:
             continue
-        if zone != device.zone:
+        # Where nothing of an epoch ever came, it counts for the zone that the device is in: one that was
+        # moved and moved back meanwhile knows of no other zone, and begins no other epoch.
+        if zone != device.zone and _has_any(session, zone, log_id(device.key, epoch)):
             raise Refusal(403, f"this device was moved to the zone '{device.zone_name}' (shala-agent enrol)")
-        is_next = request.number == number + 1
-        if request.number <= number or (is_next and request.nonce not in (shown, given)):
+        if (request.number, nonce) == (number, given):
+            return Standing(repeated=True)
+        must_know = knows_the_list or request.number == number + 1
+        if request.number <= number or (must_know and request.nonce not in (shown, given)):
             dispute(session, device, request.epoch)
             return Standing(forked=int(number))
+    if len(rows) >= max_epochs and all(row[0] != request.epoch for row in rows):
+        raise too_many_epochs(len(rows))
     session.query(
         'INSERT INTO contact (device, epoch, zone, "number", shown, given) VALUES (?, ?, ?, ?, ?, ?)'
-        ' ON CONFLICT (device, epoch) DO UPDATE SET "number" = excluded."number", shown = excluded.shown,'
-        " given = excluded.given",
+        ' ON CONFLICT (device, epoch) DO UPDATE SET zone = excluded.zone, "number" = excluded."number",'
+        " shown = excluded.shown, given = excluded.given",
         (device.id, request.epoch, device.zone, request.number, request.nonce, nonce),
     )
     return Standing(forgotten=request.nonce not in known)
+
+
+def _has_any(session: Session, zone: int, log: bytes) -> bool:
+    rows = session.query("SELECT 1 FROM segment WHERE zone = ? AND log = ? LIMIT 1", (zone, log))
+    return bool(rows)
 
 
 def speaks_for_another(store: Store, device: Device, request: SyncRequest) -> bool:

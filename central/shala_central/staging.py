@@ -34,6 +34,7 @@ class Staging:
         self._sensitive = ciphertexts.is_sensitive
         self._any_encrypted = bool(ciphertexts.items(server))
         folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        os.utime(folder)  # gone on with: otherwise prune gives it up one day
         self._own = folder.with_name("own")  # what is looked at; no rsync was given it
         self._give_back()
         self._empty = not any(os.scandir(folder))

@@ -60,6 +60,9 @@ zone = Table(
     # The newest place of the list of arrivals and its digest: a no-op is answered from this row.
     Column("place", BigInteger, nullable=False, server_default="0"),
     Column("digest", LargeBinary, nullable=False),
+    Column("bytes", BigInteger, nullable=False, server_default="0"),  # of all segments as they came
+    # The greatest id of the segments from which the records have been made anew; null when all have.
+    Column("remade", LargeBinary),
 )
 
 device = Table(
@@ -81,7 +84,19 @@ device = Table(
     Column(
         "wanted", BigInteger, nullable=False, server_default="0"
     ),  # bytes that it offered and are not here
+    Column("bytes", BigInteger, nullable=False, server_default="0"),  # of the segments that it has brought
+    Column("left_out", BigInteger, nullable=False, server_default="0"),  # segments that it could not have
+    # Up to there it was sent what has arrived, which it confirms when it comes again. Below 0: it came again
+    # and did not have what lies before that place.
+    Column("named", BigInteger, nullable=False, server_default="0"),
     Index("device_zone", "zone", "name"),
+    Index(
+        "device_name",
+        "name",
+        unique=True,
+        sqlite_where=text("revoked IS NULL"),
+        postgresql_where=text("revoked IS NULL"),
+    ),
 )
 
 token = Table(
@@ -117,6 +132,7 @@ arrival = Table(
     Column("digest", LargeBinary, nullable=False),
     Column("kind", Text, nullable=False),  # segment | statement
     Column("id", LargeBinary, nullable=False),
+    Column("device", LargeBinary),  # that has brought a segment
     Index("arrival_id", "id"),
 )
 
@@ -170,6 +186,12 @@ segment = Table(
     Column("data", LargeBinary, nullable=False),
     Index("segment_log", "zone", "log", "first"),
     Index("segment_key", "zone", "key"),
+    Index(
+        "segment_held",
+        "zone",
+        sqlite_where=text("held IS NOT NULL"),
+        postgresql_where=text("held IS NOT NULL"),
+    ),
 )
 
 record = Table(
@@ -198,7 +220,6 @@ record = Table(
     Index(
         "record_conflict", "zone", sqlite_where=text("conflict = 1"), postgresql_where=text("conflict = 1")
     ),
-    sqlite_with_rowid=False,
 )
 
 quarantine = Table(

@@ -111,7 +111,7 @@ class Transport:
         self._opened: float | None = None  # seconds that it took to open the connection
         self._waiting: _Waiting | None = None
         self._running: set[asyncio.Task[None]] = set()
-        self._tails: set[asyncio.Task[None]] = set()
+        self._master_tail: asyncio.Task[None] | None = None
 
     async def fetch(
         self,
@@ -212,6 +212,8 @@ class Transport:
         for running in self._running:
             running.cancel()
         await self.settle()
+        if self._master_tail is not None:
+            self._master_tail.cancel()
         if self._master is not None:
             await _end(self._master)
 
@@ -231,12 +233,11 @@ class Transport:
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
-        tail = asyncio.create_task(_tail(self._master.stderr, self._master_words))
-        self._tails.add(tail)
+        self._master_tail = asyncio.create_task(_tail(self._master.stderr, self._master_words))
         while not (self.workdir / "control").exists():
             await asyncio.sleep(OPENING_POLL_SECONDS)
             if self._master.returncode is not None:
-                await asyncio.wait([tail], timeout=TAIL_SECONDS)
+                await asyncio.wait([self._master_tail], timeout=TAIL_SECONDS)
                 raise TransferFailed(
                     _reason(self._master.returncode, self._master_words.decode("utf-8", "replace"))
                 )
@@ -435,9 +436,13 @@ async def _follow(
 async def _tail(stream: asyncio.StreamReader | None, kept: bytearray) -> None:
     """Keep the last lines of a stream; what a sender writes there must not fill our memory."""
     assert stream is not None  # noqa: S101 - it was asked for as a pipe
+    is_cut = False
     while chunk := await stream.read(4096):
         kept += chunk
+        is_cut = is_cut or len(kept) > 4096
         del kept[:-4096]
+    if is_cut:  # within a line, most likely
+        del kept[: kept.find(b"\n") + 1]
 
 
 async def _stall(process: asyncio.subprocess.Process, seconds: float, stalled: asyncio.Event) -> None:

@@ -5,6 +5,7 @@ an upload goes on with any worker and in any later session; a whole one is verif
 from __future__ import annotations
 
 from shala_agent.segment import MAX_SEGMENT, Segment, SegmentRefused, read_segment
+from shala_agent.store import DAMAGED
 from shala_agent.wire import Receipt
 
 from shala_central import arrivals
@@ -38,16 +39,21 @@ def take(  # noqa: PLR0917 - the parts of one request
     with zones.database.reading() as session:
         if _is_here(session, device, id_):
             return Receipt(offset=size, whole=True)
-        before = _beginning(session, device, id_, size)
-    if offset != len(before):
-        raise _wrong_offset(len(before))
-    if offset + len(body) < size:
+        zones.quotas.require_bytes(session, device.id, device.zone, size)
+        there = open_parts(session, device.id).get((id_, size), 0)
+        whole = offset == there and offset + len(body) == size
+        before = _beginning(session, device, id_, size) if whole else b""
+    zones.quotas.require_room(zones.database)
+    if offset != there:
+        raise _wrong_offset(there)
+    if not whole:
         _keep_part(zones, device, id_, offset, size, body)
         return Receipt(offset=offset + len(body))
     try:
         segment = read_segment(before + body)
         if segment.id != id_:
             raise SegmentRefused("its id is another one")
+        _require_content(zones, device, segment)
         _keep(zones, device, segment)
     except SegmentRefused as error:
         with zones.database.writing() as session:
@@ -63,22 +69,55 @@ def _keep(zones: Zones, device: Device, segment: Segment) -> None:
     with zones.database.writing() as session:
         session.lock_zone(device.zone)
         require_membership(zones, session, device)
+        zones.quotas.require_epoch(session, device.zone, segment)
         accepted = zones.store(session, device.zone, device.zone_name).accept(segment)
         if accepted.standing != "known":
-            arrivals.append(session, device.zone, "segment", segment.id)
+            arrivals.append(session, device.zone, "segment", segment.id, device.id)
             size = len(segment.data)
             session.query(
-                "UPDATE device SET wanted = CASE WHEN wanted > ? THEN wanted - ? ELSE 0 END WHERE id = ?",
-                (size, size, device.id),
+                "UPDATE device SET bytes = bytes + ?,"
+                " wanted = CASE WHEN wanted > ? THEN wanted - ? ELSE 0 END WHERE id = ?",
+                (size, size, size, device.id),
             )
+            session.query("UPDATE zone SET bytes = bytes + ? WHERE id = ?", (size, device.zone))
+        if accepted.standing == "held":
+            zones.quotas.require_held(session, device.id, device.zone)
         _forget(session, device, segment.id)
 
 
+def _require_content(zones: Zones, device: Device, segment: Segment) -> None:
+    """Raise Refusal where entries of a segment are gone that nobody has ordered to be forgotten: id and
+    signature are right all the same, and what its author has to give would never be wanted any more.
+    """
+    if None not in segment.entries:
+        return
+    with zones.database.reading() as session:
+        ordered = zones.store(session, device.zone, device.zone_name).to_be_forgotten(segment.id)
+    numbers = range(segment.header.first, segment.header.last + 1)
+    if any(
+        entry is None and number not in ordered
+        for number, entry in zip(numbers, segment.entries, strict=True)
+    ):
+        with zones.database.writing() as session:
+            _forget(session, device, segment.id)
+        # Not for ever: after a backup was restored, the order may be on its way back here.
+        raise Refusal(
+            409, "entries of it are gone that nobody has ordered to be forgotten", receipt=Receipt(offset=0)
+        )
+
+
 def require_membership(zones: Zones, session: Session, device: Device) -> None:
-    """Raise Refusal where a device was revoked or moved since its request was let in."""
+    """Raise Refusal where a device is revoked, or was moved since its request was let in."""
     current = zones.device(session, device.id)
-    if current is None or current.revoked is not None or current.zone != device.zone:
-        raise Refusal(403, "this device was revoked or moved")
+    if current is None or current.zone != device.zone:
+        raise Refusal(403, "this device was moved")
+    require_living(current)
+
+
+def require_living(device: Device) -> None:
+    """Raise Refusal for a device that is revoked."""
+    if device.revoked is not None:
+        raise Refusal(403, f"this device is revoked{': ' if device.reason else ''}{device.reason}")
 
 
 def _keep_part(  # noqa: PLR0917 - the parts of one request
@@ -86,7 +125,7 @@ def _keep_part(  # noqa: PLR0917 - the parts of one request
 ) -> None:
     with zones.database.writing() as session:
         session.lock_device(device.id)
-        if (there := len(_beginning(session, device, id_, size))) != offset:
+        if (there := open_parts(session, device.id).get((id_, size), 0)) != offset:
             raise _wrong_offset(there)
         if offset == 0:
             _make_room(session, device, id_)
@@ -121,7 +160,8 @@ def _forget(session: Session, device: Device, id_: bytes) -> None:
 
 
 def _is_here(session: Session, device: Device, id_: bytes) -> bool:
-    return bool(session.query("SELECT 1 FROM segment WHERE id = ? AND zone = ?", (id_, device.zone)))
+    rows = session.query("SELECT held FROM segment WHERE id = ? AND zone = ?", (id_, device.zone))
+    return bool(rows) and rows[0][0] != DAMAGED
 
 
 def _wrong_offset(there: int) -> Refusal:

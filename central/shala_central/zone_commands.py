@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
 from shala_central.config import CentralConfig
-from shala_central.failure import UsageError
+from shala_central.failure import CentralError, UsageError
 from shala_central.options import (
     MAX_SHOWN,
+    PARTLY,
     Group,
+    complain_of,
     config_option,
+    confirm,
     counted,
     json_option,
     print_json,
@@ -25,12 +30,15 @@ if TYPE_CHECKING:
     from shala_central.zones import Zones
 
 
-def open_zones(config: CentralConfig) -> Zones:
-    """Return the database of zones; made or upgraded, if that is needed. Raises CentralError."""
+def open_zones(config: CentralConfig, *, make: bool = False) -> Zones:
+    """Return the database of zones, upgraded if that is needed. Raises CentralError.
+
+    Only where it may be the first command is it made: elsewhere its path is a slip.
+    """
     # Only now: SQLAlchemy takes longer to import than most commands take.
     from shala_central.zones import Zones
 
-    return Zones.open(config.zones)
+    return Zones.open(config.zones, make=make)
 
 
 # -- organizations -------------------------------------------------------------------------------------------
@@ -57,7 +65,7 @@ def org_create(name: str, config: CentralConfig, as_json: bool) -> int:
     Example:
       shala org create mizoram
     """
-    zones = open_zones(config)
+    zones = open_zones(config, make=True)
     with zones.database.writing() as session:
         zones.create_organization(session, name)
     if as_json:
@@ -212,29 +220,39 @@ def zone_show(name: str, config: CentralConfig, as_json: bool) -> int:
 def zone_status_command(name: str, config: CentralConfig, as_json: bool) -> int:
     """Show the lag of each device, and what is in dispute: conflicts, waiting records, quarantine, forks.
 
-    What a device lacks is as of its last contact: what it fetched then, it confirms with the next one.
+    What a device lacks is as of its last contact: what it was told of then, and mostly fetched, it has to
+    confirm with the next one.
 
     \b
     Examples:
       shala zone status
       shala zone status mz-aizawl
     """
+    from shala_central import remake
+    from shala_central.certificate import certificate_problem
     from shala_central.zone_status import zone_status
 
     zones = open_zones(config)
+    zones.remake_for(remake.READERS_WAIT)
     shown = 10_000 if as_json else MAX_SHOWN
     with zones.database.reading() as session:
         wanted = [zones.zone(session, name)] if name else zones.zones(session)
         found = [zone_status(zones, session, zone, shown=shown) for zone in wanted]
+    disk = zones.quotas.disk(zones.database)
+    certificate = certificate_problem()
     if as_json:
-        print_json({"zones": found})
+        print_json({"zones": found, "disk": disk, "certificate": certificate})
         return 0
     for status in found:
         _print_status(status)
-    behind = sum(lag.is_behind for status in found for lag in status.devices if not lag.revoked)
-    total = sum(not lag.revoked for status in found for lag in status.devices)
+    for problem in filter(None, (disk, certificate)):
+        click.echo(problem)
+    living = [lag for status in found for lag in status.devices if not lag.revoked]
+    behind = sum(lag.is_behind and not lag.is_to_confirm for lag in living)
+    to_confirm = sum(lag.is_to_confirm for lag in living)
     click.echo(
-        f"{behind} of {counted(total, 'device')} behind."
+        f"{behind} of {counted(len(living), 'device')} behind"
+        f"{f', {to_confirm} to confirm with the next sync what is there' if to_confirm else ''}."
         " More: shala zone record TYPE KEY, shala device show NAME"
     )
     return 0
@@ -253,33 +271,52 @@ def _print_status(status: ZoneStatus) -> None:
         "bytes up",
         "to download",
         "bytes down",
+        "to confirm",
+        "left out",
         "last contact",
     )
     rows = [
         {
             "server": f"{lag.name}{' (revoked)' if lag.revoked else ''}",
-            "known": lag.counter,
+            "known": "-" if lag.contact is None else lag.counter,
             "here": lag.held,
             "to upload": lag.up_entries,
             "bytes up": size(lag.up_bytes),
-            "to download": lag.down_entries,
-            "bytes down": size(lag.down_bytes),
+            "to download": lag.down_entries - lag.named_entries,
+            "bytes down": size(lag.down_bytes - lag.named_bytes),
+            "to confirm": lag.named_entries,
+            "left out": lag.left_out,
             "last contact": "never" if lag.age_seconds is None else f"{duration(lag.age_seconds)} ago",
         }
         for lag in status.devices
     ]
     for line in table(rows, columns, columns[1:]):
         click.echo(f"  {line}")
-    for record in status.conflicts:
-        click.echo(f"  conflict: {record} (shala zone record {record})")
-    for record, number in status.waiting.items():
-        click.echo(f"  waiting: {counted(number, 'record')} for {record}, which has not arrived")
-    for reason, number in status.held.items():
-        click.echo(f"  held back: {counted(number, 'segment')}: {reason}")
-    for entry in status.quarantined:
-        click.echo(f"  quarantined: {entry}")
+    if status.remaking:
+        click.echo("  the records are being made anew from the segments: not all are counted yet")
+    for name, lines in (
+        ("conflicts", (f"conflict: {record} (shala zone record {record})" for record in status.conflicts)),
+        (
+            "waiting",
+            (
+                f"waiting: {counted(number, 'record')} for {record}, which has not arrived or was forgotten"
+                for record, number in status.waiting.items()
+            ),
+        ),
+        (
+            "held",
+            (f"held back: {counted(number, 'segment')}: {reason}" for reason, number in status.held.items()),
+        ),
+        ("quarantined", (f"quarantined: {entry}" for entry in status.quarantined)),
+    ):
+        for line in lines:
+            click.echo(f"  {line}")
+        if more := status.more.get(name):
+            click.echo(f"  and {more:,} more, {name} (--json names them)")
     for fork in status.forks:
         click.echo(f"  fork: {fork}")
+    for quota in status.quotas:
+        click.echo(f"  nearly used up: {quota}")
     click.echo()
 
 
@@ -297,9 +334,11 @@ def zone_record(type_: str, key: str, zone_name: str, config: CentralConfig, as_
       shala zone record account zodin
       shala zone record progress zodin/geometric-reasoning --zone mz-aizawl
     """
+    from shala_central import remake
     from shala_central.zone_status import place_of
 
     zones = open_zones(config)
+    zones.remake_for(remake.READERS_WAIT)
     with zones.database.reading() as session:
         wanted = [zones.zone(session, zone_name)] if zone_name else zones.zones(session)
         places = [place_of(zones, session, zone, type_, key) for zone in wanted]
@@ -331,41 +370,148 @@ def _print_place(place: Place) -> None:
         click.echo(f"  not confirmed by: {', '.join(place.missing_at)}")
 
 
+@zone_group.command("records", short_help="List all records of a user.")
+@click.option("--user", required=True, metavar="USER", help="User name, such as green-apple-mz17.")
+@click.option("--zone", "zone_name", default="", metavar="ZONE", help="Only in this zone.")
+@config_option
+@json_option
+def zone_records(user: str, zone_name: str, config: CentralConfig, as_json: bool) -> int:
+    """List the records that name a user, in all zones: her account, and what hangs on it. Only reads.
+
+    Deleted records and those that wait for another one are listed too, as the centre still has them.
+
+    \b
+    Examples:
+      shala zone records --user green-apple-mz17
+      shala zone records --user green-apple-mz17 --zone mz-aizawl --json
+    """
+    found = _records_of(open_zones(config), user, zone_name)
+    if as_json:
+        rows = [{"zone": zone, "type": type_, "key": key} for zone, type_, key in found]
+        print_json({"user": user, "records": rows})
+        return 0
+    for zone, type_, key in found[:MAX_SHOWN]:
+        click.echo(f"{zone}: {type_} {visible(key)}")
+    if len(found) > MAX_SHOWN:
+        click.echo(f"and {len(found) - MAX_SHOWN:,} more (--json names them)")
+    for zone, named in _by_zone(found).items():
+        click.echo(f"{zone}: {_counts(named)}. More: shala zone record TYPE KEY; {_redact_all(zone, user)}")
+    if not found:
+        click.echo(f"No record names {visible(user)} (shala zone status tells what has not arrived).")
+    return 0
+
+
+def _records_of(zones: Zones, user: str, zone_name: str = "") -> list[tuple[str, str, str]]:
+    """Return (zone, type, key) of the records that name a user."""
+    from shala_central import remake
+
+    zones.remake_for(remake.READERS_WAIT)
+    with zones.database.reading() as session:
+        wanted = [zones.zone(session, zone_name)] if zone_name else zones.zones(session)
+        if session.query("SELECT 1 FROM zone WHERE remade IS NOT NULL"):
+            complain_of(["the records are being made anew from the segments: not all are counted yet"])
+        return [(zone.name, *name) for zone in wanted for name in zones.records_of_user(session, zone, user)]
+
+
+def _by_zone(found: list[tuple[str, str, str]]) -> dict[str, Counter[str]]:
+    """Return how many records of each type there are, by zone."""
+    counts: dict[str, Counter[str]] = {}
+    for zone, type_, _ in found:
+        counts.setdefault(zone, Counter())[type_] += 1
+    return counts
+
+
+def _counts(named: Counter[str]) -> str:
+    return ", ".join(f"{number:,} {type_}" for type_, number in named.items())
+
+
+def _redact_all(zone: str, user: str) -> str:
+    return shlex.join(["shala", "zone", "redact", zone, "account", visible(user), "--with-dependents"])
+
+
 @zone_group.command("redact", short_help="Have a record forgotten everywhere.")
 @click.argument("zone_name", metavar="ZONE")
 @click.argument("type_", metavar="TYPE")
 @click.argument("key")
 @click.option("--reason", default="", metavar="TEXT", help="Kept in the statement that goes to every server.")
+@click.option(
+    "--with-dependents",
+    is_flag=True,
+    help="With an account: all other records of that user as well, also what is held back here.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @config_option
 @json_option
 def zone_redact(  # noqa: PLR0917 - click's
-    zone_name: str, type_: str, key: str, reason: str, yes: bool, config: CentralConfig, as_json: bool
+    zone_name: str,
+    type_: str,
+    key: str,
+    reason: str,
+    with_dependents: bool,
+    yes: bool,
+    config: CentralConfig,
+    as_json: bool,
 ) -> int:
     """Have all that was ever written of a record forgotten: here now, on each server with its next sync.
 
     It cannot be undone. What a source still says on some server is written anew: delete it there first.
+    Of an account it says afterwards which other records name that user, here and in other zones.
 
     \b
-    Example:
+    Examples:
       shala zone redact mz-aizawl account zodin --reason "the parents ask for it"
+      shala zone redact mz-aizawl account zodin --with-dependents
     """
     if len(reason) > 500:
         raise UsageError("--reason has more than 500 characters")
-    if not yes:
-        click.confirm(f"Forget {type_} {key} in {zone_name} for good?", abort=True, err=True)
+    if not key:  # of a script whose variable was empty, say
+        raise UsageError("KEY is empty (shala zone redact --help)")
+    if with_dependents and type_ != "account":
+        raise UsageError(
+            f"--with-dependents goes with an account, not with {type_} (shala zone redact --help)"
+        )
     zones = open_zones(config)
+    with zones.database.reading() as session:
+        zone = zones.zone(session, zone_name)
+    named = _by_zone(_records_of(zones, key)) if type_ == "account" else {}
+    here = named.pop(zone_name, Counter())
+    del here["account"]
+    if here and not with_dependents:
+        named = {zone_name: here, **named}
+    if not yes:
+        also = f" and what hangs on it ({_counts(here)})" if with_dependents and here else ""
+        confirm(f"Forget {type_} {key}{also} in {zone_name} for good?")
+    if hurt := zones.look_through(zone):
+        raise CentralError(
+            f"{counted(hurt, 'segment')} of {zone_name} is damaged, nothing was forgotten: nobody knows what"
+            " is in it (a server that has it brings it with its next sync: try again then)"
+        )
     with zones.database.writing() as session:
-        number = zones.redact(session, zones.zone(session, zone_name), type_, key, reason)
+        zone = zones.zone(session, zone_name)
+        number = zones.redact(session, zone, type_, key, reason, dependents=with_dependents)
     if not number:
         raise UsageError(
             f"the zone {zone_name} has no entry of {type_} {key} (shala zone record {type_} {key})"
         )
+    if not (is_empty := zones.database.has_empty_log()):
+        complain_of(
+            ["the database's log still holds it while somebody reads (it goes with the next redaction)"]
+        )
     if as_json:
-        print_json({"zone": zone_name, "type": type_, "key": key, "entries": number})
+        left = [
+            {"zone": name, "type": of, "records": count}
+            for name, counts in named.items()
+            for of, count in counts.items()
+        ]
+        print_json({"zone": zone_name, "type": type_, "key": key, "entries": number, "left": left})
     else:
         click.echo(
-            f"Forgotten here: {number} of its changes. Each server does it with its next sync:"
+            f"Forgotten here: {counted(number, 'change')}. Each server does it with its next sync:"
             f" shala zone status {zone_name}"
         )
-    return 0
+        for name, counts in named.items():
+            click.echo(
+                f"Left in {name}, and naming {visible(key)}: {_counts(counts)}."
+                f" Those too: {_redact_all(name, key)}"
+            )
+    return 0 if is_empty else PARTLY

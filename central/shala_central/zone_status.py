@@ -14,6 +14,9 @@ from shala_central import arrivals
 from shala_central.database import Session
 from shala_central.zones import Device, Zone, Zones, now
 
+# What was deleted is not shown whether its account is there or not.
+_WAITING = "zone = ? AND waits IS NOT NULL AND value IS NOT NULL"
+
 
 @dataclass(frozen=True, slots=True)
 class Lag:
@@ -24,17 +27,26 @@ class Lag:
     revoked: bool
     contact: int | None
     age_seconds: int | None
-    counter: int  # of the newest change that it said it has cut
+    counter: int  # changes that it is known to have cut, in all its epochs
     held: int  # of those, how many are here
     up_entries: int
     up_bytes: int
     down_entries: int
     down_bytes: int
+    named_entries: int  # of what is to go down, what it was sent: it confirms that when it comes again
+    named_bytes: int
+    left_out: int  # segments that it passed and could not have
 
     @property
     def is_behind(self) -> bool:
         """Return whether something has still to travel."""
-        return bool(self.up_entries or self.up_bytes or self.down_entries)
+        return bool(self.up_entries or self.up_bytes or self.down_entries or self.left_out)
+
+    @property
+    def is_to_confirm(self) -> bool:
+        """Return whether it lacks nothing but to say that it got what it was sent."""
+        others = self.up_entries or self.up_bytes or self.left_out
+        return self.down_entries == self.named_entries > 0 and not others
 
 
 @dataclass(slots=True)
@@ -51,6 +63,9 @@ class ZoneStatus:
     quarantined: list[str] = field(default_factory=list)
     held: dict[str, int] = field(default_factory=dict)  # segments, by the reason
     forks: list[str] = field(default_factory=list)
+    quotas: list[str] = field(default_factory=list)  # what is nearly used up
+    more: dict[str, int] = field(default_factory=dict)  # of which list how many are not named
+    remaking: bool = False  # the records are being made anew: not all are there
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +97,12 @@ def zone_status(zones: Zones, session: Session, zone: Zone, *, shown: int) -> Zo
     """Return how a zone is; of what may be many at most `shown` are named."""
     status = ZoneStatus(zone.name, zone.organization)
     devices = zones.devices(session, zone)
-    status.devices = [_lag(zones, session, zone, device) for device in devices]
+    down = _since(session, zone, devices, {device.id: device.place for device in devices})
+    new = _since(session, zone, devices, {device.id: max(device.place, device.named) for device in devices})
+    status.devices = [
+        _lag(zones, session, zone, device, down.get(device.id, (0, 0)), new.get(device.id, (0, 0)))
+        for device in devices
+    ]
     names = _Names(zones, session, zone)
     ((status.records,),) = session.query(
         "SELECT COUNT(*) FROM record WHERE zone = ? AND value IS NOT NULL AND waits IS NULL", (zone.id,)
@@ -97,8 +117,7 @@ def zone_status(zones: Zones, session: Session, zone: Zone, *, shown: int) -> Zo
     ]
     status.waiting = _counts(
         session,
-        "SELECT waits, COUNT(*) FROM record WHERE zone = ? AND waits IS NOT NULL GROUP BY waits"
-        " ORDER BY waits LIMIT ?",
+        f"SELECT waits, COUNT(*) FROM record WHERE {_WAITING} GROUP BY waits ORDER BY waits LIMIT ?",  # noqa: S608
         zone,
         shown,
     )
@@ -117,7 +136,19 @@ def zone_status(zones: Zones, session: Session, zone: Zone, *, shown: int) -> Zo
             (zone.id, shown),
         )
     ]
+    for name, shown_here, sql in (
+        ("conflicts", status.conflicts, "COUNT(*) FROM record WHERE zone = ? AND conflict = 1"),
+        ("waiting", status.waiting, f"COUNT(DISTINCT waits) FROM record WHERE {_WAITING}"),
+        ("held", status.held, "COUNT(DISTINCT held) FROM segment WHERE zone = ?"),
+        ("quarantined", status.quarantined, "COUNT(*) FROM quarantine WHERE zone = ?"),
+    ):
+        if len(shown_here) == shown:
+            ((number,),) = session.query(f"SELECT {sql}", (zone.id,))
+            status.more[name] = int(number) - shown
     status.forks = list(_forks(session, zone, names))
+    ((remade,),) = session.query("SELECT remade FROM zone WHERE id = ?", (zone.id,))
+    status.remaking = remade is not None
+    status.quotas = list(zones.quotas.near(session, zone.id))
     return status
 
 
@@ -188,28 +219,58 @@ def _has(session: Session, device: Device, segment: tuple[bytes, bytes] | None) 
     return key == device.key or arrivals.place(session, id_) <= device.place
 
 
-def _lag(zones: Zones, session: Session, zone: Zone, device: Device) -> Lag:
+def _since(
+    session: Session, zone: Zone, devices: list[Device], places: dict[bytes, int]
+) -> dict[bytes, tuple[int, int]]:
+    """Return, by living device, how many entries and bytes of others have come since its own place.
+
+    From the end of the list to its beginning, once for all of them.
+    """
+    living = sorted((device for device in devices if device.revoked is None), key=lambda one: places[one.id])
+    if not living:
+        return {}
+    rows = session.query(
+        'SELECT a.place, s."key", s."last" - s."first" + 1, s.size FROM arrival a'
+        " JOIN segment s ON s.id = a.id WHERE a.zone = ? AND a.place > ? ORDER BY a.place",
+        (zone.id, places[living[0].id]),
+    )
+    found, entries, size = {}, 0, 0
+    own: dict[bytes, tuple[int, int]] = {}
+    left = len(rows)
+    for device in reversed(living):
+        while left and rows[left - 1][0] > places[device.id]:
+            left -= 1
+            _, key, more_entries, more_size = rows[left]
+            entries, size = entries + more_entries, size + more_size
+            own_entries, own_size = own.get(bytes(key), (0, 0))
+            own[bytes(key)] = (own_entries + more_entries, own_size + more_size)
+        own_entries, own_size = own.get(device.key, (0, 0))
+        found[device.id] = (entries - own_entries, size - own_size)
+    return found
+
+
+def _lag(  # noqa: PLR0917 - of one device
+    zones: Zones, session: Session, zone: Zone, device: Device, down: tuple[int, int], new: tuple[int, int]
+) -> Lag:
     logs = zones.logs(session, zone, device.key)
     here = logs.get(log_id(device.key, device.epoch)) if device.epoch is not None else None
     missing = device.counter if here is None else sum(b - a + 1 for a, b in here.missing(device.counter))
-    rows = session.query(
-        'SELECT COALESCE(SUM(s."last" - s."first" + 1), 0), COALESCE(SUM(s.size), 0) FROM arrival a'
-        ' JOIN segment s ON s.id = a.id WHERE a.zone = ? AND a.place > ? AND s."key" <> ?',
-        (zone.id, device.place, device.key),
-    )
-    down = (0, 0) if device.revoked is not None else rows[0]
+    held = sum(map(len, logs.values()))
     return Lag(
         name=device.name,
         device=device.id.hex(),
         revoked=device.revoked is not None,
         contact=device.contact,
         age_seconds=None if device.contact is None else max(0, now() - device.contact),
-        counter=device.counter,
-        held=device.counter - missing,
+        counter=held + missing,
+        held=held,
         up_entries=missing,
         up_bytes=device.wanted,
-        down_entries=int(down[0]),
-        down_bytes=int(down[1]),
+        down_entries=down[0],
+        down_bytes=down[1],
+        named_entries=down[0] - new[0],
+        named_bytes=down[1] - new[1],
+        left_out=device.left_out,
     )
 
 

@@ -6,33 +6,35 @@ of the table `device` say the same for lists and for the door of the server.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from nacl.signing import SigningKey
-from shala_agent.haves import Ranges
-from shala_agent.membership import FORMAT, Statement, sign_statement
-from shala_agent.segment import Entry, read_segment
-from shala_agent.store import Store
+from shala_agent.membership import FORMAT, Statement, sign_statement, statement_id
+from shala_agent.record_types import types_digest
+from shala_agent.segment import EntryUnreadable, SegmentRefused, decode_entry, read_segment
+from shala_agent.store import DAMAGED
 
 from shala_central import arrivals
 from shala_central.centre_key import centre_key
 from shala_central.config import ZoneSettings
 from shala_central.database import Database, Session
-from shala_central.failure import UsageError
+from shala_central.failure import CentralError, UsageError
+from shala_central.haves import Ranges
+from shala_central.quotas import Quotas
+from shala_central.remake import CLEARING, FIRST_STEP, STEP, CentralStore
 
+MAX_ENDS = 1_500  # of logs in one revocation: some 230 KiB
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SERVER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DEVICE_COLUMNS = (
     "d.id, d.key, d.zone, z.name, d.name, d.enrolled, d.revoked, d.reason, d.contact, d.software, d.epoch,"
-    " d.counter, d.place, d.wanted"
+    " d.counter, d.place, d.wanted, d.left_out, d.named"
 )
 
 
@@ -63,20 +65,24 @@ class Device:
     counter: int
     place: int
     wanted: int
+    left_out: int
+    named: int
 
 
 class Zones:
     """The database of zones together with the key that speaks for them."""
 
-    def __init__(self, database: Database, key: SigningKey, url: str) -> None:
+    def __init__(self, database: Database, key: SigningKey, settings: ZoneSettings) -> None:
         self.database = database
         self.key = key
-        self.url = url
+        self.url = settings.url
+        self.quotas = Quotas(settings)
+        self._remade = 0  # the zone of the last step
 
     @classmethod
-    def open(cls, settings: ZoneSettings) -> Zones:
-        """Open (and make, or upgrade) what a configuration names. Raises CentralError."""
-        database = Database(settings.database).open()
+    def open(cls, settings: ZoneSettings, *, make: bool = True) -> Zones:
+        """Open (make if it may be, or upgrade) what a configuration names. Raises CentralError."""
+        database = Database(settings.database, make=make).open()
         with database.reading() as session:
             known = _meta(session, "centre")
         key = centre_key(Path(settings.key_file), known)
@@ -84,7 +90,22 @@ class Zones:
             with database.writing() as session:
                 _set_meta(session, "centre", bytes(key.verify_key))
                 _set_meta(session, "session", secrets.token_bytes(32))
-        return cls(database, key, settings.url)
+        zones = cls(database, key, settings)
+        zones._follow_types()
+        return zones
+
+    def _follow_types(self) -> None:
+        """Make the records anew if they were made by a shala that knew other types."""
+        digest = types_digest()
+        with self.database.reading() as session:
+            if _meta(session, "types") == digest:
+                return
+        with self.database.writing() as session:
+            if _meta(session, "types") != digest:  # or another worker was here first
+                session.query("UPDATE zone SET remade = ?", (CLEARING,))
+                session.query("DELETE FROM meta WHERE name = 'types'")
+                _set_meta(session, "types", digest)
+        self.remake_for(FIRST_STEP)
 
     @property
     def public_key(self) -> bytes:
@@ -167,20 +188,36 @@ class Zones:
 
     def enrol(self, session: Session, zone: Zone, key: bytes, device_id: bytes, name: str) -> None:
         """Make a device one of a zone. It is in no other one: the caller has revoked it there."""
-        self.say(session, zone, "enrol", key, name=name)
+        self.say(session, self.store(session, zone.id, zone.name), "enrol", key, name=name)
         session.query(
             'INSERT INTO device (id, "key", zone, name, enrolled) VALUES (?, ?, ?, ?, ?)'
             " ON CONFLICT (id) DO UPDATE SET zone = excluded.zone, name = excluded.name,"
-            " enrolled = excluded.enrolled, revoked = NULL, reason = '', place = 0, wanted = 0",
+            " enrolled = excluded.enrolled, revoked = NULL, reason = '', place = 0, wanted = 0,"
+            " left_out = 0, named = 0",
             (device_id, key, zone.id, name, now()),
         )
 
     def revoke(self, session: Session, device: Device, reason: str) -> None:
-        """Cut a device off. What the centre has of its logs by now goes on to count, nothing after that."""
+        """Cut a device off. What counts of it by now goes on to count, nothing that is written later."""
         zone = self.zone(session, device.zone_name)
         session.lock_zone(zone.id)
-        cut_offs = {log.hex(): haves.greatest for log, haves in self.logs(session, zone, device.key).items()}
-        self.say(session, zone, "revoke", device.key, name=device.name, cut_offs=cut_offs, reason=reason)
+        store = self.store(session, zone.id, zone.name)
+        ends = list(_ends(session, store, device.key))
+        with store.together():
+            for some in [ends[start : start + MAX_ENDS] for start in range(0, len(ends), MAX_ENDS)] or [[]]:
+                heads: dict[str, list[str]] = {}
+                for log, _, id_ in some:
+                    heads.setdefault(log.hex(), []).append(id_.hex())
+                self.say(
+                    session,
+                    store,
+                    "revoke",
+                    device.key,
+                    name=device.name,
+                    cut_offs={log.hex(): last for log, last, _ in some},
+                    heads=heads,
+                    reason=reason,
+                )
         session.query("UPDATE device SET revoked = ?, reason = ? WHERE id = ?", (now(), reason, device.id))
         session.query("DELETE FROM part WHERE device = ?", (device.id,))
 
@@ -195,68 +232,141 @@ class Zones:
             found.setdefault(bytes(log), Ranges()).add(int(first), int(last))
         return found
 
-    def redact(self, session: Session, zone: Zone, type_: str, key: str, reason: str) -> int:
-        """Have every entry of a record forgotten for good, everywhere; return how many there are here."""
+    def look_through(self, zone: Zone) -> int:
+        """Read all segments of a zone; return how many the disk has hurt. They are noted as such, and asked
+        for.
+        """
+        hurt, last = 0, b""
+        while True:
+            with self.database.reading() as session:
+                rows = session.query(
+                    "SELECT id FROM segment WHERE zone = ? AND id > ? ORDER BY id LIMIT 100", (zone.id, last)
+                )
+                ids = [bytes(id_) for (id_,) in rows]
+                found = [id_ for id_ in ids if is_hurt(session, zone.id, id_)]
+            if not ids:
+                return hurt
+            self.note_hurt(zone.id, zone.name, found)
+            hurt, last = hurt + len(found), ids[-1]
+
+    def note_hurt(self, zone: int, name: str, ids: Sequence[bytes]) -> None:
+        """Note which segments of a zone are damaged: they count no more, and are asked for."""
+        if not ids:
+            return
+        with self.database.writing() as session:
+            session.lock_zone(zone)
+            store = self.store(session, zone, name)
+            with store.together():
+                for id_ in ids:
+                    store.read(id_)
+
+    def records_of_user(self, session: Session, zone: Zone, user: str) -> list[tuple[str, str]]:
+        """Return type and key of the records of a zone that name a user: deleted and waiting ones as well."""
+        rows = session.query(
+            "SELECT type, key FROM record WHERE zone = ? AND key >= ? AND key < ? ORDER BY type, key",
+            (zone.id, user, f"{user}0"),  # the sign after the slash
+        )
+        return [(type_, key) for type_, key in rows if names_user(type_, key, user)]
+
+    def redact(
+        self, session: Session, zone: Zone, type_: str, key: str, reason: str, *, dependents: bool = False
+    ) -> int:
+        """Have every entry of a record forgotten for good, everywhere; return how many there are here.
+
+        `dependents`: and of every other record that names the user whose account it is, also where it is
+        held back or of a type that is not known here.
+        """
         session.lock_zone(zone.id)
         session.forget_for_good()
-        number = 0
+        number, store = 0, self.store(session, zone.id, zone.name)
         ids = session.query("SELECT id FROM segment WHERE zone = ? ORDER BY id", (zone.id,))
-        for (id_,) in ids:
-            rows = session.query("SELECT data FROM segment WHERE id = ?", (id_,))
-            segment = read_segment(bytes(rows[0][0]))
-            counters = [counter for counter, raw in segment.numbered() if names_of(raw) == (type_, key)]
-            if counters:
-                number += len(counters)
-                session.query("DELETE FROM part WHERE segment = ?", (segment.id,))
-                self.say(
-                    session,
-                    zone,
-                    "redact",
-                    segment.header.key,
-                    reason=reason,
-                    segment=segment.id,
-                    counters=counters,
-                )
+        gone = [(type_, key), *(self.records_of_user(session, zone, key) if dependents else ())]
+        session.many(
+            "DELETE FROM record WHERE zone = ? AND type = ? AND key = ?", [(zone.id, *name) for name in gone]
+        )
+        with store.together():
+            for (id_,) in ids:
+                rows = session.query("SELECT data FROM segment WHERE id = ?", (id_,))
+                try:
+                    segment = read_segment(bytes(rows[0][0]))
+                except SegmentRefused as error:
+                    raise CentralError(
+                        f"segment {bytes(id_).hex()} is damaged, nothing was forgotten: {error}"
+                        " (restore a backup of the database first)"
+                    ) from None
+                counters = [
+                    counter
+                    for counter, raw in segment.numbered()
+                    if (name := names_of(raw)) == (type_, key) or (dependents and names_user(*name, key))
+                ]
+                if counters:
+                    number += len(counters)
+                    session.query("DELETE FROM part WHERE segment = ?", (segment.id,))
+                    author = segment.header.key
+                    self.say(
+                        session, store, "redact", author, reason=reason, segment=segment.id, counters=counters
+                    )
         return number
 
     # -- statements ------------------------------------------------------------------------------------------
 
-    def store(self, session: Session, zone_id: int, zone_name: str) -> Store:
+    def store(self, session: Session, zone_id: int, zone_name: str) -> CentralStore:
         """Return the store of a zone, good for this transaction only: it remembers things."""
-        return Store(session, zone_id, zone_name, self.public_key)
+        return CentralStore(session, zone_id, zone_name, self.public_key)
+
+    def remake_step(self) -> bool:
+        """Go on a step with making records anew, where that is to be done; return whether it was."""
+        with self.database.reading() as session:
+            rows = session.query(  # in turns: one that never gets done holds up nobody
+                "SELECT id, name FROM zone WHERE remade IS NOT NULL ORDER BY id <= ?, id LIMIT 1",
+                (self._remade,),
+            )
+        for id_, name in rows:
+            self._remade = id_
+            with self.database.writing() as session:
+                session.lock_zone(id_)
+                self.store(session, id_, name).go_on(STEP)
+        return bool(rows)
+
+    def remake_for(self, seconds: float) -> None:
+        """Go on with making records anew until all are, or for so long."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self.remake_step():
+            pass
 
     def say(
         self,
         session: Session,
-        zone: Zone,
+        store: CentralStore,
         kind: str,
         key: bytes,
         *,
         name: str = "",
         reason: str = "",
         cut_offs: dict[str, int] | None = None,
+        heads: dict[str, list[str]] | None = None,
         segment: bytes = b"",
         counters: list[int] | None = None,
     ) -> bytes:
         """Sign a statement about a device, do what follows, and give it its place; return its bytes."""
-        session.lock_zone(zone.id)
-        store = self.store(session, zone.id, zone.name)
+        session.lock_zone(store.zone)
         member = store.member(key)
         statement = Statement(
             format=FORMAT,
             kind=kind,  # type: ignore[arg-type] # checked by whoever reads it
-            zone=zone.name,
+            zone=store.name,
             key=key.hex(),
             name=name,
             generation=max(member.enrolled, member.revoked) + 1,
             cut_offs=cut_offs or {},
+            heads=heads or {},
             reason=reason,
             segment=segment.hex(),
             counters=counters or [],
         )
         data = sign_statement(self.key, statement)
         if store.state(data) is not None:
-            arrivals.append(session, zone.id, "statement", statement_id(data))
+            arrivals.append(session, store.zone, "statement", statement_id(data))
         return data
 
 
@@ -281,15 +391,15 @@ def session_key(session: Session) -> bytes:
 def names_of(raw: bytes) -> tuple[str, str]:
     """Return type and key of the record that an entry is of; empty for one that cannot be read."""
     try:
-        entry = msgspec.msgpack.decode(raw, type=Entry)
-    except msgspec.MsgspecError:
+        entry = decode_entry(raw)
+    except EntryUnreadable:
         return "", ""
     return entry.type, entry.key
 
 
-def statement_id(data: bytes) -> bytes:
-    """Return the id of a statement."""
-    return hashlib.sha256(data[64:]).digest()
+def names_user(type_: str, key: str, user: str) -> bool:
+    """Return whether a record is a user's: her account, or one of another type whose key begins with her."""
+    return key == user if type_ == "account" else key.partition("/")[0] == user
 
 
 def _check_name(name: str, what: str) -> None:
@@ -311,3 +421,36 @@ def _set_meta(session: Session, name: str, value: bytes) -> None:
 def _device(row: Sequence[Any]) -> Device:
     id_, key, *rest = row
     return Device(bytes(id_), bytes(key), *rest)
+
+
+def is_hurt(session: Session, zone: int, id_: bytes) -> bool:
+    """Return whether a segment that is here is not what it was."""
+    for (data,) in session.query("SELECT data FROM segment WHERE id = ? AND zone = ?", (id_, zone)):
+        try:
+            read_segment(bytes(data))
+        except SegmentRefused:
+            return True
+    return False
+
+
+def _ends(session: Session, store: CentralStore, key: bytes) -> Iterator[tuple[bytes, int, bytes]]:
+    """Yield (log, its greatest counter, id) of those that count and that none of them continues.
+
+    What the disk has hurt counts as well: it comes again, and a cut-off is never taken back.
+    """
+    rows = [
+        (bytes(log), bytes(id_), int(last), bytes(previous))
+        for log, id_, first, last, previous, held in session.query(
+            'SELECT log, id, "first", "last", previous, held FROM segment'
+            ' WHERE zone = ? AND "key" = ? AND (held IS NULL OR held = ?) ORDER BY log, id',
+            (store.zone, key, DAMAGED),
+        )
+        if held is None or (limit := store.limit(key, bytes(log), bytes(id_))) is None or limit >= first
+    ]
+    greatest: dict[bytes, int] = {}
+    for log, _, last, _ in rows:
+        greatest[log] = max(last, greatest.get(log, 0))
+    continued = {previous for *_, previous in rows}
+    for log, id_, _, _ in rows:
+        if id_ not in continued:
+            yield log, greatest[log], id_

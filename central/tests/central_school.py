@@ -23,10 +23,11 @@ from shala_agent.manifest import (
 from shala_central.archive import Archive
 from shala_central.assembly import ObjectsLost
 from shala_central.bag import FILES, MANIFEST, NEEDED_TAG_FILES, SMALL_TAG_FILES, Bag, read_bag, read_head
+from shala_central.commit import commit, recover
 from shala_central.config import Limits
 from shala_central.fleet import Server
 from shala_central.listing import changes_between, lines_in
-from shala_central.records import PullRecord
+from shala_central.records import PullRecord, is_whole
 from shala_central.staging import Staging
 
 TAG_FILES = (*NEEDED_TAG_FILES, FILES, MANIFEST)
@@ -183,6 +184,23 @@ def sealed(tags: dict[str, bytes]) -> dict[str, bytes]:
     return {**tags, "tagmanifest-sha256.txt": lines.encode()}
 
 
+def deliver(
+    archive: Archive, school: School, files: dict[str, bytes], *suspect: str, year: int = 2026
+) -> None:
+    """Let a school deliver its next day to an archive; of the items, these are suspect."""
+    school.sequence, school.year = school.sequence + 1, year
+    names = {path.split("/")[1] for path in files}
+    school.items = {name: "suspect" if name in suspect else "ok" for name in names}
+    received(archive, school, files)
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """Damage a file as a failing disk does: it stays read-only."""
+    path.chmod(0o640)
+    path.write_bytes(content)
+    path.chmod(0o440)
+
+
 def received(archive: Archive, school: School, files: dict[str, bytes], pulled: str = "") -> Bag | None:
     """Bring a collection into the archive as a pull does, but without a network; None if it is there already."""
     tags = school.tag_files(files)
@@ -194,7 +212,7 @@ def received(archive: Archive, school: School, files: dict[str, bytes], pulled: 
     bag = read_bag(small, lines_in(tags[FILES]), head, server, Limits())
     with archive.lock(school.name) as lock:
         assert lock is not None
-        archive.recover(school.name)
+        recover(archive, school.name)
         committed = archive.committed(school.name)
         if committed is not None and committed.pull.manifest_sha256 == head.manifest_sha256:
             return None
@@ -229,11 +247,13 @@ def received(archive: Archive, school: School, files: dict[str, bytes], pulled: 
                 seconds=0.0,
             )
 
-        old = list(committed.files()) if committed is not None else []
+        # Of a record that a disk has damaged a pull believes nothing.
+        whole = committed is not None and is_whole(committed.record)
+        old = list(committed.files()) if committed is not None and whole else []
         fetch(staging.missing(old, lines_in(tags[FILES])))
         try:
-            archive.commit(school.name, bag, place, record())
+            commit(archive, school.name, bag, place, record())
         except ObjectsLost as lost:
             fetch(lost.files)
-            archive.commit(school.name, bag, place, record())
+            commit(archive, school.name, bag, place, record())
     return bag

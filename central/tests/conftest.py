@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -25,6 +26,10 @@ from shala_central.config import read_config
 from shala_central.fleet import read_fleet
 from shala_central.pull import ServerResult, pull
 from zone_world import Device, Postgres, ZoneCentre
+
+# How long an example takes says what else this machine was doing.
+settings.register_profile("shala", deadline=None)
+settings.load_profile("shala")
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
@@ -45,7 +50,7 @@ class Centre:
 
     @property
     def archive(self) -> Archive:
-        return Archive(self.root)
+        return Archive(self.root, read_config(self.config).archive.shared_items)
 
     @property
     def config(self) -> Path:
@@ -113,6 +118,14 @@ def another_school(tmp_path: Path) -> Callable[..., School]:
         return School(spool, name=name, state=name.partition("-")[2][:2], zone=zone, port=free_port())
 
     return make
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    """An archive in which all schools share their media."""
+    archive = Archive(tmp_path / "archive", ("gstudio/media",))
+    archive.open()
+    return archive
 
 
 @pytest.fixture

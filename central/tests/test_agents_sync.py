@@ -80,3 +80,15 @@ def test_a_centre_restored_from_a_backup_gets_back_what_it_has_lost(school, serv
     assert lake.sync().outcome == "done"
     assert lake.says() == hill.says() != {}
     assert hill.sync().requests == 1
+
+
+def test_a_server_that_was_moved_learns_of_it_without_a_token(school, served: ZoneCentre):
+    hill = school("2031017-mz17")
+    hill.records.write([account("green-apple-mz17")], 1000)
+    assert hill.sync().outcome == "done"
+    served.make_zone("lunglei")
+    done = served.shala("device", "move", "2031017-mz17", "--zone", "lunglei")
+    assert done.returncode == 0, done.stderr
+    line = Centre(f"http://127.0.0.1:{served.port}", hill.key)
+    assert enrol_online(hill.records, line, "2031017-mz17", "").zone == "lunglei"
+    assert hill.sync().outcome == "done"

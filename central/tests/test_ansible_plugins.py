@@ -234,3 +234,18 @@ def test_rows_become_a_table(play):
 def test_a_playbook_writes_sizes_as_the_command_line_does():
     done = ansible("ansible", "localhost", "-m", "debug", "-a", "msg={{ 17234567 | shala_size }}")
     assert "17.2 MB" in done.stdout
+
+
+def test_a_report_may_hold_several_tables_and_another_one_may_stand_beside_it(play):
+    tables = [{"title": f"Zone {zone}", "columns": ["server"], "rows": [{"server": zone}]} for zone in "ab"]
+    report = {"title": "All", "tables": tables, "closing": "None is left."}
+    said = play({"shala_report_before": ["first"], "shala_report": report, "other": "not this"}).stdout
+    assert said.splitlines()[-14:] == [
+        "first",
+        "",
+        "All",
+        *("", "Zone a", "server", "------", "a"),
+        *("", "Zone b", "server", "------", "b"),
+        "None is left.",
+    ]
+    assert "not this" not in said

@@ -16,6 +16,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 from shala_agent import wire
+from shala_central.server import make_server
 from zone_world import Device, whole_of
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
@@ -74,6 +75,14 @@ def test_a_fuzzer_finds_no_request_that_the_server_fails_at(served, join):
     assert reached["POST /v1/enrol", 422]
     assert reached["PUT /v1/segments/{id}", 422]
     assert reached["GET /v1/segments/{id}", 404]
+
+
+def test_the_description_holds_itself_and_that_the_database_may_not_answer(served):
+    described = requests.get(f"http://127.0.0.1:{served.port}/v1/openapi.json", timeout=10).json()
+    assert set(described["paths"]) == {route.path for route in make_server(served.settings).routes}
+    for operations in described["paths"].values():
+        for operation in operations.values():
+            assert "503" in operation["responses"]
 
 
 def test_the_description_names_the_very_messages_of_the_wire(served):

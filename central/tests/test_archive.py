@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 import time
 from pathlib import Path
@@ -18,29 +19,25 @@ import pytest
 from central_school import School, received
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from power_cut import Crash, steps
 from shala_agent.manifest import File, write_line
-from shala_central import archive as archive_module
+from shala_central import commit as commit_module
 from shala_central import publish as publish_module
 from shala_central import pull as pull_module
+from shala_central import verify as verify_module
 from shala_central.archive import Archive
 from shala_central.bag import BagRefused
 from shala_central.failure import CentralError, UsageError
+from shala_central.quarantine import discard, in_quarantine, quarantine, quarantine_counts
 from shala_central.staging import Staging
+from shala_central.tree import list_tree
+from shala_central.verify import verify
+from shala_central.versions import files_of, pulls_of, versions_of
 
 DAY_0 = {"gstudio/db/a": b"zero", "gstudio/media/same": b"same", "unplatform/x/y": b"u"}
 DAY_1 = {"gstudio/db/a": b"one", "gstudio/media/same": b"same", "unplatform/x/y": b"u"}
 DAY_2 = {"gstudio/db/a": b"two!", "gstudio/media/same": b"same", "gstudio/media/new": b"new"}
-
-
-class Crash(BaseException):
-    """The machine went off here."""
-
-
-@pytest.fixture
-def archive(tmp_path: Path) -> Archive:
-    archive = Archive(tmp_path / "archive")
-    archive.open()
-    return archive
+FOLDER_STEPS = ((Path, "mkdir"), (os, "chmod"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"))
 
 
 @pytest.fixture
@@ -70,41 +67,8 @@ def test_a_collection_replaces_the_one_before_and_shares_what_is_the_same(archiv
         "the object, the tree, and the spare one that keeps what has not changed"
     )
     assert not list((archive.hidden / "spare").rglob("a")), "what has changed is not kept in a tree"
-    assert [record.sequence for record in archive.records(school.name)] == [1, 2]
+    assert [record.sequence for record in pulls_of(archive, school.name)] == [1, 2]
     assert archive.committed(school.name).pull.sequence == 2
-
-
-def steps(monkeypatch, crash_at: int) -> list[str]:
-    """Make the machine go off at the n-th step that changes the disk; return the steps so far."""
-    done: list[str] = []
-
-    def watched(owner: object, name: str) -> None:
-        original = getattr(owner, name)
-
-        def step(*arguments: object, **options: object) -> object:
-            done.append(name)
-            if len(done) == crash_at:
-                raise Crash
-            return original(*arguments, **options)
-
-        monkeypatch.setattr(owner, name, step)
-
-    for owner, name in (
-        (Path, "rename"),
-        (Path, "replace"),
-        (Path, "unlink"),
-        (Path, "mkdir"),
-        (os, "fsync"),
-        (os, "chmod"),
-        (os, "link"),
-        (publish_module, "exchange"),
-        (archive_module, "remove_tree"),
-        (os, "unlink"),
-        (os, "rmdir"),
-        (os, "mkdir"),
-    ):
-        watched(owner, name)
-    return done
 
 
 @pytest.mark.parametrize("year", [2026, 2027])
@@ -115,7 +79,7 @@ def test_a_crash_at_any_step_shows_the_old_or_the_new_and_the_next_run_mends_it(
     receive(DAY_1, 2)
     for crash_at in range(1, 300):
         with pytest.MonkeyPatch.context() as monkeypatch:
-            done = steps(monkeypatch, crash_at)
+            done = steps(monkeypatch, crash_at, *FOLDER_STEPS)
             try:
                 receive(DAY_2, 3, year)
             except Crash:
@@ -123,11 +87,17 @@ def test_a_crash_at_any_step_shows_the_old_or_the_new_and_the_next_run_mends_it(
             else:
                 finished = True
         assert seen(archive, year) in (DAY_1 if year == 2026 else {}, DAY_2), done
+        told = archive.committed(school.name).pull.sequence
+        assert told == (3 if seen(archive, year) == DAY_2 else 2), "the record is of another tree"
         receive(DAY_2, 3, year)
         assert seen(archive, year) == DAY_2, done
         assert archive.committed(school.name).pull.sequence == 3, done
+        assert [len(list(files_of(archive, one))) for one in versions_of(archive, school.name)] == [3] * 3, (
+            done
+        )
+        assert not (archive.hidden / "damaged").exists(), done
         assert not list(archive.staging(school.name).iterdir()), done
-        assert archive.verify(school.name) == [], done
+        assert verify(archive, school.name) == [], done
         if finished:
             break
         # Back to the first day for the next crash.
@@ -150,7 +120,7 @@ def test_folders_that_stay_the_same_are_moved_between_the_trees(archive, school,
     for number in range(1, 5):
         receive({**same, "gstudio/rcs-repo/x/day.json": b"%d" % number}, number)
         inodes.append({path.name: path.stat().st_ino for path in folder.iterdir()})
-        assert archive.verify(school.name) == []
+        assert verify(archive, school.name) == []
         assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o550}
     assert inodes[0] != inodes[1]
     # (That of the folder with the changed file may be new and bear the old number all the same.)
@@ -195,7 +165,7 @@ def test_a_spare_tree_that_is_damaged_is_given_up(archive, school, receive):
     publish_module.remove_tree(archive.hidden / "spare" / school.name / "tree/gstudio/media")
     receive({**DAY_1, "gstudio/db/day": b"3"}, 3)
     assert seen(archive) == {**DAY_1, "gstudio/db/day": b"3"}
-    assert archive.verify(school.name) == []
+    assert verify(archive, school.name) == []
 
 
 def test_a_run_that_was_cut_before_it_published_leaves_nothing_in_the_way(archive, school, receive):
@@ -203,7 +173,7 @@ def test_a_run_that_was_cut_before_it_published_leaves_nothing_in_the_way(archiv
         raise Crash
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(archive_module, "publish", off)
+        patch.setattr(commit_module, "publish", off)
         with pytest.raises(Crash):
             receive(DAY_1, 1)
     receive(DAY_2, 2)
@@ -215,7 +185,7 @@ def staging(archive, school) -> Staging:
     return Staging(archive.staging(school.name) / "data", archive.objects, school.name)
 
 
-def files_of(contents: dict[str, bytes]) -> list[File]:
+def files_with(contents: dict[str, bytes]) -> list[File]:
     return [
         File(f"data/{path}", hashlib.sha256(content).hexdigest(), len(content), 0, 0o644)
         for path, content in contents.items()
@@ -233,7 +203,7 @@ def test_what_came_wrongly_is_named_and_the_rest_is_taken(archive, school, stagi
     (staging.folder / "gstudio/media").mkdir()
     (staging.folder / "gstudio/media/same").symlink_to("/etc/passwd")
     with pytest.raises(BagRefused) as refused:
-        staging.take(files_of({**DAY_1, "gstudio/db/none": b""}))
+        staging.take(files_with({**DAY_1, "gstudio/db/none": b""}))
     assert refused.value.reasons == [
         "'gstudio/db/a' is not what the manifest says (sha256 differs)",
         "'gstudio/media/same' is not a plain file",
@@ -244,7 +214,7 @@ def test_what_came_wrongly_is_named_and_the_rest_is_taken(archive, school, stagi
 
 def test_a_file_of_another_size_than_listed_is_named(staging):
     put(staging, "gstudio/db/a", b"one")
-    listed = msgspec.structs.replace(files_of({"gstudio/db/a": b"one"})[0], size=4)
+    listed = msgspec.structs.replace(files_with({"gstudio/db/a": b"one"})[0], size=4)
     with pytest.raises(BagRefused, match="'gstudio/db/a' is not what the manifest says"):
         staging.take([listed])
 
@@ -255,7 +225,7 @@ def test_what_an_earlier_run_fetched_whole_is_taken_and_what_is_in_the_way_remov
     put(staging, "gstudio/media", b"was a file")
     put(staging, "unplatform/x/y/z", b"was a folder")
     later = Staging(staging.folder, archive.objects, school.name)
-    lines = [write_line(file) for file in files_of({**DAY_1, "gstudio/db/b": b"whole"})]
+    lines = [write_line(file) for file in files_with({**DAY_1, "gstudio/db/b": b"whole"})]
     lines.sort(key=lambda line: line.split(b" ", 4)[4].replace(b"/", b"\x01"))
     missing = [file.path for file in later.missing([], lines)]
     assert missing == ["data/gstudio/db/b", "data/gstudio/media/same", "data/unplatform/x/y"]
@@ -264,7 +234,7 @@ def test_what_an_earlier_run_fetched_whole_is_taken_and_what_is_in_the_way_remov
 
 
 def test_a_content_is_fetched_once_whatever_it_is_called(staging):
-    files = files_of({"gstudio/db/a": b"x", "gstudio/db/b": b"x", "gstudio/db/c": b"y"})
+    files = files_with({"gstudio/db/a": b"x", "gstudio/db/b": b"x", "gstudio/db/c": b"y"})
     assert [[f.path for f in batch] for batch in staging.batches(files)] == [
         ["data/gstudio/db/a", "data/gstudio/db/c"]
     ]
@@ -278,7 +248,7 @@ def test_a_published_file_that_was_cut_is_fetched_again(archive, school, receive
     damaged.write_bytes(b"s")
     receive({**DAY_1, "gstudio/db/more": b"more"}, 2)
     assert archive.committed(school.name).pull.files_received == 2
-    assert archive.verify(school.name) == []
+    assert verify(archive, school.name) == []
 
 
 def test_an_object_that_is_gone_is_asked_for_again(archive, school, receive):
@@ -286,12 +256,12 @@ def test_an_object_that_is_gone_is_asked_for_again(archive, school, receive):
     archive.objects.find(school.name, "gstudio/db/a", hashlib.sha256(b"one").hexdigest()).unlink()
     receive({**DAY_1, "gstudio/db/more": b"more"}, 2)
     assert archive.committed(school.name).pull.files_received == 2
-    assert archive.verify(school.name) == []
+    assert verify(archive, school.name) == []
 
 
 def test_verify_names_what_was_changed_removed_and_added(archive, school, receive):
     receive(DAY_1, 1)
-    assert archive.verify(school.name) == []
+    assert verify(archive, school.name) == []
     tree = archive.root / "2026/mz" / school.name
     (tree / "gstudio/db").chmod(0o750)
     (tree / "gstudio/media").chmod(0o750)
@@ -300,7 +270,7 @@ def test_verify_names_what_was_changed_removed_and_added(archive, school, receiv
     (tree / "gstudio/media/same").unlink()
     (tree / "gstudio/media/more").write_bytes(b"")
     (tree / "gstudio/media/away").symlink_to("/tmp")
-    assert [(damage.path, damage.problem) for damage in archive.verify(school.name)] == [
+    assert [(damage.path, damage.problem) for damage in verify(archive, school.name)] == [
         ("gstudio/db/a", "has changed (sha256 differs)"),
         ("gstudio/media/away", "does not belong to the collection"),
         ("gstudio/media/more", "does not belong to the collection"),
@@ -314,22 +284,22 @@ def test_verify_looks_at_earlier_years_too(archive, school, receive):
     old = archive.root / "2026/mz" / school.name / "gstudio/db/a"
     old.chmod(0o640)
     old.write_bytes(b"0ne")
-    assert [(d.path, d.problem) for d in archive.verify(school.name)] == [
+    assert [(d.path, d.problem) for d in verify(archive, school.name)] == [
         ("2026: gstudio/db/a", "has changed (sha256 differs)")
     ]
 
 
 def test_a_commit_during_verify_is_no_damage(archive, school, receive, monkeypatch):
     receive(DAY_1, 1)
-    differences = archive_module._differences
+    differences = verify_module.differences
 
     def meanwhile(*arguments):
-        monkeypatch.setattr(archive_module, "_differences", differences)
+        monkeypatch.setattr(verify_module, "differences", differences)
         receive(DAY_2, 2)
         return differences(*arguments)
 
-    monkeypatch.setattr(archive_module, "_differences", meanwhile)
-    assert archive.verify(school.name) == []
+    monkeypatch.setattr(verify_module, "differences", meanwhile)
+    assert verify(archive, school.name) == []
 
 
 def test_an_archive_of_somebody_else_is_left_alone(tmp_path):
@@ -342,8 +312,18 @@ def test_an_archive_of_somebody_else_is_left_alone(tmp_path):
 
 def test_quarantine_keeps_the_newest_refusals(archive, school):
     for number in range(1, 9):
-        archive.quarantine(school.name, number, BagRefused([f"reason {number}"]), {})
-    assert [entry["sequence"] for entry in archive.quarantined(school.name)] == [4, 5, 6, 7, 8]
+        quarantine(archive, school.name, number, BagRefused([f"reason {number}"]), {})
+    assert [entry["sequence"] for entry in in_quarantine(archive, school.name)] == [4, 5, 6, 7, 8]
+
+
+def test_a_refusal_that_was_cut_while_it_was_kept_leaves_nothing(archive, school):
+    kept = quarantine(archive, school.name, 1, BagRefused(["a reason"]), {})
+    cut = kept.with_name(kept.name.replace("-00000001-", "-00000002-"))
+    shutil.copytree(kept, cut)
+    (cut / "reason.json").unlink()
+    assert quarantine_counts(archive) == {school.name: 2}
+    assert discard(archive, school.name) == 1
+    assert quarantine_counts(archive) == {}
 
 
 def test_a_cancelled_pull_waits_for_the_thread_that_writes():
@@ -367,7 +347,7 @@ def test_a_cancelled_pull_waits_for_the_thread_that_writes():
 
 def test_the_tree_names_levels_with_sizes(archive, school, receive):
     receive(DAY_1, 1)
-    found = [(entry.level, entry.name, entry.bytes, entry.files) for entry in archive.tree()]
+    found = [(entry.level, entry.name, entry.bytes, entry.files) for entry in list_tree(archive)]
     assert found == [
         (0, "2026", 8, 3),
         (1, "mz", 8, 3),
@@ -378,11 +358,11 @@ def test_the_tree_names_levels_with_sizes(archive, school, receive):
         (3, "unplatform", 1, 1),
         (4, "x", 1, 1),
     ]
-    assert [entry.name for entry in archive.tree(depth=1)] == ["2026", "mz"]
-    assert archive.tree("2026/mz/2031017-mz17/gstudio")[0].path == "2026/mz/2031017-mz17/gstudio"
+    assert [entry.name for entry in list_tree(archive, depth=1)] == ["2026", "mz"]
+    assert list_tree(archive, "2026/mz/2031017-mz17/gstudio")[0].path == "2026/mz/2031017-mz17/gstudio"
     for wrong in ("../..", ".shala", "2099"):
         with pytest.raises(UsageError):
-            archive.tree(wrong)
+            list_tree(archive, wrong)
 
 
 def test_two_runs_of_one_server_do_not_meet(archive, school):
@@ -412,7 +392,7 @@ def test_the_hostile_paths_of_a_refused_manifest_move_nothing(archive, school, t
     data.mkdir()
     (data / "out").symlink_to(tmp_path)
     paths = ["../../../../victim", str(victim), "out/victim", "", "\0", "x" * 5000]
-    folder = archive.quarantine(school.name, 1, BagRefused(["bad"], paths), {})
+    folder = quarantine(archive, school.name, 1, BagRefused(["bad"], paths), {})
     assert victim.read_text() == "mine"
     assert [path.name for path in folder.iterdir()] == ["reason.json"]
     assert json.loads((folder / "reason.json").read_bytes())["reasons"] == ["bad"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -19,7 +20,9 @@ HEADER = "Sr. No.;School Name;Full CLIx School Code;Server id\n"
 
 def commands(group: click.Group, before: str = "") -> list[tuple[str, click.Command]]:
     found = []
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         found.append((f"{before}{name}", command))
         if isinstance(command, click.Group):
             found += commands(command, f"{before}{name} ")
@@ -33,6 +36,18 @@ def test_every_command_has_help_with_an_example(name, command):
     assert "shala " in text.split("Example", 1)[1]
     if not isinstance(command, click.Group):
         assert "--json" in text
+
+
+def test_a_command_line_loads_nothing_of_zones_and_keys_before_they_are_asked_for():
+    code = "import sys, shala_central.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert not loaded & {
+        "nacl",
+        "sqlalchemy",
+        "shala_central.zone_commands",
+        "shala_central.archive_commands",
+    }
 
 
 @pytest.mark.parametrize(
@@ -75,11 +90,13 @@ def test_no_command_shows_the_help(centre):
     "text, complaint",
     [
         ("format = 2\n", "format"),
-        ("nonsense = 1\n", "nonsense"),
-        ("[pull]\nparallel = 0\n", "parallel"),
-        ("[pull]\nuser = '-oProxyCommand=x'\n", "user"),
-        ("[pull]\nidentity_file = 'key'\n", "is not an absolute path"),
-        ("[pull]\nknown_hosts = '/a\"b'\n", "is not an absolute path"),
+        ("", r"format is missing \(write: format = 1\)$"),
+        ("nonsense = 1\n", "nonsense = 1: there is no such setting"),
+        ("format = 1\n[pull]\nparallel = 0\n", "pull.parallel = 0: expected `int` >= 1"),
+        ("format = 1\n[pull]\nuser = '-oProxyCommand=x'\n", "pull.user = .*: expected the name of a user"),
+        ("format = 1\n[zones]\nlisten = '8470'\n", "zones.listen = '8470': expected HOST:PORT, such as"),
+        ("format = 1\n[pull]\nidentity_file = 'key'\n", "is not an absolute path"),
+        ("format = 1\n[pull]\nknown_hosts = '/a\"b'\n", "is not an absolute path"),
         ("not toml", "line 1"),
     ],
 )

@@ -8,11 +8,14 @@ import xml.etree.ElementTree as ET
 import msgspec
 import pytest
 from central_school import received
-from shala_central.archive import Damage
 from shala_central.bag import GSTUDIO_ITEMS, BagRefused
+from shala_central.commit import restore
 from shala_central.completeness import by_state, completeness, grid, page
 from shala_central.fleet import Server
 from shala_central.integrity import note_damage, repair, scrub
+from shala_central.quarantine import discard, quarantine
+from shala_central.verify import Damage
+from shala_central.versions import version_of
 
 SERVERS = [Server("2031017-mz17", "mz", "127.0.0.1"), Server("3080101-rj1", "rj", "127.0.0.1", "rj-<b>")]
 
@@ -24,7 +27,7 @@ def test_every_server_of_the_fleet_has_its_row_delivered_or_not(centre, school):
         received(
             centre.archive, school, {"gstudio/db/a": bytes([number])}, f"2026-1{number}-01T00:00:00+00:00"
         )
-    centre.archive.quarantine(school.name, 3, BagRefused(["bad"]), {})
+    quarantine(centre.archive, school.name, 3, BagRefused(["bad"]), {})
     one, other = completeness(centre.archive, SERVERS)
     assert (one.sequence, one.months, one.quarantined) == (2, {"2026-11": 1, "2026-12": 1}, 1)
     assert one.items == {"ok": 2, "suspect": 1, "failed": 0, "missing": 12}
@@ -44,6 +47,19 @@ def test_the_grid_is_an_image_and_holds_no_word_of_a_school_unescaped(centre):
     assert "<script>" not in page([odd], "made now")
 
 
+def test_the_grid_marks_who_is_damaged_and_says_why(centre, school):
+    archive = centre.archive
+    archive.open()
+    school.sequence = 1
+    received(archive, school, {"gstudio/db/a": b"one"})
+    note_damage(archive, {school.name: [Damage("gstudio/db/a", "is missing")]})
+    image = ET.fromstring(grid(completeness(archive, SERVERS), ["2026-11"]))
+    damaged, other = [text for text in image.findall("{*}text") if text.find("{*}title") is not None]
+    assert (damaged.text, damaged.get("fill")) == (f"{school.name} damaged", "#b00020")
+    assert "gstudio/db/a is missing" in damaged.find("{*}title").text
+    assert (other.text, other.get("fill")) == (SERVERS[1].name, None)
+
+
 def conditions(centre) -> list[str]:
     return completeness(centre.archive, SERVERS)[0].conditions
 
@@ -57,13 +73,13 @@ def test_whole_is_a_server_of_which_nothing_is_lacking_held_refused_or_damaged(c
         files["gstudio/db/a"] = b"%d" % school.sequence
         received(archive, school, files, f"2026-01-0{school.sequence}T00:00:00+00:00")
     assert conditions(centre) == ["whole"]
-    archive.restore(school.name, archive.version(school.name, 1), ["gstudio/db"])
+    restore(archive, school.name, version_of(archive, school.name, 1), ["gstudio/db"])
     assert conditions(centre) == ["held back"]
-    archive.quarantine(school.name, 3, BagRefused(["bad"]), {})
+    quarantine(archive, school.name, 3, BagRefused(["bad"]), {})
     assert conditions(centre) == ["held back", "refused"]
-    archive.discard(school.name)
-    archive.restore(school.name, archive.version(school.name, 2))
-    place = archive.committed(school.name).tree / "gstudio/media/a"
+    discard(archive, school.name)
+    restore(archive, school.name, version_of(archive, school.name, 2))
+    place = archive.committed(school.name).tree / "gstudio/qbank/a"
     place.chmod(0o640)
     place.write_bytes(b"two")
     found = scrub(archive, 1).damage

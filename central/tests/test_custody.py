@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -17,40 +18,45 @@ from pathlib import Path
 import bagit
 import pytest
 import zstandard
-from central_school import School, received
+from central_school import School, deliver, overwrite
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shala_agent.device import Device
 from shala_central import cold as cold_module
+from shala_central import commit as commit_module
+from shala_central import copies as copies_module
+from shala_central import export as export_module
 from shala_central.archive import Archive
 from shala_central.bag import BagRefused, Broken, survey
+from shala_central.checkout import checkout
 from shala_central.cold import CHAIN, Cold, ColdDamaged, ColdFailed
+from shala_central.commit import accept, restore
 from shala_central.config import Limits
 from shala_central.export import export
 from shala_central.failure import CentralError, UsageError
 from shala_central.integrity import SecondCopy, damaged_objects, repair, scrub
 from shala_central.provenance import provenance
 from shala_central.publish import remove_tree
-
-
-@pytest.fixture
-def archive(tmp_path: Path) -> Archive:
-    archive = Archive(tmp_path / "archive", ("gstudio/media",))
-    archive.open()
-    return archive
+from shala_central.quarantine import (
+    close_release,
+    discard,
+    in_quarantine,
+    let_in,
+    lifted_for,
+    quarantine,
+    releases_of,
+)
+from shala_central.retention import prune
+from shala_central.staging import Staging
+from shala_central.verify import verify
+from shala_central.versions import items_of, pulls_of, version_of, versions_of
 
 
 @pytest.fixture
 def day(archive, school):
     """Let a school deliver a day: `day(files, suspect items...)`."""
 
-    def deliver(files: dict[str, bytes], *suspect: str, year: int = 2026) -> None:
-        school.sequence, school.year = school.sequence + 1, year
-        names = {path.split("/")[1] for path in files}
-        school.items = {name: "suspect" if name in suspect else "ok" for name in names}
-        received(archive, school, files)
-
-    return deliver
+    return functools.partial(deliver, archive, school)
 
 
 def seen(archive: Archive, school: School, year: int = 2026) -> dict[str, bytes]:
@@ -62,12 +68,6 @@ def object_of(archive: Archive, school: School, path: str, content: bytes) -> Pa
     place = archive.objects.find(school.name, path, hashlib.sha256(content).hexdigest())
     assert place is not None
     return place
-
-
-def damage(path: Path, content: bytes) -> None:
-    path.chmod(0o640)
-    path.write_bytes(content)
-    path.chmod(0o440)
 
 
 GOOD = {"gstudio/db/a": b"good", "gstudio/db/b": b"good too", "gstudio/qbank/q": b"q1"}
@@ -82,11 +82,11 @@ def test_a_suspect_item_leaves_the_last_good_one_in_view(archive, school, day):
     day(BAD, "db")
     expected = {**GOOD, "gstudio/qbank/q": b"q2"}
     assert seen(archive, school) == expected
-    assert archive.committed(school.name).pull.held == {"gstudio/db": 1}
-    assert archive.verify(school.name) == []
+    assert archive.committed(school.name).pull.held == {"gstudio/db": "1@2026-11-01T04:00:00+00:00"}
+    assert verify(archive, school.name) == []
     day({**BAD, "gstudio/db/a": b"still half"}, "db")
     assert seen(archive, school) == expected
-    assert archive.committed(school.name).pull.held == {"gstudio/db": 1}
+    assert archive.committed(school.name).pull.held == {"gstudio/db": "1@2026-11-01T04:00:00+00:00"}
 
 
 def test_the_next_good_one_replaces_what_was_held(archive, school, day):
@@ -96,6 +96,18 @@ def test_the_next_good_one_replaces_what_was_held(archive, school, day):
     day(better)
     assert seen(archive, school) == better
     assert archive.committed(school.name).pull.held == {}
+
+
+def test_of_each_collection_is_told_which_items_were_in_doubt(archive, school, day):
+    def told() -> list[dict[str, str] | None]:
+        return [items_of(archive, version) for version in versions_of(archive, school.name)]
+
+    day(GOOD)
+    day(BAD, "db")
+    good = {"gstudio/db": "ok", "gstudio/qbank": "ok"}
+    assert told() == [good, {**good, "gstudio/db": "held"}]
+    accept(archive, school.name)
+    assert told() == [good, {**good, "gstudio/db": "accepted"}]
 
 
 def test_a_suspect_item_is_seen_where_there_is_no_good_one(archive, school, day):
@@ -112,23 +124,23 @@ def test_a_suspect_item_is_seen_where_there_is_no_good_one(archive, school, day)
 def test_what_the_operator_accepts_is_seen_and_counts_as_good(archive, school, day):
     day(GOOD)
     day(BAD, "db")
-    assert archive.accept(school.name) == ["gstudio/db"]
+    assert accept(archive, school.name) == ["gstudio/db"]
     assert seen(archive, school) == BAD
-    assert archive.verify(school.name) == []
-    assert [record.sequence for record in archive.records(school.name)] == [1, 2]
+    assert verify(archive, school.name) == []
+    assert [record.sequence for record in pulls_of(archive, school.name)] == [1, 2]
     day({**BAD, "gstudio/db/a": b"worse"}, "db")
     assert seen(archive, school) == BAD
     with pytest.raises(UsageError, match=r"'gstudio/qbank' of .* is not held back .held are: gstudio/db"):
-        archive.accept(school.name, ["gstudio/qbank"])
+        accept(archive, school.name, ["gstudio/qbank"])
 
 
 def test_what_is_held_back_survives_pruning(archive, school, day):
     day(GOOD)
     day(BAD, "db")
-    archive.prune(keep_days=0, keep_months=0)
-    assert archive.verify(school.name) == []
+    prune(archive, keep_days=0, keep_months=0)
+    assert verify(archive, school.name) == []
     assert damaged_objects(archive, school.name) == []
-    archive.accept(school.name)
+    accept(archive, school.name)
     assert seen(archive, school) == BAD
 
 
@@ -136,15 +148,15 @@ def test_the_view_of_an_earlier_year_keeps_what_it_held(archive, school, day):
     day(GOOD)
     day(BAD, "db")
     day(GOOD, year=2027)
-    archive.prune(keep_days=0, keep_months=0)
-    assert archive.verify(school.name) == []
+    prune(archive, keep_days=0, keep_months=0)
+    assert verify(archive, school.name) == []
     assert seen(archive, school)["gstudio/db/a"] == b"good"
 
 
 def flip(path: Path, at: int) -> None:
     content = bytearray(path.read_bytes())
     content[at] ^= 1
-    damage(path, bytes(content))
+    overwrite(path, bytes(content))
 
 
 def view_of(archive: Archive, school: School) -> Path:
@@ -157,14 +169,14 @@ def test_a_bit_that_flipped_anywhere_in_the_list_of_what_is_in_view_is_found_and
     whole = view_of(archive, school).read_bytes()
     for at in range(0, len(whole), 13):
         flip(view_of(archive, school), at)
-        assert "view.txt" in {found.path for found in archive.verify(school.name)}
+        assert "view.txt" in {found.path for found in verify(archive, school.name)}
         assert len(damaged_objects(archive, school.name)) == 1
         assert repair(archive, school.name).mended == ["view.txt"]
         assert view_of(archive, school).read_bytes() == whole
     view_of(archive, school).unlink()
-    assert "view.txt" in {found.path for found in archive.verify(school.name)}
+    assert "view.txt" in {found.path for found in verify(archive, school.name)}
     assert repair(archive, school.name).lost == []
-    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+    assert verify(archive, school.name) == damaged_objects(archive, school.name) == []
     assert seen(archive, school) == {**GOOD, "gstudio/qbank/q": b"q2"}
 
 
@@ -175,14 +187,14 @@ def test_nothing_that_a_damaged_list_names_is_published(archive, school, day, wr
     place = view_of(archive, school)
     flip(place, place.read_bytes().index(wrong) + len(wrong) - 2)
     for deed in (
-        lambda: archive.accept(school.name),
-        lambda: archive.restore(school.name, archive.version(school.name, 1)),
+        lambda: accept(archive, school.name),
+        lambda: restore(archive, school.name, version_of(archive, school.name, 1)),
     ):
         with pytest.raises(CentralError, match=r"is damaged .shala pull --again"):
             deed()
     day({**BAD, "gstudio/db/a": b"still half"}, "db")
     assert seen(archive, school) == {**GOOD, "gstudio/qbank/q": b"q2"}
-    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+    assert verify(archive, school.name) == damaged_objects(archive, school.name) == []
 
 
 def test_where_nobody_knows_what_was_held_back_readers_see_what_came_and_the_log_says_so(
@@ -200,7 +212,7 @@ def test_where_nobody_knows_what_was_held_back_readers_see_what_came_and_the_log
     assert seen(archive, school) == worse
     assert archive.committed(school.name).pull.held == {}
     assert "was held back of 2031017-mz17 is not known any more" in caplog.text
-    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+    assert verify(archive, school.name) == damaged_objects(archive, school.name) == []
 
 
 def test_pruning_leaves_a_server_alone_whose_list_of_what_is_in_view_is_damaged(archive, school, day):
@@ -211,9 +223,9 @@ def test_pruning_leaves_a_server_alone_whose_list_of_what_is_in_view_is_damaged(
     place = view_of(archive, school)
     at = place.read_bytes().index(hashlib.sha256(b"good").hexdigest().encode())
     flip(place, at)
-    archive.prune(keep_days=0, keep_months=0)
+    prune(archive, keep_days=0, keep_months=0)
     flip(place, at)
-    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+    assert verify(archive, school.name) == damaged_objects(archive, school.name) == []
 
 
 # -- restore -------------------------------------------------------------------------------------------------
@@ -222,10 +234,12 @@ def test_pruning_leaves_a_server_alone_whose_list_of_what_is_in_view_is_damaged(
 def test_an_earlier_item_can_be_put_in_view_until_the_next_good_one(archive, school, day):
     day(GOOD)
     day({**GOOD, "gstudio/db/a": b"emptied by mistake"})
-    assert archive.restore(school.name, archive.version(school.name, 1), ["gstudio/db"]) == ["gstudio/db"]
+    assert restore(archive, school.name, version_of(archive, school.name, 1), ["gstudio/db"]) == [
+        "gstudio/db"
+    ]
     assert seen(archive, school) == GOOD
-    assert archive.committed(school.name).pull.held == {"gstudio/db": 1}
-    assert [version.sequence for version in archive.versions(school.name)] == [1, 2]
+    assert archive.committed(school.name).pull.held == {"gstudio/db": "1@2026-11-01T04:00:00+00:00"}
+    assert [version.sequence for version in versions_of(archive, school.name)] == [1, 2]
     newest = {**GOOD, "gstudio/db/a": b"mended"}
     day(newest)
     assert seen(archive, school) == newest
@@ -235,14 +249,14 @@ def test_an_earlier_collection_that_is_packed_can_be_put_in_view(archive, school
     day(GOOD)
     day({"gstudio/db/a": b"good" * 1000, "gstudio/qbank/q": b"q1"})
     day({"gstudio/db/a": b"x", "gstudio/qbank/q": b"q1"})
-    archive.prune(keep_days=1000, keep_months=0)
-    archive.restore(school.name, archive.version(school.name, 2))
+    prune(archive, keep_days=1000, keep_months=0)
+    restore(archive, school.name, version_of(archive, school.name, 2))
     assert seen(archive, school)["gstudio/db/a"] == b"good" * 1000
-    archive.restore(school.name, archive.version(school.name, 3))
+    restore(archive, school.name, version_of(archive, school.name, 3))
     assert seen(archive, school)["gstudio/db/a"] == b"x"
     assert archive.committed(school.name).pull.held == {}
     with pytest.raises(UsageError, match="has no item 'gstudio/none'"):
-        archive.restore(school.name, archive.version(school.name, 1), ["gstudio/none"])
+        restore(archive, school.name, version_of(archive, school.name, 1), ["gstudio/none"])
 
 
 # -- packing -------------------------------------------------------------------------------------------------
@@ -260,12 +274,12 @@ def test_old_versions_are_packed_against_newer_ones_and_come_back(archive, schoo
     days = [{"gstudio/db/big": big(number), "gstudio/logs/l": b"line\n" * number} for number in range(1, 31)]
     for files in days:
         day(files)
-    done = archive.prune(keep_days=1000, keep_months=0)
+    done = prune(archive, keep_days=1000, keep_months=0)
     assert done.packed > 27 * 350_000
     pool = archive.hidden / "objects" / school.name
     assert sum(path.stat().st_size for path in pool.rglob("*")) < 1_500_000
     for number in (1, 20, 30):
-        archive.checkout(archive.version(school.name, number), tmp_path / str(number))
+        checkout(archive, version_of(archive, school.name, number), tmp_path / str(number))
         assert (tmp_path / str(number) / "gstudio/db/big").read_bytes() == days[number - 1]["gstudio/db/big"]
     assert damaged_objects(archive, school.name) == []
     db = sqlite3.connect(archive.hidden / "cold.sqlite")
@@ -276,7 +290,7 @@ def test_a_content_that_comes_again_is_unpacked_and_not_fetched(archive, school,
     text = b"".join(b"%d\n" % number for number in range(5000))
     day({"gstudio/db/a": text})
     day({"gstudio/db/a": b"other"})
-    archive.prune(keep_days=1000, keep_months=0)
+    prune(archive, keep_days=1000, keep_months=0)
     assert archive.objects.plain(school.name, hashlib.sha256(text).hexdigest()) is None
     day({"gstudio/db/a": text})
     assert archive.committed(school.name).pull.files_received == 0
@@ -286,29 +300,29 @@ def test_a_content_that_comes_again_is_unpacked_and_not_fetched(archive, school,
 def test_what_others_are_packed_against_stays_as_long_as_they_do(archive, school, day, tmp_path):
     for number in range(1, 6):
         day({"gstudio/db/big": big(number)})
-    archive.prune(keep_days=1000, keep_months=0)
+    prune(archive, keep_days=1000, keep_months=0)
     with archive.history() as history:
         history.forget(history.versions(school.name)[1:])
-    archive.prune(keep_days=1000, keep_months=0)
-    archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+    prune(archive, keep_days=1000, keep_months=0)
+    checkout(archive, version_of(archive, school.name, 1), tmp_path / "out")
     assert (tmp_path / "out/gstudio/db/big").read_bytes() == big(1)
     with archive.history() as history:
         history.forget(history.versions(school.name))
-    archive.prune(keep_days=1000, keep_months=0)
+    prune(archive, keep_days=1000, keep_months=0)
     assert list(archive.objects.cold.stored(school.name)) == []
 
 
 def test_packed_content_that_is_damaged_is_told_and_never_given_out(archive, school, day, tmp_path):
     day({"gstudio/db/a": b"text " * 1000})
     day({"gstudio/db/a": b"other"})
-    archive.prune(keep_days=1000, keep_months=0)
+    prune(archive, keep_days=1000, keep_months=0)
     with sqlite3.connect(archive.hidden / "cold.sqlite") as db:
         row = db.execute("SELECT packed FROM cold").fetchone()[0]
         db.execute("UPDATE cold SET packed = ?", (row[:-1] + bytes([row[-1] ^ 1]),))
     assert [found.path for found in damaged_objects(archive, school.name)] == ["gstudio/db/a"]
     assert len(scrub(archive, 1).damage) == 1
     with pytest.raises(CentralError, match="cannot be unpacked"):
-        archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+        checkout(archive, version_of(archive, school.name, 1), tmp_path / "out")
 
 
 def test_a_cut_between_packing_and_removing_loses_nothing(archive, school, day, monkeypatch, tmp_path):
@@ -321,9 +335,9 @@ def test_a_cut_between_packing_and_removing_loses_nothing(archive, school, day, 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", off)
         with pytest.raises(KeyboardInterrupt):
-            archive.prune(keep_days=1000, keep_months=0)
-    archive.prune(keep_days=1000, keep_months=0)
-    archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+            prune(archive, keep_days=1000, keep_months=0)
+    prune(archive, keep_days=1000, keep_months=0)
+    checkout(archive, version_of(archive, school.name, 1), tmp_path / "out")
     assert (tmp_path / "out/gstudio/db/a").read_bytes() == b"text " * 1000
 
 
@@ -335,14 +349,14 @@ def test_a_table_that_takes_no_more_is_told_in_one_line_and_loses_nothing(archiv
     with pytest.raises(
         ColdFailed, match=r"cold\.sqlite: database or disk is full \(is the disk full"
     ) as told:
-        archive.prune(keep_days=1000, keep_months=0)
+        prune(archive, keep_days=1000, keep_months=0)
     assert "\n" not in str(told.value)
     assert damaged_objects(archive, school.name) == []
     archive.objects.cold._opened().execute("PRAGMA max_page_count = 100000")
-    archive.prune(keep_days=1000, keep_months=0)
+    prune(archive, keep_days=1000, keep_months=0)
     assert len(list(archive.objects.cold.stored(school.name))) == 3
     for number, files in enumerate(days, 1):
-        archive.checkout(archive.version(school.name, number), tmp_path / str(number))
+        checkout(archive, version_of(archive, school.name, number), tmp_path / str(number))
         assert (tmp_path / str(number) / "gstudio/db/a").read_bytes() == files["gstudio/db/a"]
 
 
@@ -356,26 +370,28 @@ def test_a_packed_file_that_does_not_fit_on_the_disk_leaves_nothing_half(archive
     with monkeypatch.context() as patch:
         patch.setattr(cold_module.os, "fsync", full)
         with pytest.raises(ColdFailed, match=r"\.cold: No space left on device \(free some space"):
-            archive.prune(keep_days=1000, keep_months=0)
+            prune(archive, keep_days=1000, keep_months=0)
     assert list((archive.hidden / "objects").rglob("*.part")) == []
     assert damaged_objects(archive, school.name) == []
-    assert archive.prune(keep_days=1000, keep_months=0).packed > 300_000
+    assert prune(archive, keep_days=1000, keep_months=0).packed > 300_000
 
 
 @pytest.mark.parametrize("deed", ["prune", "scrub"])
 def test_a_table_that_is_locked_or_no_table_is_told_and_no_content_is_named_damaged(
     archive, school, day, monkeypatch, deed
 ):
-    monkeypatch.setattr(cold_module, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(copies_module, "BUSY_SECONDS", 0.1)
     day({"gstudio/db/a": b"text " * 1000})
     day({"gstudio/db/a": b"other"})
     deeds = {
-        "prune": lambda: archive.prune(keep_days=1000, keep_months=0),
+        "prune": lambda: prune(archive, keep_days=1000, keep_months=0),
         "scrub": lambda: scrub(archive, 1),
     }
     table = archive.hidden / "cold.sqlite"
     table.write_bytes(b"no table at all" * 1000)
-    with pytest.raises(ColdFailed, match=r"is not a database .shala archive repair puts back the copy"):
+    with pytest.raises(
+        CentralError, match=r"cold.sqlite.* is not a database .(shala archive repair|there is)"
+    ):
         deeds[deed]()
     table.unlink()
     with sqlite3.connect(table, isolation_level=None) as other:
@@ -418,11 +434,11 @@ def test_any_chain_of_contents_is_packed_and_read_as_it_was(tmp_path_factory, co
 def test_a_sample_always_finds_what_is_missing_and_in_the_end_what_has_changed(archive, school, day):
     day({f"gstudio/db/{number}": b"%d" % number for number in range(20)})
     tree = archive.tree_of(2026, "mz", school.name)
-    damage(tree / "gstudio/db/7", b"8")
-    assert any(archive.verify(school.name, share=0.2) for _ in range(200))
+    overwrite(tree / "gstudio/db/7", b"8")
+    assert any(verify(archive, school.name, share=0.2) for _ in range(200))
     (tree / "gstudio/db").chmod(0o750)
     (tree / "gstudio/db/3").unlink()
-    assert "is missing" in [found.problem for found in archive.verify(school.name, share=1e-9)]
+    assert "is missing" in [found.problem for found in verify(archive, school.name, share=1e-9)]
 
 
 def test_everything_is_read_again_within_the_period_whatever_is_cut(archive, school, day):
@@ -430,7 +446,7 @@ def test_everything_is_read_again_within_the_period_whatever_is_cut(archive, sch
     read = [scrub(archive, 4) for _ in range(4)]
     assert sum(done.objects for done in read) == 50
     assert [bool(done.oldest) for done in read] == [False, False, False, True]
-    damage(object_of(archive, school, "gstudio/db/7", b"7"), b"8")
+    overwrite(object_of(archive, school, "gstudio/db/7", b"7"), b"8")
     found = [found.path for _ in range(4) for found in scrub(archive, 4).damage]
     assert [path.rpartition("/")[2] for path in found] == [hashlib.sha256(b"7").hexdigest()]
 
@@ -439,7 +455,7 @@ def test_what_is_unpacked_or_packed_while_it_is_read_is_not_damage(archive, scho
     text = b"text " * 1000
     day({"gstudio/db/a": text})
     day({"gstudio/db/a": b"other " * 1000})
-    archive.prune(keep_days=1000, keep_months=0)
+    prune(archive, keep_days=1000, keep_months=0)
     stored, plain, asked = Cold.stored, archive.objects.plain, []
 
     def unpacked_meanwhile(cold, pool, bucket=""):
@@ -459,7 +475,7 @@ def test_what_is_unpacked_or_packed_while_it_is_read_is_not_damage(archive, scho
 
     for number in (1, 2):
         day({"gstudio/db/a": big(number)})
-    archive.prune(keep_days=1000, keep_months=0)
+    prune(archive, keep_days=1000, keep_months=0)
     monkeypatch.setattr(archive.objects, "plain", packed_meanwhile)
     assert scrub(archive, 1).damage == []
     asked.clear()
@@ -471,7 +487,7 @@ def test_damage_is_mended_from_a_second_copy_in_every_view(archive, school, day,
     day(GOOD)
     day({**GOOD, "gstudio/db/a": b"newer"})
     subprocess.run(["cp", "-a", str(archive.root), str(tmp_path / "copy")], check=True)
-    damage(object_of(archive, school, "gstudio/qbank/q", b"q1"), b"??")
+    overwrite(object_of(archive, school, "gstudio/qbank/q", b"q1"), b"??")
     object_of(archive, school, "gstudio/db/a", b"good").unlink()
     assert {found.path for found in damaged_objects(archive, school.name)} == {
         "gstudio/qbank/q",
@@ -481,7 +497,7 @@ def test_damage_is_mended_from_a_second_copy_in_every_view(archive, school, day,
     assert (alone.mended, sorted(alone.lost)) == ([], ["gstudio/db/a", "gstudio/qbank/q"])
     done = repair(archive, school.name, SecondCopy(archive, tmp_path / "copy"))
     assert (sorted(done.mended), done.lost) == (["gstudio/db/a", "gstudio/qbank/q"], [])
-    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+    assert verify(archive, school.name) == damaged_objects(archive, school.name) == []
     assert seen(archive, school)["gstudio/qbank/q"] == b"q1"
 
 
@@ -490,7 +506,7 @@ def test_a_second_copy_that_is_damaged_itself_mends_nothing(archive, school, day
     subprocess.run(["cp", "-a", str(archive.root), str(tmp_path / "copy")], check=True)
     for root in (archive.root, tmp_path / "copy"):
         inside = object_of(archive, school, "gstudio/db/a", b"good").relative_to(archive.root)
-        damage(root / inside, b"gold")
+        overwrite(root / inside, b"gold")
     assert repair(archive, school.name, SecondCopy(archive, tmp_path / "copy")).lost == ["gstudio/db/a"]
 
 
@@ -505,7 +521,7 @@ def test_what_the_second_copy_holds_packed_mends_and_the_copy_is_only_read(
     contents = [big(1), big(2), big(3)]
     for content in contents:
         day({"gstudio/db/big": content, "gstudio/logs/l": hashlib.sha256(content).hexdigest().encode() * 200})
-    archive.prune(keep_days=1000, keep_months=0)
+    prune(archive, keep_days=1000, keep_months=0)
     if at_rest:
         archive.objects.cold._opened().close()
         archive.objects.cold._db = None
@@ -522,7 +538,7 @@ def test_what_the_second_copy_holds_packed_mends_and_the_copy_is_only_read(
     assert (len(done.mended), done.lost) == (4, [])
     assert everything_in(copy) == before
     assert damaged_objects(archive, school.name) == []
-    archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+    checkout(archive, version_of(archive, school.name, 1), tmp_path / "out")
     assert (tmp_path / "out/gstudio/db/big").read_bytes() == contents[0]
 
 
@@ -580,7 +596,7 @@ def test_a_selection_is_exported_as_bags_that_the_reference_accepts(archive, sch
     day(GOOD)
     day({**GOOD, "gstudio/media/m": b"media"})
     done = export(
-        archive, [archive.version(school.name, 2)], ["gstudio/db", "gstudio/media"], tmp_path / name
+        archive, [version_of(archive, school.name, 2)], ["gstudio/db", "gstudio/media"], tmp_path / name
     )
     assert (done.servers, done.files, done.bytes) == ([school.name], 3, 17)
     raw = (tmp_path / name).read_bytes()
@@ -593,17 +609,39 @@ def test_a_selection_is_exported_as_bags_that_the_reference_accepts(archive, sch
     assert sorted(bag.payload_files()) == ["data/gstudio/db/a", "data/gstudio/db/b", "data/gstudio/media/m"]
     assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
     with pytest.raises(UsageError, match="exists already"):
-        export(archive, [archive.version(school.name, 2)], [], tmp_path / name)
+        export(archive, [version_of(archive, school.name, 2)], [], tmp_path / name)
+
+
+def test_of_two_exports_to_one_file_the_first_to_end_stays(archive, school, day, tmp_path, monkeypatch):
+    day(GOOD)
+    add, versions, whole = export_module._add, [version_of(archive, school.name, 1)], []
+
+    def meanwhile(*arguments):
+        if not whole:
+            whole.append(b"")
+            export(archive, versions, [], tmp_path / "out.tar")
+            whole.append((tmp_path / "out.tar").read_bytes())
+        return add(*arguments)
+
+    monkeypatch.setattr(export_module, "_add", meanwhile)
+    with pytest.raises(UsageError, match="exists already"):
+        export(archive, versions, ["gstudio/db"], tmp_path / "out.tar")
+    assert (tmp_path / "out.tar").read_bytes() == whole[1]
+    assert [path.name for path in tmp_path.iterdir() if "out.tar" in path.name] == ["out.tar"]
 
 
 def test_nothing_half_is_left_of_an_export_that_fails(archive, school, day, tmp_path):
     day(GOOD)
-    damage(object_of(archive, school, "gstudio/db/b", b"good too"), b"????????")
+    overwrite(object_of(archive, school, "gstudio/db/b", b"good too"), b"????????")
     with pytest.raises(CentralError, match="has changed"):
-        export(archive, [archive.version(school.name, 1)], [], tmp_path / "out.tar")
+        export(archive, [version_of(archive, school.name, 1)], [], tmp_path / "out.tar")
     with pytest.raises(UsageError, match="no chosen server has gstudio/none"):
-        export(archive, [archive.version(school.name, 1)], ["gstudio/none"], tmp_path / "out.tar")
+        export(archive, [version_of(archive, school.name, 1)], ["gstudio/none"], tmp_path / "out.tar")
     assert not [path for path in tmp_path.iterdir() if "out.tar" in path.name]
+
+
+def newest_refused(archive: Archive, school: School) -> str:
+    return Path(str(in_quarantine(archive, school.name)[-1]["folder"])).name
 
 
 RULE = Broken("sequence", "its collection is number 2, but 3 is committed already")
@@ -613,23 +651,51 @@ RULE = Broken("sequence", "its collection is number 2, but 3 is committed alread
 
 
 def test_what_a_rule_stands_against_can_be_let_in_and_nothing_else(archive, school):
-    with pytest.raises(UsageError, match="nothing of"):
-        archive.release(school.name)
+    for folder in (school.name, f"{school.name}-00000001-20261121T000000Z", "../../x-00000001-2"):
+        with pytest.raises(UsageError, match="is not in quarantine"):
+            let_in(archive, folder)
     broken = Broken("sequence", "went back")
-    archive.quarantine(school.name, 1, BagRefused(["went back"], broken=[broken]), {"HEAD": b"one"})
-    release = archive.release(school.name)
+    quarantine(archive, school.name, 1, BagRefused(["went back"], broken=[broken]), {"HEAD": b"one"})
+    release = let_in(archive, newest_refused(archive, school))
     assert (release.sequence, release.broken, release.how) == (
         1,
         [broken],
         "shala archive quarantine release",
     )
-    assert archive.lifted(school.name, b"one") == [broken]
-    assert archive.lifted(school.name, b"two") == []
-    archive.quarantine(school.name, 2, BagRefused(["it is not whole"]), {"HEAD": b"two"})
+    assert lifted_for(archive, school.name, b"one") == [broken]
+    assert lifted_for(archive, school.name, b"two") == []
+    quarantine(archive, school.name, 2, BagRefused(["it is not whole"]), {"HEAD": b"two"})
     with pytest.raises(UsageError, match="cannot be let in: it is not whole"):
-        archive.release(school.name)
-    assert archive.discard(school.name) == 2
-    assert archive.quarantined(school.name) == []
+        let_in(archive, newest_refused(archive, school))
+    assert discard(archive, school.name) == 2
+    assert in_quarantine(archive, school.name) == []
+
+
+def test_what_comes_while_the_operator_looks_is_not_let_in_in_its_place(archive, school):
+    broken = Broken("sequence", "went back")
+    quarantine(archive, school.name, 1, BagRefused(["went back"], broken=[broken]), {"HEAD": b"one"})
+    looked_at = newest_refused(archive, school)
+    quarantine(archive, school.name, 2, BagRefused(["went back"], broken=[broken]), {"HEAD": b"two"})
+    quarantine(archive, school.name, 1, BagRefused(["went back"], broken=[broken]), {"HEAD": b"one"})
+    assert newest_refused(archive, school) == looked_at, "the same is known by the same name"
+    let_in(archive, looked_at)
+    assert (lifted_for(archive, school.name, b"one"), lifted_for(archive, school.name, b"two")) == (
+        [broken],
+        [],
+    )
+
+
+def test_nothing_is_let_in_or_thrown_away_while_its_server_is_pulled(archive, school):
+    quarantine(archive, school.name, 1, BagRefused(["went back"], broken=[RULE]), {"HEAD": b"one"})
+    with archive.lock(school.name):
+        for deed in (
+            lambda: let_in(archive, newest_refused(archive, school)),
+            lambda: discard(archive, school.name),
+        ):
+            with pytest.raises(CentralError, match="is being pulled"):
+                deed()
+    assert lifted_for(archive, school.name, b"one") == []
+    assert discard(archive, school.name) == 1
 
 
 def signed(school: School, device: Device) -> None:
@@ -645,7 +711,7 @@ def test_a_device_that_signed_once_stays_the_one_that_signs(centre, school, onli
     assert centre.pull()[0] == 0
     committed = centre.archive.committed(school.name)
     assert (committed.pull.device, committed.pull.public_key) == (device.id, device.public_key)
-    assert centre.archive.verify(school.name) == []
+    assert verify(centre.archive, school.name) == []
     school.seal(BAD)
     for wrong, reason in ((None, "is not signed any more"), (other, "is signed by another device")):
         (school.spool / "bag/signature.json").unlink()
@@ -659,7 +725,10 @@ def test_a_device_that_signed_once_stays_the_one_that_signs(centre, school, onli
     assert "signature.json is not readable" in results[school.name]["reason"]
     signed(school, other)
     centre.pull()
-    assert centre.shala("archive", "quarantine", "release", school.name).returncode == 0
+    assert (
+        centre.shala("archive", "quarantine", "release", newest_refused(centre.archive, school)).returncode
+        == 0
+    )
     code, results = centre.pull()
     assert (code, results[school.name]["result"]) == (0, "committed")
     assert centre.archive.committed(school.name).pull.device == other.id
@@ -691,7 +760,7 @@ def test_a_release_names_what_it_lifts_and_lifts_nothing_else(centre, school, on
         _, results = centre.pull()
         assert results[school.name]["result"] == "quarantined"
         assert refused in results[school.name]["reason"]
-        done = centre.shala("archive", "quarantine", "release", school.name)
+        done = centre.shala("archive", "quarantine", "release", newest_refused(centre.archive, school))
         assert done.returncode == 0
         assert lifted in done.stdout
         assert done.stdout.count("  ") == 1
@@ -700,7 +769,7 @@ def test_a_release_names_what_it_lifts_and_lifts_nothing_else(centre, school, on
     code, results = centre.pull()
     assert (code, results[school.name]["result"]) == (0, "committed")
     assert centre.archive.committed(school.name).pull.device == devices[2].id
-    releases = centre.archive.releases(school.name)
+    releases = releases_of(centre.archive, school.name)
     assert [broken.rule for release in releases for broken in release.broken] == [
         "sequence",
         "device",
@@ -721,7 +790,7 @@ def test_what_is_accepted_while_pulling_is_written_down_as_well(centre, school, 
     assert "number 1, but 2" in reason
     assert "of 2025, but one of 2026" in reason
     assert centre.pull("--accept-reset", school.name)[0] == 0
-    (release,) = centre.archive.releases(school.name)
+    (release,) = releases_of(centre.archive, school.name)
     assert ([b.rule for b in release.broken], release.how) == (
         ["year", "sequence"],
         "shala pull --accept-reset",
@@ -733,7 +802,7 @@ def test_what_is_damaged_at_the_centre_is_asked_of_the_school_again(centre, scho
     online(school).seal(GOOD)
     centre.pull()
     place = object_of(centre.archive, school, "gstudio/db/a", b"good")
-    damage(place, b"gold")
+    overwrite(place, b"gold")
     assert centre.shala("archive", "verify").returncode == 1
     assert centre.shala("archive", "repair").returncode == 1
     assert centre.pull()[1][school.name]["result"] == "unchanged"
@@ -792,10 +861,10 @@ def test_contents_that_change_places_are_never_packed_against_each_other(archive
     day({"gstudio/db/p": other, "gstudio/db/q": one})
     day({"gstudio/db/r": b"neither"})
     for _ in range(2):
-        archive.prune(keep_days=1000, keep_months=0)
+        prune(archive, keep_days=1000, keep_months=0)
     assert damaged_objects(archive, school.name) == []
     assert scrub(archive, 1).damage == []
-    archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+    checkout(archive, version_of(archive, school.name, 1), tmp_path / "out")
     assert (tmp_path / "out/gstudio/db/q").read_bytes() == other
 
 
@@ -806,12 +875,12 @@ def test_pruning_finishes_commits_that_were_cut_first(archive, school, day, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Archive, "_finish", off)
+        patch.setattr(commit_module, "_finish", off)
         with pytest.raises(KeyboardInterrupt):
             day({**GOOD, "gstudio/db/a": b"newer"})
-    archive.prune(keep_days=1000, keep_months=0)
-    assert [version.sequence for version in archive.versions(school.name)] == [1, 2]
-    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+    prune(archive, keep_days=1000, keep_months=0)
+    assert [version.sequence for version in versions_of(archive, school.name)] == [1, 2]
+    assert verify(archive, school.name) == damaged_objects(archive, school.name) == []
 
 
 def test_what_nobody_can_say_is_needless_stays(archive, school, day):
@@ -819,7 +888,7 @@ def test_what_nobody_can_say_is_needless_stays(archive, school, day):
     current = archive.hidden / "collections" / school.name / "current.json"
     lost = current.read_bytes()
     current.unlink()
-    archive.prune(keep_days=0, keep_months=0)
+    prune(archive, keep_days=0, keep_months=0)
     current.write_bytes(lost)
     assert damaged_objects(archive, school.name) == []
 
@@ -830,11 +899,31 @@ def test_what_an_unfinished_pull_has_fetched_stays(archive, school, day):
     place.parent.mkdir(exist_ok=True)
     place.write_bytes(b"fetched")
     (archive.staging(school.name) / "data").mkdir()
-    archive.prune(keep_days=0, keep_months=0)
+    prune(archive, keep_days=0, keep_months=0)
     assert place.exists()
     (archive.staging(school.name) / "data").rmdir()
-    archive.prune(keep_days=0, keep_months=0)
+    prune(archive, keep_days=0, keep_months=0)
     assert not place.exists()
+
+
+def test_what_was_fetched_of_a_school_that_never_came_back_is_given_up(archive, school, day, caplog):
+    day(GOOD)
+    data = archive.staging(school.name) / "data"
+    (data / "gstudio").mkdir(parents=True)
+    (data / "gstudio/half").write_bytes(b"half of it")
+    os.utime(data, (time.time() - 61 * 86400,) * 2)
+    with archive.lock(school.name):
+        prune(archive, keep_days=0, keep_months=0)
+    prune(archive, keep_days=0, keep_months=0, pretend=True)
+    assert (data / "gstudio/half").exists()
+    Staging(data, archive.objects, school.name)
+    prune(archive, keep_days=0, keep_months=0)
+    assert (data / "gstudio/half").exists(), "a pull has gone on with it"
+    os.utime(data, (time.time() - 61 * 86400,) * 2)
+    prune(archive, keep_days=0, keep_months=0)
+    assert not data.exists()
+    assert f"what was fetched of {school.name} is given up" in caplog.text
+    assert verify(archive, school.name) == []
 
 
 def later(archive: Archive, name: str, days: int) -> None:
@@ -847,7 +936,7 @@ def pool_without_records(archive: Archive, school: School, day) -> Path:
     """Leave content of a server of which nothing else is left."""
     for number in (1, 2):
         day({"gstudio/db/a": b"text %d" % number * 1000})
-    archive.prune(keep_days=1000, keep_months=0)
+    prune(archive, keep_days=1000, keep_months=0)
     for gone in ("collections", "staging", "spare"):
         remove_tree(archive.hidden / gone / school.name)
     remove_tree(archive.root / "2026")
@@ -859,21 +948,21 @@ def test_content_of_a_server_without_any_trace_goes_after_a_while_and_is_announc
     archive, school, day, caplog
 ):
     pool = pool_without_records(archive, school, day)
-    assert archive.prune(keep_days=0, keep_months=0).objects == 0
+    assert prune(archive, keep_days=0, keep_months=0).objects == 0
     assert f"{school.name} has content and no record: it goes on " in caplog.text
     later(archive, school.name, 59)
-    assert archive.prune(keep_days=0, keep_months=0).objects == 0
+    assert prune(archive, keep_days=0, keep_months=0).objects == 0
     later(archive, school.name, 61)
-    assert archive.prune(keep_days=0, keep_months=0, pretend=True).objects == 2
+    assert prune(archive, keep_days=0, keep_months=0, pretend=True).objects == 2
     assert pool.is_dir()
-    assert archive.prune(keep_days=0, keep_months=0).objects == 2
+    assert prune(archive, keep_days=0, keep_months=0).objects == 2
     assert list(archive.objects.pools()) == []
 
 
 @pytest.mark.parametrize("trace", ["a first pull that was cut", "a tree", "its records, brought back"])
 def test_content_of_a_server_with_any_trace_stays(archive, school, day, trace):
     pool = pool_without_records(archive, school, day)
-    archive.prune(keep_days=0, keep_months=0)
+    prune(archive, keep_days=0, keep_months=0)
     later(archive, school.name, 61)
     if trace == "a tree":
         archive.tree_of(2026, "mz", school.name).mkdir(parents=True)
@@ -881,11 +970,14 @@ def test_content_of_a_server_with_any_trace_stays(archive, school, day, trace):
         (archive.staging(school.name) / "data").mkdir()
     else:
         (archive.hidden / "collections" / school.name).mkdir()
-    assert archive.prune(keep_days=0, keep_months=0).objects == 0
+    assert prune(archive, keep_days=0, keep_months=0).objects == 0
     assert pool.is_dir()
     assert not (archive.hidden / "abandoned" / school.name).exists()
-    with archive.in_use(), pytest.raises(CentralError, match="a pull is at work"):
-        archive.prune(keep_days=0, keep_months=0)
+    with (
+        archive.in_use(),
+        pytest.raises(CentralError, match="a pull, or a command that adds to it, is at work"),
+    ):
+        prune(archive, keep_days=0, keep_months=0)
 
 
 def test_the_collection_that_the_tree_of_an_earlier_year_shows_is_always_kept(archive, school, day):
@@ -893,9 +985,9 @@ def test_the_collection_that_the_tree_of_an_earlier_year_shows_is_always_kept(ar
     day({"gstudio/db/a": b"dec31"}, year=2025)
     day({"gstudio/db/a": b"jan"})
     day({"gstudio/db/a": b"feb"})
-    archive.prune(keep_days=0, keep_months=0)
-    assert 2 in [version.sequence for version in archive.versions(school.name)]
-    assert archive.verify(school.name) == []
+    prune(archive, keep_days=0, keep_months=0)
+    assert 2 in [version.sequence for version in versions_of(archive, school.name)]
+    assert verify(archive, school.name) == []
     repair(archive, school.name)
     assert seen(archive, school, 2025) == {"gstudio/db/a": b"dec31"}
 
@@ -924,11 +1016,11 @@ def test_nothing_is_published_from_a_damaged_record(archive, school, day):
     day(GOOD)
     day(BAD, "db")
     record = archive.committed(school.name).record / "files.txt"
-    damage(record, record.read_bytes().replace(b"gstudio/db/a", b"gstudio/db/c"))
+    overwrite(record, record.read_bytes().replace(b"gstudio/db/a", b"gstudio/db/c"))
     assert "record" in repair(archive, school.name).lost[0]
     for deed in (
-        lambda: archive.accept(school.name),
-        lambda: archive.restore(school.name, archive.version(school.name, 1)),
+        lambda: accept(archive, school.name),
+        lambda: restore(archive, school.name, version_of(archive, school.name, 1)),
     ):
         with pytest.raises(CentralError, match=r"is damaged .shala pull --again"):
             deed()
@@ -937,22 +1029,22 @@ def test_nothing_is_published_from_a_damaged_record(archive, school, day):
 
 def test_quarantine_goes_by_time_and_not_by_the_number_a_school_gives(archive, school):
     for number in (101, 102, 103, 104, 105, 2):
-        archive.quarantine(
-            school.name, number, BagRefused([str(number)], broken=[RULE]), {"HEAD": b"%d" % number}
+        quarantine(
+            archive, school.name, number, BagRefused([str(number)], broken=[RULE]), {"HEAD": b"%d" % number}
         )
-    assert [entry["sequence"] for entry in archive.quarantined(school.name)] == [102, 103, 104, 105, 2]
-    archive.release(school.name)
-    assert archive.lifted(school.name, b"2") == [RULE]
+    assert [entry["sequence"] for entry in in_quarantine(archive, school.name)] == [102, 103, 104, 105, 2]
+    let_in(archive, newest_refused(archive, school))
+    assert lifted_for(archive, school.name, b"2") == [RULE]
 
 
 def test_what_was_let_in_is_let_in_once(archive, school, day):
     day(GOOD)
     head = (archive.committed(school.name).record / "HEAD").read_bytes()
-    archive.quarantine(school.name, 2, BagRefused(["rule"], broken=[RULE]), {"HEAD": head})
-    archive.release(school.name)
-    archive._close_release(school.name)
-    assert archive.lifted(school.name, head) == []
-    assert [release.broken for release in archive.releases(school.name)] == [[RULE]]
+    quarantine(archive, school.name, 2, BagRefused(["rule"], broken=[RULE]), {"HEAD": head})
+    let_in(archive, newest_refused(archive, school))
+    close_release(archive, school.name)
+    assert lifted_for(archive, school.name, head) == []
+    assert [release.broken for release in releases_of(archive, school.name)] == [[RULE]]
 
 
 @pytest.mark.parametrize("mode", ["4755", "2755", "1777"])

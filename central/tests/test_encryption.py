@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import random
 import sqlite3
@@ -15,33 +16,44 @@ from pathlib import Path
 import bagit
 import pyrage
 import pytest
-from central_school import received, sha256
+from central_school import deliver, overwrite, received, sha256
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from power_cut import Crash, steps
 from shala_agent.manifest import File, read_files, sort_key, write_line
-from shala_central import archive as archive_module
+from shala_central import copies as copies_module
 from shala_central import objects as objects_module
-from shala_central import publish as publish_module
 from shala_central.archive import Archive
+from shala_central.backup import back_up, put_back
 from shala_central.bag import BagRefused
+from shala_central.checkout import checkout
 from shala_central.ciphertext import Ciphertexts, Encrypted, decrypt, item_of, read_identities
-from shala_central.config import read_config
+from shala_central.commit import accept, restore
+from shala_central.config import ArchiveSettings, read_config
 from shala_central.encryption import encrypt
 from shala_central.export import export
 from shala_central.failure import CentralError, UsageError
 from shala_central.integrity import SecondCopy, damaged_objects, repair, scrub
+from shala_central.mending import drop_damaged, mend_earlier_years
 from shala_central.provenance import provenance
+from shala_central.quarantine import quarantine
+from shala_central.retention import prune
 from shala_central.staging import Staging
+from shala_central.verify import verify
+from shala_central.versions import diff, pulls_of, version_of, versions_of
 
 RESEARCHER, ANOTHER = pyrage.x25519.Identity.generate(), pyrage.x25519.Identity.generate()
 SENSITIVE = ("postgres-dump", "qbank")
 DUMP, QBANK = "gstudio/postgres-dump/pg_dump_all.sql", "gstudio/qbank/q"
 DAY_1 = {DUMP: b"a secret of day 1", QBANK: b"a secret, too", "gstudio/db/a": b"one"}
 DAY_2 = {DUMP: b"a secret of day 2", QBANK: b"a secret, too", "gstudio/db/a": b"two!"}
-
-
-class Crash(BaseException):
-    """The machine went off here."""
+ENCRYPTION_STEPS = (
+    (os, "utime"),
+    (objects_module, "remove_tree"),
+    (objects_module, "sync_file_system"),
+    (Ciphertexts, "add"),
+    (Ciphertexts, "encrypt"),
+)
 
 
 def opened(root: Path, *recipients: object, shared: tuple[str, ...] = ()) -> Archive:
@@ -67,13 +79,10 @@ def plain(tmp_path: Path) -> Archive:
 def day(school):
     """Let a school deliver a day to an archive: `day(archive, files, suspect items...)`."""
 
-    def deliver(archive: Archive, files: dict[str, bytes], *suspect: str, year: int = 2026) -> None:
-        school.sequence, school.year = school.sequence + 1, year
-        names = {path.split("/")[1] for path in files}
-        school.items = {name: "suspect" if name in suspect else "ok" for name in names}
-        received(archive, school, files)
+    def day(archive: Archive, files: dict[str, bytes], *suspect: str, year: int = 2026) -> None:
+        deliver(archive, school, files, *suspect, year=year)
 
-    return deliver
+    return day
 
 
 def seen(archive: Archive, year: int = 2026, identity: object = RESEARCHER) -> dict[str, bytes]:
@@ -111,12 +120,6 @@ def object_of(archive: Archive, path: str, content: bytes) -> Path:
     return place
 
 
-def damage(path: Path, content: bytes) -> None:
-    path.chmod(0o640)
-    path.write_bytes(content)
-    path.chmod(0o440)
-
-
 # -- what comes ----------------------------------------------------------------------------------------------
 
 
@@ -126,7 +129,7 @@ def test_a_sensitive_item_is_on_no_disk_but_as_age_files_that_each_researcher_ca
     assert seen(archive) == seen(archive, identity=ANOTHER) == hidden(DAY_1)
     with pytest.raises(pyrage.DecryptError):
         seen(archive, identity=pyrage.x25519.Identity.generate())
-    assert archive.verify("2031017-mz17") == []
+    assert verify(archive, "2031017-mz17") == []
 
 
 def test_an_unchanged_secret_is_neither_fetched_nor_encrypted_again(archive, school, day):
@@ -137,7 +140,7 @@ def test_an_unchanged_secret_is_neither_fetched_nor_encrypted_again(archive, sch
     assert archive.committed(school.name).pull.files_received == 0
     day(archive, DAY_2)
     assert (archive.root / f"2026/mz/{school.name}/{QBANK}.age").stat().st_ino == before
-    assert [record.files_received for record in archive.records(school.name)] == [3, 2, 0, 0]
+    assert [record.files_received for record in pulls_of(archive, school.name)] == [3, 2, 0, 0]
 
 
 def test_a_server_gets_no_secret_of_another_by_naming_its_digest(archive, school, day, another_school):
@@ -154,7 +157,7 @@ def test_a_content_that_is_plain_in_another_item_is_encrypted_here_all_the_same(
     assert seen(archive) == {"gstudio/db/empty": b"", "gstudio/qbank/empty.age": b""}
     day(archive, {"gstudio/db/empty": b"", "gstudio/qbank/empty": b"", "gstudio/postgres-dump/e": b""})
     assert seen(archive)["gstudio/postgres-dump/e.age"] == b""
-    assert archive.verify(school.name) == []
+    assert verify(archive, school.name) == []
 
 
 def test_what_an_earlier_run_fetched_whole_is_encrypted_and_not_fetched_again(archive, school):
@@ -175,7 +178,7 @@ def test_a_refused_secret_is_not_kept_to_be_looked_at(archive, school):
     path = archive.staging(school.name) / "data" / DUMP
     path.parent.mkdir(parents=True)
     path.write_bytes(b"a secret, but damaged")
-    archive.quarantine(school.name, 1, BagRefused(["bad"], [DUMP]), {})
+    quarantine(archive, school.name, 1, BagRefused(["bad"], [DUMP]), {})
     assert secrets_on(archive.root) == []
 
 
@@ -201,48 +204,15 @@ def test_a_held_secret_stays_in_view_and_comes_back(archive, school, day, tmp_pa
     day(archive, DAY_1)
     day(archive, DAY_2, "postgres-dump")
     assert seen(archive) == hidden({**DAY_2, DUMP: DAY_1[DUMP]})
-    assert archive.verify(school.name) == []
-    archive.accept(school.name)
+    assert verify(archive, school.name) == []
+    accept(archive, school.name)
     assert seen(archive) == hidden(DAY_2)
-    archive.restore(school.name, archive.version(school.name, 1), ["gstudio/postgres-dump"])
+    restore(archive, school.name, version_of(archive, school.name, 1), ["gstudio/postgres-dump"])
     assert seen(archive) == hidden({**DAY_2, DUMP: DAY_1[DUMP]})
-    assert archive.verify(school.name) == []
+    assert verify(archive, school.name) == []
 
 
 # -- what a crash leaves -------------------------------------------------------------------------------------
-
-
-def steps(monkeypatch, crash_at: int) -> list[str]:
-    """Make the machine go off at the n-th step that changes the disk; return the steps so far."""
-    done: list[str] = []
-
-    def watched(owner: object, name: str) -> None:
-        original = getattr(owner, name)
-
-        def step(*arguments: object, **options: object) -> object:
-            done.append(name)
-            if len(done) == crash_at:
-                raise Crash
-            return original(*arguments, **options)
-
-        monkeypatch.setattr(owner, name, step)
-
-    for owner, name in (
-        (Path, "rename"),
-        (Path, "replace"),
-        (Path, "unlink"),
-        (os, "fsync"),
-        (os, "utime"),
-        (os, "link"),
-        (publish_module, "exchange"),
-        (archive_module, "remove_tree"),
-        (objects_module, "remove_tree"),
-        (objects_module, "sync_file_system"),
-        (Ciphertexts, "add"),
-        (Ciphertexts, "encrypt"),
-    ):
-        watched(owner, name)
-    return done
 
 
 def test_a_crash_at_any_step_shows_the_old_or_the_new_and_the_next_run_mends_it(tmp_path, school, day):
@@ -251,7 +221,7 @@ def test_a_crash_at_any_step_shows_the_old_or_the_new_and_the_next_run_mends_it(
         school.sequence = 0
         day(archive, DAY_1)
         with pytest.MonkeyPatch.context() as monkeypatch:
-            done = steps(monkeypatch, crash_at)
+            done = steps(monkeypatch, crash_at, *ENCRYPTION_STEPS)
             try:
                 day(archive, DAY_2)
             except Crash:
@@ -265,7 +235,7 @@ def test_a_crash_at_any_step_shows_the_old_or_the_new_and_the_next_run_mends_it(
         day(archive, DAY_2)
         assert seen(archive) == hidden(DAY_2), done
         assert secrets_on(archive.root) == [], done
-        assert archive.verify(school.name) == [], done
+        assert verify(archive, school.name) == [], done
         assert damaged_objects(archive, school.name) == [], done
         if finished:
             break
@@ -285,6 +255,21 @@ def test_a_failing_disk_while_it_is_encrypted_says_so_and_leaves_the_plain_conte
     assert not target.exists()
 
 
+@pytest.mark.parametrize("deed", ["forget", "keep"])
+def test_a_table_that_another_run_holds_is_told_in_one_line(archive, school, day, monkeypatch, deed):
+    monkeypatch.setattr(copies_module, "BUSY_SECONDS", 0.1)
+    day(archive, DAY_1)
+    table = opened(archive.root).objects.ciphertexts
+    file = File(f"data/{DUMP}", sha256(DAY_1[DUMP]), len(DAY_1[DUMP]), 0, 0o644)
+    deeds = {"forget": lambda: table.forget(school.name, file), "keep": lambda: table.keep(school.name, ())}
+    with sqlite3.connect(archive.hidden / "encrypted.sqlite", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(CentralError, match=r"encrypted.sqlite: database is locked .is the disk full"):
+            deeds[deed]()
+        other.execute("ROLLBACK")
+    assert table.as_stored(school.name, file) is not file
+
+
 # -- integrity -----------------------------------------------------------------------------------------------
 
 
@@ -296,16 +281,16 @@ def test_a_damaged_age_file_is_found_without_a_key_and_mended_from_a_second_copy
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-a", str(archive.root), str(copy)], check=True)
     in_view, in_history = object_of(archive, QBANK, DAY_1[QBANK]), object_of(archive, DUMP, DAY_1[DUMP])
-    damage(in_view, in_view.read_bytes()[:-1] + b"?")
+    overwrite(in_view, in_view.read_bytes()[:-1] + b"?")
     in_history.unlink()
-    assert [d.path for d in archive.verify(school.name)] == [f"{QBANK}.age"]
+    assert [d.path for d in verify(archive, school.name)] == [f"{QBANK}.age"]
     assert {d.path for d in damaged_objects(archive, school.name)} == {f"{QBANK}.age", f"{DUMP}.age"}
     assert len(scrub(archive, 1).damage) == 1
     assert sorted(repair(archive, school.name, SecondCopy(archive, copy)).mended) == [
         f"{DUMP}.age",
         f"{QBANK}.age",
     ]
-    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+    assert verify(archive, school.name) == damaged_objects(archive, school.name) == []
     assert seen(archive) == hidden(DAY_2)
 
 
@@ -315,37 +300,37 @@ def test_a_lost_age_file_is_asked_of_the_school_again_by_the_name_that_it_has_th
     object_of(archive, QBANK, DAY_1[QBANK]).unlink()
     day(archive, {**DAY_1, "gstudio/db/a": b"more"}, year=2027)
     assert archive.committed(school.name).pull.files_received == 2
-    archive.mend_earlier_years(school.name)
-    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+    mend_earlier_years(archive, school.name)
+    assert verify(archive, school.name) == damaged_objects(archive, school.name) == []
     assert seen(archive) == hidden(DAY_1)
 
 
 def test_drop_damaged_finds_age_files_so_that_the_school_is_asked_for_them(archive, school, day):
     day(archive, DAY_1)
     place = object_of(archive, DUMP, DAY_1[DUMP])
-    damage(place, b"?" * place.stat().st_size)
-    assert archive.drop_damaged(school.name) == 1
+    overwrite(place, b"?" * place.stat().st_size)
+    assert drop_damaged(archive, school.name) == 1
     day(archive, {**DAY_1, "gstudio/db/a": b"more"})
-    assert archive.verify(school.name) == []
+    assert verify(archive, school.name) == []
 
 
 def test_prune_keeps_what_is_needed_packs_no_ciphertext_and_forgets_the_rest(archive, school, day, tmp_path):
     big = [random.Random(n).randbytes(50_000) + b"\0" * 50_000 for n in range(4)]
     for number, content in enumerate(big):
         day(archive, {DUMP: content, "gstudio/db/a": content, QBANK: b"%d" % number})
-    archive.prune(keep_days=1000, keep_months=0)
+    prune(archive, keep_days=1000, keep_months=0)
     assert (
         sqlite3.connect(archive.hidden / "cold.sqlite").execute("SELECT count(*) FROM cold").fetchone()[0]
         == 3
     )
     assert damaged_objects(archive, school.name) == []
-    archive.checkout(archive.version(school.name, 1), tmp_path / "1", identities=[RESEARCHER])
+    checkout(archive, version_of(archive, school.name, 1), tmp_path / "1", identities=[RESEARCHER])
     assert (tmp_path / "1" / DUMP).read_bytes() == big[0]
-    archive.prune(keep_days=0, keep_months=0)
+    prune(archive, keep_days=0, keep_months=0)
     kept = {f"{DUMP}.age": big[3], f"{QBANK}.age": b"3", "gstudio/db/a": big[3]}
     assert seen(archive) == kept
     assert len(list(archive.objects.ciphertexts.contents(school.name))) == 4, "of the newest and of one month"
-    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+    assert verify(archive, school.name) == damaged_objects(archive, school.name) == []
 
 
 def test_a_lost_table_lets_prune_remove_nothing(archive, school, day):
@@ -353,19 +338,95 @@ def test_a_lost_table_lets_prune_remove_nothing(archive, school, day):
     for path in archive.hidden.glob("encrypted.sqlite*"):
         path.unlink()
     again = opened(archive.root, RESEARCHER)
-    assert again.prune(0, 0).objects == 0
+    assert prune(again, 0, 0).objects == 0
     assert seen(again) == hidden(DAY_1)
+
+
+def test_a_table_of_last_night_is_completed_of_the_record_of_what_came_since(archive, school, day, tmp_path):
+    day(archive, DAY_1)
+    back_up(archive)
+    day(archive, DAY_2)
+    (archive.hidden / "encrypted.sqlite").write_bytes(b"no table at all" * 1000)
+    for left in archive.hidden.glob("encrypted.sqlite-*"):
+        left.unlink()
+    put_back(archive)
+    again = opened(archive.root, RESEARCHER)
+    assert [found.path for found in damaged_objects(again, school.name)] == [DUMP]
+    done = repair(again, school.name)
+    assert (done.mended, done.lost) == ([f"{DUMP}.age in encrypted.sqlite"], [])
+    assert repair(again, school.name).mended == []
+    assert verify(again, school.name) == damaged_objects(again, school.name) == []
+    prune(again, 0, 0)
+    for number, files in ((1, DAY_1), (2, DAY_2)):
+        checkout(
+            again, version_of(again, school.name, number), tmp_path / str(number), identities=[RESEARCHER]
+        )
+        assert (tmp_path / str(number) / DUMP).read_bytes() == files[DUMP]
 
 
 # -- what researchers get ------------------------------------------------------------------------------------
 
 
+def test_with_an_older_table_prune_removes_no_age_file_that_it_does_not_name(archive, school, day):
+    day(archive, DAY_1)
+    back_up(archive)
+    day(archive, DAY_2)
+    day(archive, {**DAY_2, DUMP: b"a secret of day 3"})
+    before = set((archive.objects.root / school.name).rglob("*"))
+    table = archive.hidden / "encrypted.sqlite"
+    for left in ("", "-wal", "-shm"):
+        table.with_name(table.name + left).unlink(missing_ok=True)
+    put_back(archive)
+    archive = opened(archive.root, RESEARCHER, ANOTHER)
+    pruned = prune(archive, keep_days=1000, keep_months=0)
+    assert "the contents that it needs are nowhere" in pruned.left_alone[school.name]
+    assert set((archive.objects.root / school.name).rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["published.txt", "encrypted.txt"])
+@pytest.mark.parametrize("deed", ["tear", "lose"])
+def test_a_damaged_list_of_what_is_published_is_named_and_made_anew(archive, school, day, name, deed):
+    day(archive, DAY_1)
+    day(archive, DAY_2, "qbank")
+    path = archive.committed(school.name).record / name
+    whole = path.read_bytes()
+    path.unlink()
+    if deed == "tear":
+        path.write_bytes(whole[: len(whole) // 2])
+    assert name in [found.path for found in verify(archive, school.name)]
+    assert repair(archive, school.name).mended == [name]
+    assert (archive.committed(school.name).record / name).read_bytes() == whole
+    assert verify(archive, school.name) == []
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_torn_list_of_what_is_published_does_not_keep_prune_from_other_servers(
+    archive, school, day, another_school, noted
+):
+    day(archive, DAY_1)
+    other = another_school("2031018-mz18")
+    for content in (b"one " * 1000, b"two " * 1000):
+        other.sequence += 1
+        other.items = {"db": "ok"}
+        received(archive, other, {"gstudio/db/a": content})
+    record = archive.committed(school.name).record
+    path = record / "published.txt"
+    path.write_bytes(path.read_bytes()[:-20])
+    if not noted:  # of an older shala
+        pull = json.loads((record / "pull.json").read_bytes())
+        pull["published_sha256"] = ""
+        (record / "pull.json").write_text(json.dumps(pull))
+    pruned = prune(archive, keep_days=1000, keep_months=0)
+    assert list(pruned.left_alone) == [school.name]
+    assert pruned.packed > 0
+
+
 def test_a_checkout_is_of_age_files_and_with_a_key_as_it_was_sealed(archive, school, day, tmp_path):
     day(archive, DAY_1)
     day(archive, DAY_2)
-    first = archive.version(school.name, 1)
-    archive.checkout(first, tmp_path / "closed")
-    archive.checkout(first, tmp_path / "open", identities=[RESEARCHER])
+    first = version_of(archive, school.name, 1)
+    checkout(archive, first, tmp_path / "closed")
+    checkout(archive, first, tmp_path / "open", identities=[RESEARCHER])
     for folder, name in (("closed", f"{DUMP}.age"), ("open", DUMP)):
         status = (tmp_path / folder / name).stat()
         assert (stat.S_IMODE(status.st_mode), status.st_mtime) == (0o644, 1_700_000_000)
@@ -376,9 +437,9 @@ def test_a_checkout_is_of_age_files_and_with_a_key_as_it_was_sealed(archive, sch
     }
     assert found == DAY_1
     assert secrets_on(tmp_path / "closed") == []
-    archive.checkout(first, tmp_path / "one", f"{DUMP}.age")
+    checkout(archive, first, tmp_path / "one", f"{DUMP}.age")
     with pytest.raises(CentralError, match="cannot be decrypted: No matching keys found"):
-        archive.checkout(first, tmp_path / "wrong", identities=[pyrage.x25519.Identity.generate()])
+        checkout(archive, first, tmp_path / "wrong", identities=[pyrage.x25519.Identity.generate()])
     assert not (tmp_path / "wrong").exists()
 
 
@@ -392,13 +453,13 @@ def test_what_decrypts_to_something_else_than_was_sealed_is_refused(archive, sch
         row = (bytes.fromhex(sha256(forged)), len(forged), bytes.fromhex(sha256(DAY_1[DUMP])))
         db.execute("UPDATE content SET stored = ?, stored_size = ? WHERE sha256 = ?", row)
     with pytest.raises(CentralError, match="is not what the school sealed"):
-        archive.checkout(archive.version(school.name, 1), tmp_path / "out", identities=[RESEARCHER])
+        checkout(archive, version_of(archive, school.name, 1), tmp_path / "out", identities=[RESEARCHER])
 
 
 def test_an_export_is_a_valid_bag_of_age_files_or_of_plain_ones(archive, school, day, tmp_path):
     day(archive, DAY_1)
     for name, identities, expected in (("closed", (), hidden(DAY_1)), ("open", (RESEARCHER,), DAY_1)):
-        export(archive, [archive.version(school.name, None)], (), tmp_path / f"{name}.tar", identities)
+        export(archive, [version_of(archive, school.name, None)], (), tmp_path / f"{name}.tar", identities)
         with tarfile.open(tmp_path / f"{name}.tar") as tar:
             tar.extractall(tmp_path / name, filter="data")
         bag = tmp_path / name / school.name
@@ -413,8 +474,8 @@ def test_an_export_is_a_valid_bag_of_age_files_or_of_plain_ones(archive, school,
 def test_log_and_diff_speak_of_files_as_they_are_at_the_school(archive, school, day):
     day(archive, DAY_1)
     day(archive, DAY_2)
-    old, new = archive.versions(school.name)
-    assert [(d.sign, d.path) for d in archive.diff(old, new)] == [("*", "gstudio/db/a"), ("*", DUMP)]
+    old, new = versions_of(archive, school.name)
+    assert [(d.sign, d.path) for d in diff(archive, old, new)] == [("*", "gstudio/db/a"), ("*", DUMP)]
     assert archive.committed(school.name).encrypted() == ["gstudio/postgres-dump", "gstudio/qbank"]
 
 
@@ -437,7 +498,7 @@ def test_turned_on_later_what_is_there_stays_until_it_is_encrypted_history_and_e
     day(plain, DAY_1)
     day(plain, DAY_2)
     day(plain, DAY_1, year=2027)
-    plain.prune(keep_days=1000, keep_months=0)
+    prune(plain, keep_days=1000, keep_months=0)
     day(archive, {**DAY_1, DUMP: b"a secret that is new"}, year=2027)
     assert seen(archive, 2027) == {
         QBANK: DAY_1[QBANK],
@@ -449,8 +510,8 @@ def test_turned_on_later_what_is_there_stays_until_it_is_encrypted_history_and_e
     assert secrets_on(archive.root) == []
     assert seen(archive) == hidden(DAY_2)
     assert seen(archive, 2027) == hidden({**DAY_1, DUMP: b"a secret that is new"})
-    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
-    archive.checkout(archive.version(school.name, 1), tmp_path / "1", identities=[RESEARCHER])
+    assert verify(archive, school.name) == damaged_objects(archive, school.name) == []
+    checkout(archive, version_of(archive, school.name, 1), tmp_path / "1", identities=[RESEARCHER])
     assert (tmp_path / "1" / DUMP).read_bytes() == DAY_1[DUMP]
     assert encrypt(archive, school.name).objects == 0
     day(archive, DAY_2, year=2027)
@@ -465,7 +526,7 @@ def test_encrypting_what_is_there_may_be_cut_at_any_step(tmp_path, school, day):
             day(plain, files, year=year)
         archive = opened(plain.root, RESEARCHER)
         with pytest.MonkeyPatch.context() as monkeypatch:
-            done = steps(monkeypatch, crash_at)
+            done = steps(monkeypatch, crash_at, *ENCRYPTION_STEPS)
             try:
                 encrypt(archive, school.name)
             except Crash:
@@ -478,7 +539,7 @@ def test_encrypting_what_is_there_may_be_cut_at_any_step(tmp_path, school, day):
         assert encrypt(archive, school.name).left == []
         assert (seen(archive), seen(archive, 2027)) == (hidden(DAY_2), hidden(DAY_1)), done
         assert secrets_on(archive.root) == [], done
-        assert archive.verify(school.name) == damaged_objects(archive, school.name) == [], done
+        assert verify(archive, school.name) == damaged_objects(archive, school.name) == [], done
         if finished:
             break
     assert finished
@@ -492,20 +553,35 @@ def test_a_plain_content_that_another_item_needs_stays_and_what_was_packed_again
     day(plain, {DUMP: text, "gstudio/db/a": text})
     day(plain, {DUMP: text + b"a secret", "gstudio/db/a": b""})
     day(plain, {DUMP: b"", "gstudio/db/a": b""})
-    plain.prune(keep_days=1000, keep_months=0)
+    prune(plain, keep_days=1000, keep_months=0)
     encrypt(archive, school.name)
     assert damaged_objects(archive, school.name) == []
-    archive.checkout(archive.version(school.name, 1), tmp_path / "1", identities=[RESEARCHER])
+    checkout(archive, version_of(archive, school.name, 1), tmp_path / "1", identities=[RESEARCHER])
     assert (tmp_path / "1/gstudio/db/a").read_bytes() == (tmp_path / "1" / DUMP).read_bytes() == text
     assert not archive.objects.cold.has(school.name, sha256(text + b"a secret"))
 
 
 def test_a_damaged_plain_content_is_left_and_named(plain, archive, school, day):
     day(plain, DAY_1)
-    damage(object_of(plain, QBANK, DAY_1[QBANK]), b"?")
+    overwrite(object_of(plain, QBANK, DAY_1[QBANK]), b"?")
     done = encrypt(archive, school.name)
     assert QBANK in done.left
     assert done.objects == 1
+
+
+@pytest.mark.parametrize("lost", ["gone", "damaged"])
+def test_a_plain_content_stays_whose_age_file_is_not_whole(archive, school, day, lost):
+    day(archive, DAY_1)
+    age_file = object_of(archive, QBANK, DAY_1[QBANK])
+    overwrite(age_file, b"?") if lost == "damaged" else age_file.unlink()
+    digest = sha256(DAY_1[QBANK])
+    plain = archive.objects.root / school.name / digest[:2] / digest
+    plain.parent.mkdir(exist_ok=True)
+    plain.write_bytes(DAY_1[QBANK])
+    keys = [str(RESEARCHER.to_public())]
+    of_the_dump_alone = Archive(archive.root, recipients=keys, sensitive_items=["postgres-dump"])
+    encrypt(of_the_dump_alone, school.name)
+    assert plain.read_bytes() == DAY_1[QBANK]
 
 
 def test_turned_off_what_is_new_is_plain_and_what_is_encrypted_stays(plain, archive, school, day):
@@ -514,7 +590,7 @@ def test_turned_off_what_is_new_is_plain_and_what_is_encrypted_stays(plain, arch
     day(off, DAY_2)
     assert off.committed(school.name).pull.files_received == 2
     assert seen(off) == {DUMP: DAY_2[DUMP], f"{QBANK}.age": DAY_1[QBANK], "gstudio/db/a": b"two!"}
-    assert off.verify(school.name) == damaged_objects(off, school.name) == []
+    assert verify(off, school.name) == damaged_objects(off, school.name) == []
 
 
 def test_turned_off_an_age_file_that_is_lost_comes_again_in_plain(plain, archive, school, day):
@@ -523,7 +599,7 @@ def test_turned_off_an_age_file_that_is_lost_comes_again_in_plain(plain, archive
     off = opened(archive.root)
     day(off, {**DAY_1, "gstudio/db/a": b"more"})
     assert seen(off) == {f"{DUMP}.age": DAY_1[DUMP], QBANK: DAY_1[QBANK], "gstudio/db/a": b"more"}
-    assert off.verify(school.name) == damaged_objects(off, school.name) == []
+    assert verify(off, school.name) == damaged_objects(off, school.name) == []
 
 
 def test_other_recipients_read_what_came_since_and_the_old_ones_what_came_before(tmp_path, school, day):
@@ -533,6 +609,32 @@ def test_other_recipients_read_what_came_since_and_the_old_ones_what_came_before
     tree = later.root / "2026/mz" / school.name
     assert pyrage.decrypt((tree / f"{DUMP}.age").read_bytes(), [ANOTHER]) == DAY_2[DUMP]
     assert pyrage.decrypt((tree / f"{QBANK}.age").read_bytes(), [RESEARCHER]) == DAY_2[QBANK]
+
+
+def test_no_table_and_no_copy_of_one_holds_what_was_packed_in_plain(centre, day):
+    plain = opened(centre.root, shared=ArchiveSettings().shared_items)
+    secrets = [b"a secret of day %d, " % number * 50 for number in (1, 2, 3)]
+    for secret in secrets:
+        day(plain, {**DAY_1, DUMP: secret, "gstudio/db/a": b"public, " * len(secret)})
+    prune(plain, keep_days=1000, keep_months=0)
+    back_up(plain)
+    with sqlite3.connect(centre.root / ".shala/cold.sqlite") as db:
+        packed = [row[0] for row in db.execute("SELECT packed FROM cold") if row[0] is not None]
+    held = [
+        path.name for path in (centre.root / ".shala").rglob("*sqlite*") if packed[0] in path.read_bytes()
+    ]
+    assert "cold.sqlite" in held
+    centre.archive_settings = (
+        f'recipients = ["{RESEARCHER.to_public()}"]\nsensitive_items = ["postgres-dump"]\n'
+    )
+    done = centre.shala("archive", "encrypt")
+    assert done.returncode == 0, done.stderr
+    left = sqlite3.connect(centre.root / ".shala/backup/cold.sqlite").execute("SELECT packed FROM cold")
+    gone = set(packed) - {row[0] for row in left}
+    assert len(gone) == 2
+    for path in (centre.root / ".shala").rglob("*sqlite*"):
+        assert not [blob for blob in gone if blob in path.read_bytes()], path
+    assert (centre.root / ".shala/backup/encrypted.sqlite").exists()
 
 
 # -- formats -------------------------------------------------------------------------------------------------
@@ -591,7 +693,7 @@ def test_what_is_encrypted_comes_back_and_a_changed_byte_does_not(tmp_path_facto
     ("lines", "said"),
     [
         ('recipients = ["age1nobody"]', "archive.recipients, entry 1: 'age1nobody' is not an age recipient"),
-        (f'recipients = ["{RESEARCHER}"]', "archive.recipients, entry 1: is a secret key, which must never be here"),
+        ('recipients = ["SECRET"]', "archive.recipients, entry 1: is a secret key, which must never be here"),
         ('recipients = ["OK"]\nsensitive_items = []', "archive.recipients without archive.sensitive_items"),
         ('recipients = ["OK"]\nsensitive_items = ["users-csvs"]', "archive.sensitive_items: 'users-csvs' is not an item"),
         ('recipients = ["OK"]\nsensitive_items = ["media"]', "'media' is shared between schools"),
@@ -599,7 +701,8 @@ def test_what_is_encrypted_comes_back_and_a_changed_byte_does_not(tmp_path_facto
     ],
 )  # fmt: skip
 def test_what_cannot_be_encrypted_to_is_one_line_and_exit_code_2(centre, lines, said):
-    centre.archive_settings = f"{lines.replace('OK', str(RESEARCHER.to_public()))}\n"
+    keys = lines.replace("OK", str(RESEARCHER.to_public())).replace("SECRET", str(RESEARCHER))
+    centre.archive_settings = f"{keys}\n"
     done = centre.shala("archive", "tree")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"shala: {centre.folder}/central.toml: " in done.stderr
@@ -628,8 +731,23 @@ def test_an_identity_file_is_for_its_owner_alone_and_is_never_quoted(tmp_path):
     assert str(RESEARCHER)[:20] not in str(refused.value)
 
 
+def test_encrypting_leaves_no_older_copy_of_what_is_packed(centre, day):
+    plain = opened(centre.root, shared=ArchiveSettings().shared_items)
+    for number in (1, 2):
+        day(plain, {DUMP: b"a secret of day %d, " % number * 50})
+    prune(plain, keep_days=1000, keep_months=0)
+    for _ in range(2):
+        back_up(plain)
+    older = centre.root / ".shala/backup/cold.sqlite.1"
+    assert older.exists()
+    key = RESEARCHER.to_public()
+    centre.archive_settings = f'recipients = ["{key}"]\nsensitive_items = ["postgres-dump"]\n'
+    assert centre.shala("archive", "encrypt").returncode == 0
+    assert not older.exists()
+
+
 def test_an_operator_encrypts_and_a_researcher_checks_out(centre, day, tmp_path):
-    plain = opened(centre.root)
+    plain = opened(centre.root, shared=ArchiveSettings().shared_items)
     day(plain, DAY_1)
     key = tmp_path / "key.txt"
     key.touch(0o600)

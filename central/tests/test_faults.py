@@ -23,9 +23,11 @@ from pathlib import Path
 
 import pytest
 from central_school import received
+from shala_central import commit as commit_module
 from shala_central import pull as pull_module
-from shala_central.archive import Archive
 from shala_central.pull import ServerResult
+from shala_central.verify import verify
+from shala_central.versions import pulls_of
 
 pytestmark = [pytest.mark.ssh, pytest.mark.timeout(1800 if os.environ.get("SHALA_FAULTS") else 300)]
 
@@ -47,7 +49,7 @@ def assert_sound(centre, school, *sealed: dict[str, bytes]) -> None:
     """The tree is one of these collections, nothing of it is damaged, every object is what its name says."""
     assert centre.published(school) in sealed, "a mixture of collections is published"
     if centre.archive.committed(school.name) is not None:
-        assert centre.archive.verify(school.name) == []
+        assert verify(centre.archive, school.name) == []
     for pool in centre.archive.objects.pools():
         for digest, place in centre.archive.objects.stored(pool):
             assert hashlib.sha256(place.read_bytes()).hexdigest() == digest, place
@@ -57,7 +59,7 @@ def assert_finished(centre, school, sealed: dict[str, bytes], sequences: list[in
     """The newest collection is published, nothing unfinished is left, the log holds each collection once."""
     assert_sound(centre, school, sealed)
     assert list(centre.archive.staging(school.name).iterdir()) == []
-    assert [record.sequence for record in centre.archive.records(school.name)] == sequences
+    assert [record.sequence for record in pulls_of(centre.archive, school.name)] == sequences
 
 
 def pulled(centre) -> ServerResult:
@@ -289,7 +291,7 @@ def test_a_disk_that_fills_up_during_a_pull_hurts_nothing(
     online(school).seal(DAY_1)
     centre.pull()
     school.seal(BIG)
-    owner, name = {"recording": (Archive, "_finish")}.get(step, (pull_module._ServerPull, step))
+    owner, name = {"recording": (commit_module, "_finish")}.get(step, (pull_module._ServerPull, step))
     original = getattr(owner, name)
 
     def fill_and_go_on(*arguments: object) -> object:

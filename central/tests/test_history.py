@@ -12,8 +12,12 @@ from central_school import School, received
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shala_central.archive import Archive
+from shala_central.checkout import checkout
 from shala_central.failure import CentralError, UsageError
 from shala_central.history import Version, superfluous
+from shala_central.retention import prune
+from shala_central.verify import verify
+from shala_central.versions import diff, version_of, versions_of
 
 SHARED = ("gstudio/media",)
 NAMES = st.sampled_from(
@@ -21,13 +25,6 @@ NAMES = st.sampled_from(
 )
 DAYS = st.lists(st.dictionaries(NAMES, st.binary(max_size=2), min_size=1, max_size=5), min_size=1, max_size=7)
 NOW = datetime.datetime(2026, 11, 21, tzinfo=datetime.UTC)
-
-
-@pytest.fixture
-def archive(tmp_path: Path) -> Archive:
-    archive = Archive(tmp_path / "archive", SHARED)
-    archive.open()
-    return archive
 
 
 def tree_of(folder: Path) -> dict[str, bytes]:
@@ -62,29 +59,31 @@ def test_every_kept_collection_comes_back_as_it_was_sealed_and_nothing_else_is_k
         pulled = f"{2024 if number in old else 2026}-{number + 1:02d}-01T00:00:00+00:00"
         if received(archive, school, day, pulled) is not None:
             committed[school.sequence] = day
-    archive.prune(keep_days=100_000, keep_months=0)
-    kept = {version.sequence: version for version in archive.versions(school.name)}
+    prune(archive, keep_days=100_000, keep_months=0)
+    kept = {version.sequence: version for version in versions_of(archive, school.name)}
     assert kept.keys() == committed.keys()
-    forgotten = archive.prune(keep_days=330, keep_months=0).versions
+    forgotten = prune(archive, keep_days=330, keep_months=0).versions
     dated = [sequence for sequence in list(committed)[:-1] if sequence - 1 in old]
     assert {version.sequence for version in forgotten} == set(dated[:-1])
     for version in forgotten:
         del committed[version.sequence]
     for number, (sequence, day) in enumerate(committed.items()):
-        version = archive.version(school.name, sequence)
-        assert archive.checkout(version, folder / str(number)) == (len(day), sum(map(len, day.values())))
+        version = version_of(archive, school.name, sequence)
+        assert checkout(archive, version, folder / str(number)) == (len(day), sum(map(len, day.values())))
         assert tree_of(folder / str(number)) == day
     assert objects_of(archive) == needed_by(school.name, list(committed.values()))
     for (one, a), (other, b) in itertools.pairwise(committed.items()):
-        differences = archive.diff(archive.version(school.name, one), archive.version(school.name, other))
+        differences = diff(
+            archive, version_of(archive, school.name, one), version_of(archive, school.name, other)
+        )
         assert {d.path for d in differences} == {p for p in a.keys() | b.keys() if a.get(p) != b.get(p)}
-    assert archive.verify(school.name) == []
+    assert verify(archive, school.name) == []
 
 
 def test_a_checkout_has_the_times_and_permissions_of_the_school(archive, school, tmp_path):
     school.sequence = 1
     received(archive, school, {"gstudio/db/a": b"one"})
-    archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+    checkout(archive, version_of(archive, school.name, 1), tmp_path / "out")
     seen = (tmp_path / "out/gstudio/db/a").stat()
     assert (seen.st_mtime, seen.st_mode & 0o777) == (1_700_000_000, 0o644)
 
@@ -92,14 +91,14 @@ def test_a_checkout_has_the_times_and_permissions_of_the_school(archive, school,
 def test_a_checkout_of_one_item_holds_nothing_else(archive, school, tmp_path):
     school.sequence = 1
     received(archive, school, {"gstudio/db/a": b"one", "gstudio/db2/a": b"two"})
-    archive.checkout(archive.version(school.name, 1), tmp_path / "out", "gstudio/db")
+    checkout(archive, version_of(archive, school.name, 1), tmp_path / "out", "gstudio/db")
     assert tree_of(tmp_path / "out") == {"gstudio/db/a": b"one"}
     with pytest.raises(UsageError, match="holds nothing at 'gstudio/media'"):
-        archive.checkout(archive.version(school.name, 1), tmp_path / "other", "gstudio/media")
+        checkout(archive, version_of(archive, school.name, 1), tmp_path / "other", "gstudio/media")
     with pytest.raises(UsageError, match="exists already"):
-        archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+        checkout(archive, version_of(archive, school.name, 1), tmp_path / "out")
     with pytest.raises(UsageError, match="has no collection 7"):
-        archive.version(school.name, 7)
+        version_of(archive, school.name, 7)
 
 
 def test_damaged_or_lost_content_is_never_checked_out(archive, school, tmp_path):
@@ -109,10 +108,10 @@ def test_damaged_or_lost_content_is_never_checked_out(archive, school, tmp_path)
     place.chmod(0o640)
     place.write_bytes(b"0ne")
     with pytest.raises(CentralError, match="has changed"):
-        archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+        checkout(archive, version_of(archive, school.name, 1), tmp_path / "out")
     place.unlink()
     with pytest.raises(CentralError, match="not in the archive any more"):
-        archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+        checkout(archive, version_of(archive, school.name, 1), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -132,9 +131,13 @@ def test_what_another_school_sent_is_used_of_shared_items_and_of_no_other(archiv
 
 
 def test_nothing_is_pruned_while_somebody_pulls(archive):
-    with archive.in_use(), archive.in_use(), pytest.raises(CentralError, match="a pull is at work"):
-        archive.prune(30, 24)
-    with archive.in_use(alone=True), pytest.raises(CentralError, match="prune is at work"), archive.in_use():
+    with archive.in_use(), archive.in_use(), pytest.raises(CentralError, match="a pull, or a command"):
+        prune(archive, 30, 24)
+    with (
+        archive.in_use(alone=True),
+        pytest.raises(CentralError, match="prune, or a repair, is at work"),
+        archive.in_use(),
+    ):
         pass
 
 
@@ -143,10 +146,10 @@ def test_a_dry_run_removes_nothing(archive, school):
         school.sequence = number
         received(archive, school, {"gstudio/db/a": str(number).encode()}, f"2020-01-0{number}T00:00:00+00:00")
     before = objects_of(archive)
-    told = archive.prune(30, 24, pretend=True)
+    told = prune(archive, 30, 24, pretend=True)
     assert [version.sequence for version in told.versions] == [1]
     assert objects_of(archive) == before
-    done = archive.prune(30, 24)
+    done = prune(archive, 30, 24)
     assert (len(done.versions), done.objects, done.bytes) == (1, 1, 1)
 
 

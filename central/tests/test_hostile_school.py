@@ -21,6 +21,7 @@ from central_school import sha256
 from shala_agent.manifest import File, write_line
 from shala_central.bag import MAX_ITEMS, BagRefused, survey
 from shala_central.config import Limits
+from shala_central.verify import verify
 
 DAY_1 = {"gstudio/db/a": b"one", "gstudio/media/b": b"two", "gstudio/nginx-logs/c": b"three"}
 DAY_2 = {**DAY_1, "gstudio/db/a": b"another", "gstudio/db/new": b"new"}
@@ -49,7 +50,7 @@ def refusal_of(centre, school, result: str = "quarantined") -> str:
     came = centre.pull_here()
     assert came.result == result, came
     assert centre.published(school) == before
-    assert centre.archive.verify(school.name) == []
+    assert verify(centre.archive, school.name) == []
     assert came.reason.isprintable()
     return came.reason
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -10,13 +11,20 @@ from pathlib import Path
 
 import pytest
 from central_school import School, received
-from shala_central.archive import Archive, handles
+from shala_central import checkout as checkout_module
+from shala_central.archive import Archive
 from shala_central.bag import BagRefused, Broken
+from shala_central.checkout import checkout
 from shala_central.cli import _print_results
+from shala_central.commit import restore
 from shala_central.failure import CentralError, UsageError
+from shala_central.integrity import repair
 from shala_central.probe import _reason
 from shala_central.provenance import provenance
 from shala_central.pull import ServerResult
+from shala_central.quarantine import in_quarantine, let_in, quarantine
+from shala_central.transport import _tail
+from shala_central.versions import handles, version_of, versions_of
 
 DAY = {"gstudio/db/a": b"good", "gstudio/qbank/q": b"q1"}
 
@@ -119,6 +127,21 @@ def test_a_second_copy_that_is_no_archive_is_named(centre, school, day, tmp_path
     assert f"{tmp_path} is not an archive" in done.stderr
 
 
+def test_other_shared_items_than_before_are_refused_before_content_is_looked_for_elsewhere(
+    centre, school, day
+):
+    day({"gstudio/media/m": b"m"})
+    for name in ("key", "known_hosts"):
+        (centre.folder / name).touch()
+    centre.archive_settings = 'shared_items = ["gstudio/qbank"]\n'
+    for command in (("archive", "prune"), ("archive", "verify"), ("pull",)):
+        done = centre.shala(*command)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "archive.shared_items is gstudio/qbank, but of what is in" in done.stderr
+    centre.archive_settings = ""
+    assert centre.shala("archive", "verify", "--deep").returncode == 0
+
+
 # -- quarantine ----------------------------------------------------------------------------------------------
 
 
@@ -126,12 +149,14 @@ def test_the_list_of_what_was_refused_says_what_was_let_in_and_how_often_it_was_
     archive = day(DAY)
     said = centre.shala("archive", "quarantine", "list").stdout
     assert said == "0 refused collections\n"
-    archive.quarantine(school.name, 1, BagRefused(["went back"], broken=[RULE]), {"HEAD": b"x"})
+    quarantine(archive, school.name, 1, BagRefused(["went back"], broken=[RULE]), {"HEAD": b"x"})
     before = centre.shala("archive", "quarantine", "list").stdout
     assert "seen 1 time\n" in before
-    archive.release(school.name)
+    (refused,) = in_quarantine(archive, school.name)
+    let_in(archive, Path(str(refused["folder"])).name)
     after = centre.shala("archive", "quarantine", "list", school.name).stdout
     assert "seen 1 time  released: the next pull lets it in\n" in after
+    assert "released: the next pull lets it in\n" in centre.shala("archive", "show", school.name).stdout
     (entry,) = json.loads(centre.shala("archive", "quarantine", "list", "--json").stdout)["quarantine"]
     assert entry["released"]
 
@@ -170,6 +195,7 @@ def test_each_collection_has_a_handle_that_the_log_shows_and_every_command_takes
     ]
     answer = json.loads(centre.shala("archive", "log", school.name, "--json").stdout)
     assert answer["collections"][0]["handle"] == "2@2026-11-21T04:00"
+    assert [one["items"] for one in answer["collections"]] == [{"gstudio/db": "ok"}] * 3
     before, after = "2@2026-11-20T04:00", "2@2026-11-21"
     for command in (
         ("diff", school.name, before, after),
@@ -183,15 +209,34 @@ def test_each_collection_has_a_handle_that_the_log_shows_and_every_command_takes
     assert centre.published(school) == {"gstudio/db/a": b"before"}
 
 
+def test_what_is_in_view_of_a_server_that_was_installed_anew_is_known_by_its_time(
+    centre, school, installed_anew
+):
+    archive = installed_anew
+    restore(archive, school.name, version_of(archive, school.name, "2@2026-11-20"))
+    assert (
+        "readers see gstudio/db of collection 2@2026-11-20T04:00 ("
+        in centre.shala("archive", "show", school.name).stdout
+    )
+    assert "of collection 2@2026-11-20T04:00 is in view" in centre.shala("archive", "status").stdout
+    provenance_of = provenance(archive, f"2026/mz/{school.name}/gstudio/db/a")
+    assert provenance_of.pulled.startswith("2026-11-20")
+    view = archive.committed(school.name).record / "view.txt"
+    view.chmod(0o640)
+    view.write_bytes(b"?")
+    assert repair(archive, school.name).mended == ["view.txt"]
+    assert centre.published(school) == {"gstudio/db/a": b"before"}
+
+
 def test_two_collections_of_one_number_and_minute_are_told_apart(day, school):
     for number, content in enumerate((b"a", b"b", b"c")):
         archive = day(
             {"gstudio/db/a": content}, number=1, pulled=f"2026-11-21T04:00:0{number // 2}.{number}+00:00"
         )
-    names = [*handles(archive.versions(school.name)).values()]
+    names = [*handles(versions_of(archive, school.name)).values()]
     assert len(set(names)) == 3
-    assert [archive.version(school.name, name).pulled for name in names] == [
-        version.pulled for version in archive.versions(school.name)
+    assert [version_of(archive, school.name, name).pulled for name in names] == [
+        version.pulled for version in versions_of(archive, school.name)
     ]
 
 
@@ -199,7 +244,7 @@ def test_provenance_names_the_collection_that_was_restored_and_when_its_file_was
     day({"gstudio/db/a": b"one"})
     day({"gstudio/db/a": b"one", "gstudio/qbank/q": b"q"})
     archive = day({"gstudio/db/a": b"three"})
-    archive.restore(school.name, archive.version(school.name, 1))
+    restore(archive, school.name, version_of(archive, school.name, 1))
     path = f"2026/mz/{school.name}/gstudio/db/a"
     found = provenance(archive, path)
     assert (found.collection, found.modified_at_school) == (1, "2023-11-14T22:13:20+00:00")
@@ -225,19 +270,19 @@ def test_a_checkout_is_for_its_owner_alone(centre, school, day, tmp_path):
 )
 def test_nothing_half_is_left_of_a_checkout_that_fails(day, school, tmp_path, monkeypatch, failure):
     archive = day(DAY)
-    copy_out = archive._copy_out
+    copy_out = checkout_module._copy_out
 
-    def fail(version, path, file, target):
-        copy_out(version, path, file, target)
+    def fail(archive, version, path, file, target):
+        copy_out(archive, version, path, file, target)
         if path.endswith("/q"):
             raise failure
 
-    monkeypatch.setattr(archive, "_copy_out", fail)
+    monkeypatch.setattr(checkout_module, "_copy_out", fail)
     before = everything(tmp_path)
     with pytest.raises(type(failure)):
-        archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+        checkout(archive, version_of(archive, school.name, 1), tmp_path / "out")
     with pytest.raises(UsageError, match="holds nothing"):
-        archive.checkout(archive.version(school.name, 1), tmp_path / "out", "gstudio/none")
+        checkout(archive, version_of(archive, school.name, 1), tmp_path / "out", "gstudio/none")
     assert everything(tmp_path) == before
 
 
@@ -248,6 +293,25 @@ def test_an_export_of_a_kind_that_is_not_written_is_refused(centre, school, day,
     assert done.returncode == 2
     assert "ends in .tar, or in .tar.zst" in done.stderr
     assert not (tmp_path / name).exists()
+
+
+def test_an_export_of_a_group_says_who_is_not_in_it(centre, school, day, another_school, tmp_path):
+    day(DAY)
+    day({"gstudio/db/a": b"x"}, another_school("2031018-mz18"))
+    silent = another_school("2031019-mz19")
+    silent.port = 22
+    centre.schools.append(silent)
+    words = ("--limit", "state_mz", "--item", "gstudio/qbank", "--to", str(tmp_path / "out.tar"))
+    done = centre.shala("archive", "export", *words)
+    assert (done.returncode, done.stderr) == (0, "shala: nothing of 2031018-mz18, 2031019-mz19 is in it\n")
+    assert "1 server, 1 file" in done.stdout
+
+
+def test_an_export_into_a_folder_that_is_none_is_refused(centre, school, day, tmp_path):
+    day(DAY)
+    done = centre.shala("archive", "export", school.name, "--to", str(tmp_path / "none/out.tar"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{tmp_path}/none is no folder" in done.stderr
 
 
 def test_a_server_that_is_named_twice_is_exported_once(centre, school, day, tmp_path):
@@ -287,11 +351,11 @@ def test_what_readers_see_of_an_earlier_collection_is_one_line(centre, school, d
     items = [f"gstudio/item{number}" for number in range(6)]
     day({f"{item}/a": b"1" for item in items})
     archive = day({f"{item}/a": b"2" for item in items})
-    archive.restore(school.name, archive.version(school.name, 1))
+    restore(archive, school.name, version_of(archive, school.name, 1))
     said = centre.shala("archive", "show", school.name).stdout
     assert said.count("readers see") == 1
     assert (
-        "readers see gstudio/item0, gstudio/item1, gstudio/item2 and 3 others of collection 1"
+        "readers see gstudio/item0, gstudio/item1, gstudio/item2 and 3 others of collection 1@2026-11-01T04:00"
         f" (shala archive accept {school.name})"
     ) in said
 
@@ -318,3 +382,16 @@ def test_a_pull_without_anything_new_speaks_of_no_saving_and_who_is_offline_took
 def test_a_network_that_cannot_be_reached_is_said_in_the_words_of_the_system():
     unreachable = OSError(errno.ENETUNREACH, "Connect call failed ('172.30.77.17', 22)")
     assert _reason(unreachable) == "network is unreachable"
+
+
+def test_what_is_kept_of_many_complaints_begins_with_a_whole_line():
+    async def kept() -> bytes:
+        stream, found = asyncio.StreamReader(), bytearray()
+        stream.feed_data(b"".join(b"file %d: No space left on device\n" % n for n in range(500)))
+        stream.feed_eof()
+        await _tail(stream, found)
+        return bytes(found)
+
+    lines = asyncio.run(kept()).splitlines()
+    assert lines[-1] == b"file 499: No space left on device"
+    assert all(line.startswith(b"file ") for line in lines)

@@ -19,6 +19,9 @@ import pyrage
 import pytest
 from shala_central import transport
 from shala_central.pull import _ServerPull
+from shala_central.quarantine import in_quarantine
+from shala_central.verify import verify
+from shala_central.versions import pulls_of
 
 pytestmark = pytest.mark.ssh
 
@@ -304,7 +307,7 @@ def test_a_bit_that_flipped_in_a_tag_file_of_the_record_is_no_fault_of_the_schoo
     school.seal({**DAY_1, "gstudio/local_settings.py": b"GSTUDIO = 2\n"})
     code, results = centre.pull()
     assert (code, results[school.name]["result"]) == (0, "committed")
-    assert centre.archive.verify(school.name) == []
+    assert verify(centre.archive, school.name) == []
 
 
 def test_a_corrupted_file_is_quarantined_and_the_next_run_mends_it(centre, school, online):
@@ -318,12 +321,12 @@ def test_a_corrupted_file_is_quarantined_and_the_next_run_mends_it(centre, schoo
     assert (code, result["result"]) == (1, "quarantined")
     assert "'gstudio/db/new' is not what the manifest says" in result["reason"]
     assert centre.published(school) == DAY_1, "the good one stays"
-    kept = centre.archive.quarantined(school.name)
+    kept = in_quarantine(centre.archive, school.name)
     assert len(kept) == 1
     assert kept[0]["paths"] == ["gstudio/db/new"]
 
     centre.pull()
-    kept = centre.archive.quarantined(school.name)
+    kept = in_quarantine(centre.archive, school.name)
     assert (len(kept), kept[0]["times"]) == (1, 2), "the same refusal is not kept twice"
 
     (bag / "data/gstudio/db/new").write_bytes(b"right")
@@ -414,7 +417,7 @@ def test_a_tree_that_is_gone_is_published_again_without_moving_a_byte(centre, sc
     _, results = centre.pull()
     assert (results[school.name]["result"], results[school.name]["files_received"]) == ("committed", 0)
     assert centre.published(school) == DAY_1
-    assert len(centre.archive.records(school.name)) == 1
+    assert len(pulls_of(centre.archive, school.name)) == 1
 
 
 def test_a_number_of_millions_costs_nothing(centre, school, online):
@@ -435,10 +438,10 @@ def test_a_damaged_record_of_one_server_is_made_anew_and_no_end_for_the_others(
     centre.pull()
     record = centre.archive.committed(school.name).record
     (record / "collection.json").write_text("{")
-    assert centre.archive.verify(school.name) != []
+    assert verify(centre.archive, school.name) != []
     code, results = centre.pull()
     assert (code, results[other.name]["result"]) == (0, "unchanged")
-    assert centre.archive.verify(school.name) == []
+    assert verify(centre.archive, school.name) == []
     assert centre.published(school) == DAY_1
 
 

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from central_school import School, received
+from central_school import School, deliver, overwrite
 from shala_central.archive import Archive
 from shala_central.backup import back_up
+from shala_central.checkout import checkout
+from shala_central.commit import changing, restore
 from shala_central.failure import CentralError
 from shala_central.integrity import SecondCopy, damaged_objects, repair
+from shala_central.mending import mend_earlier_years
 from shala_central.records import RecordDamaged, flaws
+from shala_central.retention import prune
+from shala_central.verify import verify
+from shala_central.versions import record_of, version_of, versions_of
 
 GOOD = {"gstudio/db/a": b"good", "gstudio/qbank/q": b"q1"}
 NEWER = {"gstudio/db/a": b"newer", "gstudio/qbank/q": b"q1"}
-
-
-@pytest.fixture
-def archive(tmp_path: Path) -> Archive:
-    archive = Archive(tmp_path / "archive")
-    archive.open()
-    return archive
 
 
 @pytest.fixture
@@ -57,25 +58,13 @@ def copy(fleet: Archive, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-def deliver(archive: Archive, school: School, files: dict[str, bytes], *suspect: str) -> None:
-    school.sequence += 1
-    names = {path.split("/")[1] for path in files}
-    school.items = {name: "suspect" if name in suspect else "ok" for name in names}
-    received(archive, school, files)
-
-
 def collections(archive: Archive, school: School) -> Path:
     return archive.hidden / "collections" / school.name
 
 
-def record_of(archive: Archive, school: School) -> Path:
+def record_folder(archive: Archive, school: School) -> Path:
     (record,) = (path for path in collections(archive, school).iterdir() if path.is_dir())
     return record
-
-
-def overwrite(path: Path, content: bytes) -> None:
-    path.chmod(0o640)
-    path.write_bytes(content)
 
 
 def spoil_pointer(archive: Archive, school: School) -> None:
@@ -87,12 +76,12 @@ def lose_pointer(archive: Archive, school: School) -> None:
 
 
 def cut_pull(archive: Archive, school: School) -> None:
-    path = record_of(archive, school) / "pull.json"
+    path = record_folder(archive, school) / "pull.json"
     overwrite(path, path.read_bytes()[:40])
 
 
 def lose_record(archive: Archive, school: School) -> None:
-    shutil.rmtree(record_of(archive, school))
+    shutil.rmtree(record_folder(archive, school))
 
 
 def lose_all(archive: Archive, school: School) -> None:
@@ -108,9 +97,9 @@ def test_an_unreadable_record_is_named_and_the_other_servers_go_on(fleet, school
     deed(fleet, school)
     assert fleet.servers() == [other.name]
     assert list(fleet.damaged()) == fleet.known()[:1] == [school.name]
-    assert [found.path for found in fleet.verify(school.name)] == ["the record"]
-    assert fleet.verify(other.name) == []
-    fleet.prune(keep_days=0, keep_months=0)
+    assert [found.path for found in verify(fleet, school.name)] == ["the record"]
+    assert verify(fleet, other.name) == []
+    prune(fleet, keep_days=0, keep_months=0)
     assert {path: path.stat().st_ino for path in (fleet.objects.root / school.name).rglob("*")} == before
 
 
@@ -122,15 +111,15 @@ def test_a_second_copy_gives_back_a_record_that_cannot_be_read(fleet, school, de
     assert done.mended
     assert done.lost == []
     assert fleet.committed(school.name).pull == whole
-    assert fleet.verify(school.name) == damaged_objects(fleet, school.name) == []
-    assert [version.sequence for version in fleet.versions(school.name)] == [1, 2]
+    assert verify(fleet, school.name) == damaged_objects(fleet, school.name) == []
+    assert [version.sequence for version in versions_of(fleet, school.name)] == [1, 2]
 
 
 @pytest.mark.parametrize("deed", [spoil_pointer, lose_pointer, cut_pull])
 def test_what_a_whole_record_still_tells_needs_no_second_copy(fleet, school, deed):
     deed(fleet, school)
     assert repair(fleet, school.name).lost == []
-    assert fleet.verify(school.name) == []
+    assert verify(fleet, school.name) == []
     assert fleet.committed(school.name).pull.sequence == 2
 
 
@@ -148,38 +137,38 @@ def test_a_record_that_was_followed_by_another_is_not_put_back_in_its_place(arch
     "name", ["HEAD", "collection.json", "bag-info.txt", "bagit.txt", "tagmanifest-sha256.txt", "files.txt"]
 )
 def test_every_file_of_a_record_is_compared_and_mended_of_a_second_copy(fleet, school, name, copy):
-    path = record_of(fleet, school) / name
+    path = record_folder(fleet, school) / name
     whole = path.read_bytes()
     for damaged in (bytes([whole[0] ^ 1]) + whole[1:], whole[:-1], None):
         if damaged is None:
             path.unlink()
         else:
             overwrite(path, damaged)
-        assert name in {found.path for found in fleet.verify(school.name)}
+        assert name in {found.path for found in verify(fleet, school.name)}
         done = repair(fleet, school.name, SecondCopy(fleet, copy))
         assert (name in done.mended, done.lost) == (True, [])
-        path = record_of(fleet, school) / name
+        path = record_folder(fleet, school) / name
         assert path.read_bytes() == whole
-        assert fleet.verify(school.name) == []
+        assert verify(fleet, school.name) == []
 
 
 def test_two_damaged_files_of_a_record_are_mended_at_once(fleet, school, copy):
     for name in ("HEAD", "files.txt"):
-        overwrite(record_of(fleet, school) / name, b"?")
+        overwrite(record_folder(fleet, school) / name, b"?")
     assert repair(fleet, school.name, SecondCopy(fleet, copy)).lost == []
-    assert fleet.verify(school.name) == []
+    assert verify(fleet, school.name) == []
 
 
 def test_a_record_that_is_gone_comes_back_as_it_was_last_night(fleet, school):
     back_up(fleet)
     lose_all(fleet, school)
     assert repair(fleet, school.name).lost == []
-    assert fleet.verify(school.name) == []
+    assert verify(fleet, school.name) == []
 
 
 def test_a_damaged_record_of_the_second_copy_mends_nothing(fleet, school, copy):
     for root in (fleet.root, copy):
-        inside = (record_of(fleet, school) / "files.txt").relative_to(fleet.root)
+        inside = (record_folder(fleet, school) / "files.txt").relative_to(fleet.root)
         overwrite(root / inside, (root / inside).read_bytes().replace(b"gstudio/db/a", b"gstudio/db/b"))
     assert "files.txt" in repair(fleet, school.name, SecondCopy(fleet, copy)).lost[0]
 
@@ -200,7 +189,7 @@ def test_a_file_that_vanished_from_the_tree_is_put_back_and_counted(fleet, schoo
     done = repair(fleet, school.name)
     assert (done.mended, done.put_back) == ([], ["gstudio/db/a", "gstudio/db/stranger"])
     assert repair(fleet, school.name).put_back == []
-    assert fleet.verify(school.name) == []
+    assert verify(fleet, school.name) == []
 
 
 def test_a_folder_that_cannot_be_read_is_named_and_nothing_in_it(fleet, school, monkeypatch):
@@ -212,25 +201,27 @@ def test_a_folder_that_cannot_be_read_is_named_and_nothing_in_it(fleet, school, 
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    (found,) = fleet.verify(school.name)
+    (found,) = verify(fleet, school.name)
     assert (found.path, found.problem) == ("gstudio/db/", "cannot be read: Permission denied (a folder)")
 
 
 def test_what_the_tree_shows_damaged_is_not_counted_twice(fleet, school):
     overwrite(fleet.committed(school.name).tree / "gstudio/qbank/q", b"??")
-    told = fleet.verify(school.name)
+    told = verify(fleet, school.name)
     assert [found.path for found in told] == ["gstudio/qbank/q"]
     assert damaged_objects(fleet, school.name, told) == []
 
 
 def test_the_commands_name_a_damaged_record_and_go_on(centre, fleet_of_centre):
     school, other = fleet_of_centre
-    (record_of(centre.archive, school) / "pull.json").write_bytes(b"{")
-    overwrite(record_of(centre.archive, other) / "collection.json", b"{")
+    (record_folder(centre.archive, school) / "pull.json").write_bytes(b"{")
+    overwrite(record_folder(centre.archive, other) / "collection.json", b"{")
     for command in ("status", "prune", "verify"):
         done = centre.shala("archive", command)
         assert done.returncode == (1 if command == "verify" else 3), (command, done.stdout, done.stderr)
         assert school.name in done.stdout + done.stderr
+    assert centre.shala("archive", "status", "--json").returncode == 3
+    assert "unknown" in centre.shala("archive", "status").stdout
     for one in (school, other):
         shown = centre.shala("archive", "show", one.name)
         assert shown.returncode == 3
@@ -239,6 +230,36 @@ def test_the_commands_name_a_damaged_record_and_go_on(centre, fleet_of_centre):
     assert mended.returncode == 3
     assert f"{school.name}: 1 mended" in mended.stdout
     assert f"pull --again {other.name}" in mended.stdout
+
+
+RECIPIENT = "age17qlygu53999tup3ggj36spscfgznqm34ywt0pht00cjuyyfcsgzs8cuu90"
+
+
+@pytest.mark.parametrize("deed", [cut_pull, lose_all])
+def test_encrypting_names_a_damaged_record_and_encrypts_all_others(centre, fleet_of_centre, deed):
+    school, other = fleet_of_centre
+    deed(centre.archive, school)
+    centre.archive_settings = f'recipients = ["{RECIPIENT}"]\nsensitive_items = ["qbank"]\n'
+    done = centre.shala("archive", "encrypt", "--json")
+    assert done.returncode == 3
+    answer = json.loads(done.stdout)
+    assert list(answer["failed"]) == [school.name]
+    assert f"the record of {school.name} is damaged" in done.stderr
+    assert [(one["name"], one["objects"]) for one in answer["servers"]] == [(other.name, 1)]
+
+
+@pytest.mark.parametrize("command", ["encrypt", "repair"])
+def test_a_server_that_is_pulled_just_now_holds_up_no_other(centre, fleet_of_centre, command):
+    school, other = fleet_of_centre
+    centre.archive_settings = f'recipients = ["{RECIPIENT}"]\nsensitive_items = ["qbank"]\n'
+    with centre.archive.lock(school.name):
+        done = centre.shala("archive", command)
+        assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+        assert f"shala: {school.name} is being pulled (try again" in done.stderr
+        assert "1 server" in done.stdout
+        answer = json.loads(centre.shala("archive", command, "--json").stdout)
+    assert [one["name"] for one in answer["servers"]] == [other.name]
+    assert centre.shala("archive", command).returncode == 0
 
 
 # -- asked of the school again -------------------------------------------------------------------------------
@@ -252,9 +273,9 @@ def test_a_school_that_is_asked_again_makes_the_record_anew(centre, school, onli
     deed(centre.archive, school)
     result = centre.pull_here(again=True)
     assert (result.result, result.reason) == ("committed", "")
-    assert centre.archive.verify(school.name) == []
+    assert verify(centre.archive, school.name) == []
     assert flaws(centre.archive.committed(school.name).record) == []
-    assert [version.sequence for version in centre.archive.versions(school.name)] == [1]
+    assert [version.sequence for version in versions_of(centre.archive, school.name)] == [1]
 
 
 @pytest.mark.ssh
@@ -265,10 +286,10 @@ def test_asking_again_leaves_what_the_operator_restored(centre, school, online):
     school.seal(NEWER)
     centre.pull()
     archive = centre.archive
-    archive.restore(school.name, archive.version(school.name, 1), ["gstudio/db"])
+    restore(archive, school.name, version_of(archive, school.name, 1), ["gstudio/db"])
     assert centre.pull_here(again=True).result == "committed"
     assert centre.published(school)["gstudio/db/a"] == b"good"
-    assert archive.committed(school.name).pull.held == {"gstudio/db": 1}
+    assert archive.committed(school.name).pull.held["gstudio/db"].startswith("1@20")
     school.items = {"db": "failed", "qbank": "ok"}
     school.seal({**NEWER, "gstudio/qbank/q": b"q2"})
     centre.pull()
@@ -277,3 +298,82 @@ def test_asking_again_leaves_what_the_operator_restored(centre, school, online):
     school.seal({**NEWER, "gstudio/qbank/q": b"q3"})
     centre.pull()
     assert centre.published(school)["gstudio/db/a"] == b"newer"
+
+
+# -- what a damaged record leaves of the history -------------------------------------------------------------
+
+
+def test_where_a_list_was_lost_the_collections_before_it_are_not_told_as_something_else(
+    fleet, school, caplog, tmp_path
+):
+    (record_folder(fleet, school) / "files.txt").unlink()
+    deliver(fleet, school, {"gstudio/db/a": b"newest"})
+    assert [version.sequence for version in versions_of(fleet, school.name)] == [1, 3]
+    with pytest.raises(RecordDamaged, match=r"collection 1 of .* cannot be told any more"):
+        checkout(fleet, version_of(fleet, school.name, 1), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (aside,) = (fleet.hidden / "damaged").iterdir()
+    assert (aside / "bag-info.txt").exists()
+    assert f"what is left of its record: {aside}" in caplog.text
+    assert verify(fleet, school.name) == []
+
+
+@pytest.mark.parametrize("lost", ["HEAD", "collection.json", "bag-info.txt"])
+def test_a_record_without_one_of_its_small_files_still_leads_to_the_collections_before_it(
+    fleet, school, tmp_path, lost
+):
+    (record_folder(fleet, school) / lost).unlink()
+    deliver(fleet, school, {"gstudio/db/a": b"newest"})
+    for number, files in ((1, GOOD), (2, NEWER)):
+        version, out = version_of(fleet, school.name, number), tmp_path / str(number)
+        checkout(fleet, version, out)
+        assert {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()} == files
+    with pytest.raises(RecordDamaged, match=f"{lost} in the record of collection 2 of .* is gone"):
+        record_of(fleet, version_of(fleet, school.name, 2))
+
+
+def test_a_tree_of_an_earlier_year_stays_as_it_is_where_its_list_cannot_be_told(fleet, school, caplog):
+    (record_folder(fleet, school) / "files.txt").unlink()
+    # The tree of 2026 shows a collection that is lost.
+    deliver(fleet, school, {"gstudio/db/a": b"newest"}, year=2027)
+    tree = fleet.root / "2026/mz" / school.name
+    before = {path: path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+    with changing(fleet, school.name):
+        assert mend_earlier_years(fleet, school.name) == []
+    assert {path: path.read_bytes() for path in tree.rglob("*") if path.is_file()} == before
+    assert "the tree of 2026" in caplog.text
+
+
+def test_of_a_server_that_was_installed_anew_a_damaged_record_counts_and_not_the_higher_numbers_before(
+    archive, school
+):
+    school.sequence = 19
+    deliver(archive, school, GOOD)
+    school.sequence = 0
+    deliver(archive, school, NEWER)
+    cut_pull(archive, school)
+    assert archive.last_known(school.name).sequence == 1
+    lose_all(archive, school)
+    assert archive.last_known(school.name).sequence == 20
+
+
+def test_prune_names_the_server_that_it_leaves_alone_and_ends_with_3(centre, fleet_of_centre):
+    school, other = fleet_of_centre
+    for one in (school, other):
+        deliver(centre.archive, one, NEWER)
+    (record_folder(centre.archive, school) / "bag-info.txt").unlink()
+    done = centre.shala("archive", "prune")
+    assert done.returncode == 3
+    assert f"{school.name} is left alone: its record is not whole" in done.stderr
+    assert "by packing" in done.stdout
+    assert other.name not in done.stderr
+
+
+def test_prune_leaves_a_server_alone_of_which_content_is_nowhere(fleet, school, other):
+    before = set((fleet.objects.root / school.name).rglob("*"))
+    gone = fleet.objects.find(school.name, "gstudio/db/a", hashlib.sha256(GOOD["gstudio/db/a"]).hexdigest())
+    gone.unlink()
+    pruned = prune(fleet, keep_days=10_000, keep_months=0)
+    assert list(pruned.left_alone) == [school.name]
+    assert "1 of the contents that it needs are nowhere" in pruned.left_alone[school.name]
+    assert set((fleet.objects.root / school.name).rglob("*")) == before - {gone}

@@ -22,13 +22,20 @@ import pyrage
 import pytest
 from central_school import School, received
 from conftest import free_port
+from shala_central import checkout as checkout_module
 from shala_central import moving
 from shala_central import remote as module
 from shala_central.archive import Archive
+from shala_central.checkout import checkout
 from shala_central.encryption import encrypt
 from shala_central.failure import CentralError
 from shala_central.integrity import SecondCopy, damaged_objects, repair, scrub
+from shala_central.mending import drop_damaged
 from shala_central.remote import PART, Bucket, Remote, RemoteDamaged, RemoteFailed
+from shala_central.retention import prune
+from shala_central.tree import list_tree
+from shala_central.verify import verify
+from shala_central.versions import diff, pulls_of, version_of, versions_of
 
 pytestmark = pytest.mark.ssh
 
@@ -215,6 +222,14 @@ def test_what_was_sent_comes_back_and_is_not_sent_twice(remote, tmp_path, size):
     assert other.put(place, "shared", digest) == 0
 
 
+def test_a_listing_does_not_make_a_damaged_content_a_whole_one(remote, tmp_path):
+    place, digest = made(tmp_path, 1000)
+    remote.put(place, "shared", digest)
+    remote.doubt("shared", digest)
+    remote.reindex()
+    assert not remote.has("shared", digest)
+
+
 def test_an_upload_that_was_killed_goes_on_at_the_part_where_it_was(relay, tmp_path):
     place, digest = made(tmp_path, 40 * MIB)
     bucket = bucket_at(relay.port, tmp_path)
@@ -319,17 +334,18 @@ def test_on_demand_every_collection_comes_back_and_nothing_stays_on_this_disk(ar
     pulled(archive, school)
     assert local_objects(archive) == set()
     assert [path.name for path in archive.root.iterdir()] == [".shala"]
-    assert [v.sequence for v in archive.versions(school.name)] == [1, 2, 3]
+    assert [v.sequence for v in versions_of(archive, school.name)] == [1, 2, 3]
     for number, day in enumerate(DAYS, 1):
-        archive.checkout(archive.version(school.name, number), tmp_path / str(number))
+        checkout(archive, version_of(archive, school.name, number), tmp_path / str(number))
         assert tree_of(tmp_path / str(number)) == day
     seen = (tmp_path / "3/gstudio/db/a").stat()
     assert (seen.st_mtime, seen.st_mode & 0o777) == (1_700_000_000, 0o644)
     assert [
-        d.path for d in archive.diff(archive.version(school.name, 1), archive.version(school.name, 2))
+        d.path
+        for d in diff(archive, version_of(archive, school.name, 1), version_of(archive, school.name, 2))
     ] == ["gstudio/db/a"]
-    assert archive.verify(school.name) == []
-    assert archive.records(school.name)[1].files_received == 1
+    assert verify(archive, school.name) == []
+    assert pulls_of(archive, school.name)[1].files_received == 1
     # What is there already moves neither way again.
     assert archive.objects.remote.kept() == module.Kept(5, 9 * MIB + 3 + 0 + 3 + 5, 0)
 
@@ -359,14 +375,14 @@ def test_a_bucket_gets_sensitive_items_as_age_files_alone(bucket, school, tmp_pa
     )
     pulled(archive, school, SECRETS)
     assert in_clear(archive) == []
-    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
-    archive.checkout(archive.version(school.name, 1), tmp_path / "closed")
+    assert verify(archive, school.name) == damaged_objects(archive, school.name) == []
+    checkout(archive, version_of(archive, school.name, 1), tmp_path / "closed")
     assert (tmp_path / "closed/gstudio/postgres-dump/p.sql.age").stat().st_size > 8 * MIB
-    archive.checkout(archive.version(school.name, 1), tmp_path / "open", identities=[researcher])
+    checkout(archive, version_of(archive, school.name, 1), tmp_path / "open", identities=[researcher])
     assert tree_of(tmp_path / "open") == SECRETS[0]
-    assert "p.sql.age" in [entry.name for entry in archive.tree(depth=5)]
-    archive.prune(keep_days=0, keep_months=1000)
-    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
+    assert "p.sql.age" in [entry.name for entry in list_tree(archive, depth=5)]
+    prune(archive, keep_days=0, keep_months=1000)
+    assert verify(archive, school.name) == damaged_objects(archive, school.name) == []
 
 
 @pytest.mark.parametrize("on_demand", [True, False])
@@ -379,8 +395,8 @@ def test_what_is_in_a_bucket_in_plain_is_encrypted_there_too(bucket, school, tmp
     assert in_clear(archive)
     assert encrypt(archive, school.name).objects == 3
     assert in_clear(archive) == []
-    assert archive.verify(school.name) == damaged_objects(archive, school.name) == []
-    archive.checkout(archive.version(school.name, 1), tmp_path / "open", identities=[researcher])
+    assert verify(archive, school.name) == damaged_objects(archive, school.name) == []
+    checkout(archive, version_of(archive, school.name, 1), tmp_path / "open", identities=[researcher])
     assert tree_of(tmp_path / "open") == SECRETS[0]
     school.sequence = 4
     received(archive, school, SECRETS[0])
@@ -396,27 +412,27 @@ def test_the_tree_is_the_same_whether_it_is_on_the_disk_or_only_listed(bucket, s
         for sequence, year in ((1, 2025), (2, 2026)):
             school.sequence, school.year = sequence, year
             received(archive, school, {**day, "gstudio/db/a": b"%d" % sequence})
-        trees.append([archive.tree(path, depth) for path in below for depth in (0, 2, 4, 7)])
+        trees.append([list_tree(archive, path, depth) for path in below for depth in (0, 2, 4, 7)])
     assert trees[0] == trees[1]
 
 
-def test_a_checkout_that_was_cut_fetches_no_file_twice(relay, school, tmp_path):
+def test_a_checkout_that_was_cut_fetches_no_file_twice(relay, school, tmp_path, monkeypatch):
     archive = opened(tmp_path / "archive", bucket_at(relay.port, tmp_path))
     pulled(archive, school, DAYS[:1])
     archive.objects.remote.get("shared", hashlib.sha256(b"v" * 9 * MIB).hexdigest(), tmp_path / "video")
-    problem = archive._copy_out
+    copy_out = checkout_module._copy_out
 
-    def cut(version, path, file, target):
-        problem(version, path, file, target)
+    def cut(archive, version, path, file, target):
+        copy_out(archive, version, path, file, target)
         if path.endswith("/v"):
             raise CentralError("cut")
 
-    archive._copy_out = cut
-    with pytest.raises(CentralError, match="cut"):
-        archive.checkout(archive.version(school.name, 1), tmp_path / "out")
-    archive._copy_out = problem
+    with monkeypatch.context() as patch:
+        patch.setattr(checkout_module, "_copy_out", cut)
+        with pytest.raises(CentralError, match="cut"):
+            checkout(archive, version_of(archive, school.name, 1), tmp_path / "out")
     relay.down = 0
-    archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+    checkout(archive, version_of(archive, school.name, 1), tmp_path / "out")
     assert relay.down < 64 * 1024
     assert tree_of(tmp_path / "out") == DAYS[0]
 
@@ -438,10 +454,10 @@ def test_pruning_removes_from_the_bucket_what_no_collection_needs(archive, schoo
         remote.put(place, "shared", digest)
     remote._put = put
     before = keys_of(remote)
-    assert archive.prune(0, 0, pretend=True).objects == archive.prune(0, 0, pretend=True).objects > 0
+    assert prune(archive, 0, 0, pretend=True).objects == prune(archive, 0, 0, pretend=True).objects > 0
     assert keys_of(remote) == before
-    archive.prune(keep_days=0, keep_months=0)
-    left = {(v.sequence) for v in archive.versions(school.name)}
+    prune(archive, keep_days=0, keep_months=0)
+    left = {(v.sequence) for v in versions_of(archive, school.name)}
     needed = {
         hashlib.sha256(content).hexdigest()
         for number, day in enumerate(DAYS, 1)
@@ -451,7 +467,7 @@ def test_pruning_removes_from_the_bucket_what_no_collection_needs(archive, schoo
     assert {key.split("/")[2] for key in keys_of(remote)} == needed
     assert digest not in needed
     for number in left:
-        archive.checkout(archive.version(school.name, number), tmp_path / str(number))
+        checkout(archive, version_of(archive, school.name, number), tmp_path / str(number))
 
 
 @pytest.mark.parametrize("on_demand", [True, False])
@@ -470,7 +486,7 @@ def test_a_bucket_that_cannot_be_reached_holds_a_commit_back_and_the_next_run_go
     assert received(archive, school, DAYS[1]) is not None
     committed = archive.committed(school.name)
     assert (committed.pull.sequence, committed.pull.files_received) == (2, 0)
-    assert archive.verify(school.name) == []
+    assert verify(archive, school.name) == []
     assert len(local_objects(archive)) == (0 if on_demand else 4)
     if not on_demand:
         assert tree_of(committed.tree) == DAYS[1]
@@ -488,7 +504,7 @@ def test_with_the_view_on_the_disk_the_bucket_is_a_second_place(bucket, school, 
     received(archive, school, {**DAYS[2], "gstudio/db/c": b"four"})
     assert archive.committed(school.name).pull.files_received == 1
     assert tree_of(committed.tree) == {**DAYS[2], "gstudio/db/c": b"four"}
-    assert archive.verify(school.name) == []
+    assert verify(archive, school.name) == []
 
 
 def test_an_archive_that_was_on_this_disk_moves_to_the_bucket_and_back(bucket, school, tmp_path):
@@ -513,7 +529,7 @@ def test_an_archive_that_was_on_this_disk_moves_to_the_bucket_and_back(bucket, s
         moved.open()
     assert moving.reindex(moved).objects == 5
     for number, day in enumerate(DAYS, 1):
-        moved.checkout(moved.version(school.name, number), tmp_path / str(number))
+        checkout(moved, version_of(moved, school.name, number), tmp_path / str(number))
         assert tree_of(tmp_path / str(number)) == day
     back = opened(root, bucket, on_demand=False)
     school.sequence = 4
@@ -600,7 +616,92 @@ def test_what_a_second_copy_mends_on_demand_replaces_what_is_damaged_in_the_buck
     assert repair(archive, school.name, SecondCopy(archive, copy.root)).mended == ["gstudio/db/a"]
     moving.upload(archive)
     assert local_objects(archive) == set()
-    assert archive.verify(school.name) == []
+    assert verify(archive, school.name) == []
+
+
+LARGE = key_of("shared", b"v" * 9 * MIB)
+
+
+@pytest.mark.parametrize("on_demand", [True, False])
+def test_a_repair_that_is_cut_removes_nothing_from_the_bucket_and_the_next_sends_all_of_it(
+    bucket, school, tmp_path, monkeypatch, on_demand
+):
+    archive = opened(tmp_path / "archive", bucket, on_demand=on_demand)
+    pulled(archive, school, DAYS[:1])
+    copy = opened(tmp_path / "copy", None, on_demand=False)
+    pulled(copy, school, DAYS[:1])
+    remote = archive.objects.remote
+    spoil(remote, f"{LARGE}/00001-of-00002", b"w" * PART)
+    before = keys_of(remote)
+    scrub(archive, 1, 100)
+    put, sent = remote._put, []
+
+    def cut(key: str, content: bytes) -> None:
+        if sent:
+            raise RemoteFailed("gone")
+        put(key, content)
+        sent.append(key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "_put", cut)
+        with pytest.raises(RemoteFailed):
+            repair(archive, school.name, SecondCopy(archive, copy.root))
+    assert keys_of(remote) == before
+    prune(archive, keep_days=10_000, keep_months=0)
+    assert keys_of(remote) == before
+    spoil(remote, f"{LARGE}/00001-of-00002", b"w" * PART)
+    repair(archive, school.name, SecondCopy(archive, copy.root))
+    moving.upload(archive)
+    assert remote.problem("shared", LARGE.rpartition("/")[2]) == ""
+
+
+def test_what_is_damaged_in_the_bucket_stays_there_until_the_school_has_sent_it_again(archive, school):
+    pulled(archive, school, DAYS[:1])
+    remote = archive.objects.remote
+    spoil(remote, f"{LARGE}/00001-of-00002", b"w" * PART)
+    before = keys_of(remote)
+    assert drop_damaged(archive, school.name) == 1
+    assert keys_of(remote) == before
+    school.sequence = 2
+    received(archive, school, {**DAYS[0], "gstudio/db/z": b"new"})
+    assert archive.committed(school.name).pull.files_received == 2
+    assert verify(archive, school.name) == []
+
+
+def test_what_is_damaged_on_this_disk_is_named_and_all_else_is_sent(
+    bucket, centre, school, another_school, tmp_path
+):
+    plain = opened(centre.root, None, on_demand=False)
+    other = another_school("2031018-mz18")
+    for one in (school, other):
+        pulled(plain, one, [{"gstudio/db/a": one.name.encode(), "gstudio/db/b": b"b"}])
+    place = plain.objects.find(school.name, "gstudio/db/a", hashlib.sha256(school.name.encode()).hexdigest())
+    place.chmod(0o640)
+    place.write_bytes(b"?" * len(school.name))
+    centre.archive_settings = settings_of(bucket)
+    done = centre.shala("archive", "objects", "--upload")
+    assert done.returncode == 3, done.stderr
+    assert "3 objects sent" in done.stdout
+    assert f"{place} has changed and was not sent" in done.stderr
+    assert f"gstudio/db/a of {school.name} is not in the bucket; its tree stays" in done.stderr
+    assert [path.name for path in centre.root.glob("2*/*/*")] == [school.name]
+
+
+def test_a_damaged_index_is_named_and_made_anew_of_a_listing(bucket, centre, school, tmp_path):
+    centre.archive_settings = settings_of(bucket)
+    archive = opened(centre.root, bucket)
+    pulled(archive, school, DAYS[:1])
+    kept = archive.objects.remote.kept()
+    archive.objects.remote.close()
+    (centre.root / ".shala/remote.sqlite").write_bytes(b"no table at all" * 1000)
+    named = centre.shala("archive", "verify")
+    assert "remote.sqlite is damaged" in named.stdout
+    assert named.returncode != 0
+    mended = centre.shala("archive", "repair")
+    assert (mended.returncode, mended.stderr) == (0, "")
+    assert "remote.sqlite: made anew, of a listing of the bucket" in mended.stdout
+    assert opened(centre.root, bucket).objects.remote.kept() == kept
+    assert centre.shala("archive", "verify").returncode == 0
 
 
 def test_a_bucket_that_does_not_answer_stops_no_reading_of_the_disk(
@@ -632,7 +733,7 @@ def packed(bucket: Bucket, school: School, tmp_path: Path) -> Archive:
     """An archive that was pruned on the disk, then moved to the bucket: old versions are packed here."""
     here = opened(tmp_path / "archive", None, on_demand=False)
     pulled(here, school, [{"gstudio/db/big": big(number)} for number in (1, 2, 3)])
-    assert here.prune(keep_days=10_000, keep_months=0).packed > 500_000
+    assert prune(here, keep_days=10_000, keep_months=0).packed > 500_000
     moved = Archive(here.root, SHARED, bucket, on_demand=True)
     moving.upload(moved)
     return moved
@@ -640,7 +741,7 @@ def packed(bucket: Bucket, school: School, tmp_path: Path) -> Archive:
 
 def test_what_packed_content_stands_on_is_read_from_the_bucket_and_not_left_here(packed, school, tmp_path):
     assert local_objects(packed) == set()
-    packed.checkout(packed.version(school.name, 1), tmp_path / "out")
+    checkout(packed, version_of(packed, school.name, 1), tmp_path / "out")
     assert tree_of(tmp_path / "out") == {"gstudio/db/big": big(1)}
     assert damaged_objects(packed, school.name) == []
     assert scrub(packed, 1).damage == []
@@ -673,15 +774,15 @@ def test_damage_in_the_bucket_is_found_and_fetched_again_from_the_school(archive
     remote = archive.objects.remote
     key = f"{school.name}/{hashlib.sha256(b'one').hexdigest()[:2]}/{hashlib.sha256(b'one').hexdigest()}"
     obstore.put(remote._store(), key, b"0ne", use_multipart=False)
-    assert [d.path for d in archive.verify(school.name)] == ["gstudio/db/a"]
+    assert [d.path for d in verify(archive, school.name)] == ["gstudio/db/a"]
     with pytest.raises(CentralError, match="has changed"):
-        archive.checkout(archive.version(school.name, 1), tmp_path / "out")
+        checkout(archive, version_of(archive, school.name, 1), tmp_path / "out")
     with archive.lock(school.name):
-        assert archive.drop_damaged(school.name) == 1
+        assert drop_damaged(archive, school.name) == 1
     school.sequence = 2
     received(archive, school, {**DAYS[0], "gstudio/db/z": b"new"})
     assert archive.committed(school.name).pull.files_received == 2
-    assert archive.verify(school.name) == []
+    assert verify(archive, school.name) == []
 
 
 def settings_of(bucket: Bucket, view: str = "on-demand") -> str:

@@ -6,14 +6,16 @@ import os
 import shutil
 import signal
 import threading
+import time
 from pathlib import Path
 
 import msgspec
 import pytest
 from nacl.signing import SigningKey
-from shala_agent import wire
-from shala_agent.segment import Entry, encode_entry, make_segment, read_segment
-from shala_central import sessions
+from shala_agent import membership, wire
+from shala_agent.segment import Entry, Segment, encode_entry, make_segment, read_segment, redact
+from shala_central import arrivals, server, sessions
+from shala_central import zones as zones_module
 from zone_world import NONE, Device, account, progress, request, whole_of
 
 
@@ -24,6 +26,11 @@ def chain(device: Device, number: int) -> list[bytes]:
         made.append(whole_of(device, first, previous, noise=2000))
         previous = read_segment(made[-1]).id
     return made
+
+
+def entry_of(data: bytes) -> Entry:
+    (raw,) = read_segment(data).entries
+    return msgspec.msgpack.decode(raw, type=Entry)
 
 
 def kept(centre) -> int:
@@ -96,8 +103,6 @@ def test_an_answer_names_at_most_a_thousand_items_and_says_that_there_is_more(se
     lunglei.sync()
     with served.zones() as zones, zones.database.writing() as session:
         zone = zones.zone(session, "mz")
-        from shala_central import arrivals
-
         for number in range(1005):
             arrivals.append(session, zone.id, "segment", number.to_bytes(32))
     first = lunglei.open()
@@ -116,9 +121,13 @@ def test_a_replayed_request_learns_nothing(served, join):
     lunglei.write(account("zo"))
     lunglei.sync()
     body = msgspec.json.encode(aizawl.sync_request())
-    assert aizawl.send("POST", "/v1/sync", body).read(wire.SyncAnswer).items
-    again = aizawl.send("POST", "/v1/sync", body)
-    assert again.json == {"fork": True, "number": 1}
+    first = aizawl.send("POST", "/v1/sync", body).read(wire.SyncAnswer)
+    assert first.items
+    at_once = aizawl.send("POST", "/v1/sync", body)
+    assert at_once.json == {"nonce": first.nonce, "restart": True}
+    aizawl.open()
+    later = aizawl.send("POST", "/v1/sync", body)
+    assert later.json == {"fork": True, "number": 2}
 
 
 @pytest.mark.parametrize("what", ["another key", "another body", "another path", "no signature", "no device"])
@@ -188,6 +197,58 @@ def test_what_a_revoked_device_wrote_later_is_kept_but_does_not_count(served, jo
     assert served.query("SELECT held FROM segment WHERE held IS NOT NULL")
 
 
+def test_what_a_thief_signs_below_the_cut_off_of_a_revoked_device_does_not_count(served, join):
+    aizawl, lunglei = join("2031017-mz17"), join("2031018-mz18")
+    aizawl.open()
+    honest = chain(aizawl, 3)
+    for data in honest:
+        aizawl.put(data)
+    served.shala("device", "revoke", aizawl.name)
+    lunglei.open()
+    for data in chain(aizawl, 3):
+        assert lunglei.put(data).read(wire.Receipt).whole
+    assert served.query("SELECT COUNT(*) FROM segment WHERE held IS NOT NULL")[0][0] == 3
+    lunglei.sync()
+    values = {value["first_name"] for value in lunglei.values().values()}
+    assert len(values) == 3
+    assert values == {msgspec.json.decode(entry_of(data).value)["first_name"] for data in honest}
+    assert not served.query("SELECT 1 FROM fork")
+
+
+def test_a_device_of_many_logs_is_revoked_in_several_statements(served, join, monkeypatch):
+    aizawl, lunglei = join("2031017-mz17"), join("2031018-mz18")
+    aizawl.open()
+    for epoch in range(7):
+        entry = encode_entry(Entry("account", f"user{epoch}", 1, 1, 0, "{}"))
+        aizawl.put(make_segment(aizawl.key, "mz", epoch, 1, NONE, [entry]).data)
+    monkeypatch.setattr(zones_module, "MAX_ENDS", 3)
+    monkeypatch.setattr(membership, "MAX_STATEMENT", 1000)
+    assert served.shala("device", "revoke", aizawl.name).returncode == 0
+    assert served.query("SELECT COUNT(*) FROM statement WHERE kind = 'revoke'")[0][0] == 3
+    lunglei.sync()
+    assert len(lunglei.values()) == 7
+    assert served.query("SELECT COUNT(*) FROM record")[0][0] == 7
+    lunglei.open()
+    entry = encode_entry(Entry("account", "late", 1, 1, 0, "{}"))
+    lunglei.put(make_segment(aizawl.key, "mz", 99, 1, NONE, [entry]).data)
+    assert served.query("SELECT COUNT(*) FROM segment WHERE held IS NOT NULL")[0][0] == 1
+
+
+def test_a_revocation_with_as_many_ends_as_one_may_name_is_no_larger_than_a_statement():
+    logs = [f"{number:032x}" for number in range(zones_module.MAX_ENDS)]
+    largest = membership.Statement(
+        format=1,
+        kind="revoke",
+        zone="z" * 64,
+        key="ab" * 32,
+        generation=1 << 31,
+        cut_offs=dict.fromkeys(logs, (1 << 53) - 1),
+        heads={log: ["ab" * 32] for log in logs},
+        reason="\U0001f600" * 500,
+    )
+    assert len(membership.sign_statement(SigningKey.generate(), largest)) < arrivals.MAX_STATEMENTS
+
+
 def test_a_device_that_runs_wild_is_told_to_wait(zone_centre, join, monkeypatch):
     settings = msgspec.structs.replace(zone_centre.settings, requests_per_second=1)
     monkeypatch.setattr(type(zone_centre), "settings", settings)
@@ -239,6 +300,34 @@ def test_a_copy_that_shows_a_stale_nonce_is_a_fork(served, join, tmp_path):
     assert second.open().fork
 
 
+def test_a_copy_that_has_tried_in_vain_more_often_than_the_other_one_has_synced_is_a_fork(
+    served, join, tmp_path
+):
+    first = join()
+    first.sync()
+    second = copy_of(first, tmp_path / "twin")
+    for _ in range(3):
+        first.open()
+    second.number += 50
+    assert second.sync().fork
+    assert "enrol that one" in served.shala("zone", "status", "mz").stdout
+
+
+def test_a_request_that_comes_twice_is_no_fork_and_one_that_is_like_it_is(served, join):
+    aizawl = join()
+    aizawl.sync()
+    aizawl.open()
+    request = aizawl.sync_request()
+    twice = [aizawl.send("POST", "/v1/sync", msgspec.json.encode(request)) for _ in range(2)]
+    assert [answer.read(wire.SyncAnswer).restart for answer in twice] == [False, True]
+    assert len({answer.read(wire.SyncAnswer).nonce for answer in twice}) == 1
+    assert "spoke in its name" not in served.shala("zone", "status", "mz").stdout
+    other = msgspec.structs.replace(request, counter=request.counter + 1)
+    answer = aizawl.send("POST", "/v1/sync", msgspec.json.encode(other)).read(wire.SyncAnswer)
+    assert answer.fork
+    assert "spoke in its name" in served.shala("zone", "status", "mz").stdout
+
+
 def test_answers_that_got_lost_are_no_fork(served, join):
     aizawl = join()
     for _ in range(4):
@@ -288,7 +377,7 @@ def test_a_centre_restored_from_a_backup_gets_back_what_it_lost(served, join):
     aizawl.sync()
     served.restore(backup)
     aizawl.number += 1  # what it sent in between, the centre has forgotten
-    assert aizawl.sync().restart
+    assert aizawl.sync().fork  # which costs an epoch: a copy of the server would say the same
     lunglei.sync()
     assert {key for _, key in lunglei.values()} == {"before", "after"}
 
@@ -410,6 +499,21 @@ def test_a_segment_of_an_unknown_author_is_held_and_counts_once_he_is_enrolled(s
     assert served.query("SELECT COUNT(*) FROM record")[0][0] == 1
 
 
+def test_a_device_begins_only_so_many_logs(zone_centre, join):
+    zone_centre.quotas = {"max_device_epochs": 3}
+    zone_centre.start()
+    aizawl = join()
+    aizawl.open()
+    entry = encode_entry(Entry("account", "zo", 1, 1, 0, "{}"))
+
+    def begin(epoch: int, first: int = 1) -> int:
+        return aizawl.put(make_segment(aizawl.key, "mz", epoch, first, NONE, [entry]).data).status
+
+    assert [begin(epoch) for epoch in range(5)] == [200, 200, 200, 507, 507]
+    assert begin(0, first=2) == 200
+    assert kept(zone_centre) == 4
+
+
 def test_one_bad_entry_is_quarantined_alone(served, join):
     aizawl = join()
     entries = [
@@ -466,6 +570,22 @@ def test_a_receipt_outlives_the_death_of_the_server(zone_centre, join):
     assert kept(zone_centre) == 1
 
 
+@pytest.mark.parametrize("zone_centre", ["sqlite"], indirect=True)
+def test_the_workers_of_a_server_that_was_killed_end_too(zone_centre):
+    zone_centre.start_workers(2)
+    os.kill(zone_centre._process.pid, signal.SIGKILL)
+    zone_centre._process.wait()
+    for _ in range(200):
+        try:
+            request(zone_centre.port, "GET", "/v1/health")
+        except ConnectionRefusedError:
+            return
+        except OSError:
+            pass  # one is just ending
+        time.sleep(0.1)
+    raise AssertionError("a worker serves on")
+
+
 # -- downloads -----------------------------------------------------------------------------------------------
 
 
@@ -498,6 +618,39 @@ def test_a_redacted_entry_is_gone_from_the_centre_and_from_every_server(served, 
     fresh = lunglei.get(item.id).body
     assert len(fresh) == item.size
     assert [entry is None for entry in read_segment(fresh).entries] == [True, False]
+
+
+def two_entries(device: Device) -> Segment:
+    entries = [encode_entry(Entry("account", user, 1, 1, 0, "{}")) for user in ("zo", "ma")]
+    return make_segment(device.key, "mz", device.records.epoch, 1, NONE, entries)
+
+
+def test_a_relay_cannot_have_entries_forgotten_by_leaving_them_out(served, join):
+    author, relay = join("2031017-mz17"), join("2031018-mz18")
+    segment = two_entries(author)
+    hollow = redact(segment, [1, 2]).data
+    for device in (author, relay):
+        device.open()
+    for _ in range(2):
+        answer = relay.put(hollow)
+        assert (answer.status, answer.json["offset"]) == (409, 0)
+    relay.put(hollow, 0, 50)
+    assert relay.put(hollow, 50).status == 409
+    assert served.query("SELECT COUNT(*) FROM part")[0][0] == 0
+    assert author.put(segment.data).read(wire.Receipt).whole
+    assert served.query("SELECT COUNT(*) FROM record")[0][0] == 2
+
+
+def test_a_relay_brings_what_is_left_of_a_redacted_segment(served, join):
+    author, relay = join("2031017-mz17"), join("2031018-mz18")
+    segment = two_entries(author)
+    with served.zones() as zones, zones.database.writing() as session:
+        store = zones.store(session, zones.zone(session, "mz").id, "mz")
+        zones.say(session, store, "redact", segment.header.key, segment=segment.id, counters=[2])
+    relay.open()
+    assert relay.put(redact(segment, [1, 2]).data).status == 409
+    assert relay.put(redact(segment, [2]).data).read(wire.Receipt).whole
+    assert served.query("SELECT key FROM record") == [("zo",)]
 
 
 def _everything(device: Device) -> list[wire.Item]:
@@ -535,6 +688,35 @@ def test_an_enrolment_that_is_not_signed_by_its_key_is_refused(served, tmp_path)
     assert request(served.port, "POST", "/v1/enrol", msgspec.json.encode(forged)).status == 422
 
 
+def test_a_stranger_does_not_wait_for_the_writers_nor_hold_them_up(served, tmp_path):
+    aizawl = Device("2031017-mz17", tmp_path / "aizawl", served)
+    with served.zones() as zones, zones.database.writing() as session:
+        session.query("UPDATE zone SET created = created")
+        session.query("UPDATE token SET created = created")
+        assert [aizawl.enrol(token).status for token in ("ab" * 24, "")] == [403, 403]
+
+
+def test_a_device_that_is_enrolled_asks_again_without_waiting_for_the_writers(served, join):
+    aizawl = join()
+    with served.zones() as zones, zones.database.writing() as session:
+        session.query("UPDATE zone SET created = created")
+        assert aizawl.enrol().status == 200
+
+
+def test_an_address_that_tries_tokens_is_told_to_wait(zone_centre, tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "STRANGERS_PER_SECOND", 0.1)
+    zone_centre.start()
+    aizawl = Device("2031017-mz17", tmp_path / "aizawl", zone_centre)
+    answers = [aizawl.enrol("ab" * 24) for _ in range(2)]
+    assert [answer.status for answer in answers] == [403, 429]
+    assert int(answers[1].headers["retry-after"])
+
+
+def test_an_enrolment_is_refused_when_it_is_longer_than_one_can_be(served):
+    long = b'{"key":"' + b" " * (4 << 10)
+    assert request(served.port, "POST", "/v1/enrol", long).status == 413
+
+
 def test_a_server_with_a_new_disk_replaces_the_old_device_and_the_old_records_stay(served, join, tmp_path):
     old = join("2031017-mz17")
     old.write(account("zo"))
@@ -553,12 +735,14 @@ def test_a_device_that_was_enrolled_anew_goes_on_in_a_new_epoch(served, join):
     aizawl.write(account("zo"))
     aizawl.sync()
     served.shala("device", "revoke", aizawl.name)
+    epoch = aizawl.records.epoch
     assert aizawl.enrol(served.token("mz")).status == 200
+    assert aizawl.records.epoch != epoch
     aizawl.write(account("again"))
-    assert aizawl.sync().fork
+    assert not aizawl.sync().fork
     lunglei = join("2031018-mz18")
     lunglei.sync()
-    assert ("account", "zo") in lunglei.values()
+    assert set(lunglei.values()) == {("account", "zo"), ("account", "again")}
 
 
 def test_a_device_that_moves_leaves_its_records_and_takes_a_copy_of_its_own(served, join):

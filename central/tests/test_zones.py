@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import re
+import shlex
+import socket
 import stat
 import threading
-from pathlib import Path
+from unittest import mock
 
 import msgspec
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from shala_agent import wire
+from click.testing import CliRunner
+from shala_agent import wire, write_ahead
+from shala_agent.cli import shala_agent
 from shala_agent.records import Change
+from shala_agent.segment import NONE, Entry, encode_entry, make_segment, read_segment
 from shala_central.centre_key import KeyProblem
-from shala_central.config import ZoneSettings
+from shala_central.config import ZoneSettings, read_config
 from shala_central.database import Database, DatabaseProblem
 from shala_central.failure import UsageError
 from shala_central.tables import metadata
-from shala_central.zones import Zones
-from zone_world import Device, account, progress
+from shala_central.zones import Zones, names_of
+from zone_world import Device, ZoneCentre, account, progress
 
 # -- the database --------------------------------------------------------------------------------------------
 
@@ -35,7 +43,7 @@ def test_the_tables_of_a_zone_have_the_columns_that_they_have_on_a_server(zone_c
         there = {
             row[1] for row in device.records._database.query(f"SELECT * FROM pragma_table_info('{name}')")
         }
-        assert {column.name for column in metadata.tables[name].columns} == there - {"at_centre"}
+        assert {column.name for column in metadata.tables[name].columns} == there - {"at_centre", "ours"}
 
 
 def test_several_workers_may_start_on_an_empty_database_at_once(zone_centre, tmp_path):
@@ -60,10 +68,93 @@ def test_several_workers_may_start_on_an_empty_database_at_once(zone_centre, tmp
     assert len(set(keys)) == 1
 
 
+def test_a_new_database_is_made_ready_by_one_process_at_a_time(tmp_path):
+    opened = threading.Thread(target=lambda: Database(f"sqlite:///{tmp_path}/new.sqlite").open().close())
+    with write_ahead.in_turn(tmp_path):
+        opened.start()
+        opened.join(0.5)
+        waits, there = opened.is_alive(), (tmp_path / "new.sqlite").exists()
+    opened.join(60)
+    assert (waits, there) == (True, False)
+    assert (tmp_path / "new.sqlite").stat().st_size
+
+
 def test_a_database_of_a_newer_shala_is_left_alone(zone_centre):
     zone_centre.query("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(DatabaseProblem, match="update shala"):
         Database(zone_centre.database).open()
+
+
+def test_an_update_that_knows_other_types_makes_the_records_anew(served, join):
+    aizawl = join()
+    aizawl.write(account("zo"))
+    aizawl.sync()
+    served.stop()
+    served.query("DELETE FROM record")
+    assert served.query("SELECT key FROM record") == []
+    served.query("UPDATE meta SET value = ? WHERE name = 'types'", b"of an older shala")
+    assert [tuple(row) for row in served.query("SELECT key FROM record")] == [("zo",)]
+
+
+@pytest.fixture
+def first_release(zone_centre, tmp_path) -> Database:
+    """An empty database as the first release made it."""
+    url = zone_centre.postgres.url() if zone_centre.postgres else f"sqlite:///{tmp_path}/first.sqlite"
+    database = Database(url)
+    with mock.patch("shala_central.database.REVISION", "0001"):
+        return database.open()
+
+
+def living(name: str, seed: int, zone: int = 1) -> tuple[object, ...]:
+    return (hashlib.sha256(bytes([seed])).digest(), bytes([seed]) * 32, zone, name, seed)
+
+
+_PUT_DEVICE = 'INSERT INTO device (id, "key", zone, name, enrolled) VALUES (?, ?, ?, ?, ?)'
+
+
+def test_devices_and_sizes_of_the_first_release_outlive_the_upgrade(first_release):
+    with first_release.writing() as session:
+        session.query("INSERT INTO organization (name, created) VALUES ('clix', 1)")
+        session.query(
+            "INSERT INTO zone (name, centre, organization, created, digest) VALUES ('mz', ?, 1, 1, ?)",
+            (bytes(32), bytes(8)),
+        )
+        session.many(_PUT_DEVICE, [living("mz17", 1), living("mz17", 2), living("mz18", 3)])
+        session.query(
+            'INSERT INTO segment (id, zone, "key", epoch, log, "first", "last", previous, size, data)'
+            " VALUES (?, 1, ?, 1, ?, 1, 1, ?, 500, ?)",
+            (bytes(32), living("", 1)[1], bytes(16), bytes(32), b""),
+        )
+    with first_release.open().reading() as session:
+        sizes = [
+            session.query(f"SELECT bytes FROM {table} ORDER BY 1 DESC")[0][0] for table in ("zone", "device")
+        ]
+        names = [name for (name,) in session.query("SELECT name FROM device ORDER BY enrolled")]
+    first_release.close()
+    assert sizes == [500, 500]
+    assert names == ["mz17", f"mz17~{living('', 2)[0].hex()[:12]}", "mz18"]
+
+
+def test_records_of_the_first_release_outlive_the_upgrade(first_release):
+    put = (
+        "INSERT INTO record (zone, type, key, value, log, counter, depth, at, schema, conflict, waits)"
+        " VALUES (1, 'account', ?, '{}', 1, ?, 1, 0, 1, ?, ?)"
+    )
+    with first_release.writing() as session:
+        session.many(put, [("zo", 1, 0, None), ("ma", 2, 1, "account/zo")])
+    with first_release.open().reading() as session:
+        rows = session.query("SELECT key, counter, conflict, waits FROM record ORDER BY counter")
+    first_release.close()
+    assert list(map(tuple, rows)) == [("zo", 1, 0, None), ("ma", 2, 1, "account/zo")]
+
+
+def test_a_name_is_one_living_devices_whatever_two_enrolments_at_once_have_seen(zone_centre, join):
+    zone_centre.start()
+    join("2031017-mz17")
+    with pytest.raises(DatabaseProblem, match=r"(?i)unique"):
+        zone_centre.query(_PUT_DEVICE, *living("2031017-mz17", 1, zone=2))
+    zone_centre.query("UPDATE device SET revoked = 1")
+    zone_centre.query(_PUT_DEVICE, *living("2031017-mz17", 1, zone=2))
 
 
 def test_what_fails_in_a_transaction_leaves_nothing(zone_centre):
@@ -90,6 +181,95 @@ def test_a_password_is_never_shown(tmp_path):
     with pytest.raises(DatabaseProblem) as caught:
         database.open()
     assert "geheim" not in str(caught.value)
+
+
+def test_a_password_among_the_options_of_a_url_is_refused_and_not_shown():
+    with pytest.raises(UsageError, match="holds a password") as caught:
+        Database("postgresql://shala@db.example.org/zones?password=geheim")
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("org", "list"),
+        ("zone", "status"),
+        ("zone", "create", "mz", "--org", "clix"),
+        ("device", "create", "--zone", "mz"),
+    ],
+)
+def test_a_mistyped_path_makes_no_database(tmp_path, command):
+    centre = ZoneCentre(tmp_path, f"sqlite:///{tmp_path}/typo/zones.sqlite")
+    done = centre.shala(*command)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(
+        f"shala: no database at {tmp_path}/typo/zones.sqlite (correct zones.database; "
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["central.toml"]
+
+
+def test_a_database_without_tables_is_none_to_read_from(zone_centre, tmp_path):
+    url = zone_centre.postgres.url() if zone_centre.postgres else f"sqlite:///{tmp_path}/empty.sqlite"
+    (tmp_path / "empty.sqlite").touch()
+    done = ZoneCentre(tmp_path, url).shala("zone", "list")
+    assert done.returncode == 2
+    assert "shala: no database at " in done.stderr
+
+
+def test_a_file_that_is_no_database_is_named_with_the_way_out(tmp_path):
+    (tmp_path / "zones.sqlite").write_bytes(b"garbage" * 1000)
+    done = ZoneCentre(tmp_path, f"sqlite:///{tmp_path}/zones.sqlite").shala("zone", "list")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "zones.sqlite: file is not a database (correct zones.database, or put a backup" in done.stderr
+
+
+@pytest.mark.parametrize("host, why", [("127.0.0.1", "in use"), ("192.0.2.1", "annot assign"), ("a..b", "")])
+def test_an_address_that_nobody_can_listen_on_is_one_line_before_anything_is_served(tmp_path, host, why):
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        listen = f"{host}:{busy.getsockname()[1]}"
+        done = ZoneCentre(tmp_path, f"sqlite:///{tmp_path}/zones.sqlite").shala("serve", "--listen", listen)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"shala: {listen} cannot be listened on: ")
+    assert why in done.stderr
+    assert not (tmp_path / "zones.sqlite").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another's files")
+def test_what_root_makes_in_the_folder_of_the_service_is_the_services(tmp_path):
+    folder = tmp_path / "service"
+    folder.mkdir()
+    os.chown(folder, 12345, 23456)
+    centre = ZoneCentre(tmp_path, f"sqlite:///{folder}/zones.sqlite", key_folder=folder)
+    assert centre.shala("org", "create", "clix").returncode == 0
+    assert centre.shala("org", "list").returncode == 0
+    owners = {path.name: (path.stat().st_uid, path.stat().st_gid) for path in folder.iterdir()}
+    assert owners.keys() >= {"zones.sqlite", "zones.key"}
+    assert set(owners.values()) == {(12345, 23456)}
+
+
+def test_a_database_that_a_link_leads_to_is_read_by_its_owner_only(tmp_path):
+    target = tmp_path / "data" / "z.sqlite"
+    target.parent.mkdir()
+    (tmp_path / "zones.sqlite").symlink_to(target)
+    centre = ZoneCentre(tmp_path, f"sqlite:///{tmp_path}/zones.sqlite")
+    assert centre.shala("org", "create", "clix").returncode == 0
+    assert (tmp_path / "zones.sqlite").is_symlink()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another's files")
+def test_the_folders_that_root_makes_below_the_services_are_the_services(tmp_path):
+    folder = tmp_path / "service"
+    folder.mkdir()
+    os.chown(folder, 12345, 23456)
+    centre = ZoneCentre(
+        tmp_path, f"sqlite:///{folder}/zones/now/zones.sqlite", key_folder=folder / "keys/own"
+    )
+    assert centre.shala("org", "create", "clix").returncode == 0
+    made = {path.relative_to(folder).as_posix(): path.stat() for path in folder.rglob("*")}
+    assert made.keys() >= {"zones", "zones/now", "zones/now/zones.sqlite", "keys", "keys/own"}
+    assert {(one.st_uid, one.st_gid) for one in made.values()} == {(12345, 23456)}
+    assert {stat.S_IMODE(made[name].st_mode) for name in ("zones/now", "keys/own")} == {0o700}
 
 
 def test_the_centres_key_is_made_once_and_only_its_owner_reads_it(zone_centre):
@@ -138,12 +318,18 @@ def test_organizations_and_zones_are_made_listed_and_shown(zone_centre):
         (("zone", "record", "account", "zo"), "no zone has a record account zo"),
         (("zone", "record", "hologram", "zo"), "no zone has a record hologram zo"),
         (("zone", "redact", "mz", "account", "zo", "--yes"), "has no entry of account zo"),
+        (("zone", "redact", "mz", "progress", "zo/1", "--with-dependents"), "goes with an account"),
+        (("zone", "redact", "mz", "account", "", "--yes"), "KEY is empty"),
+        (("zone", "records", "--user", "zo", "--zone", "none"), "there is no zone 'none'"),
         (("device", "create", "--zone", "none"), "there is no zone 'none'"),
         (("device", "create", "--zone", "mz", "--name", "a b"), "is no name of a server"),
         (("device", "create", "--zone", "mz", "--replace"), "needs --name"),
         (("device", "show", "none"), "there is no device 'none'"),
         (("device", "move", "none", "--zone", "mz"), "there is no device 'none'"),
         (("device", "revoke", "none"), "there is no device 'none'"),
+        (("device", "token", "revoke", "abcdefab"), "no open token has this id"),
+        (("device", "token", "revoke", ""), "no open token has this id"),
+        (("device", "token", "list", "--zone", "none"), "there is no zone 'none'"),
         (("serve", "--listen", "nonsense"), "HOST:PORT"),
     ],
 )
@@ -161,6 +347,46 @@ def test_a_token_is_printed_once_and_kept_nowhere(zone_centre):
     assert len(token) == 48
     assert token.encode() not in bytes(zone_centre.query("SELECT digest FROM token")[0][0])
     assert "token" not in str(zone_centre.query("SELECT name FROM token"))
+
+
+def tokens_of(centre, *arguments: str) -> list[dict[str, object]]:
+    done = centre.shala("device", "token", "list", "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["tokens"]
+
+
+def test_the_tokens_that_can_still_be_used_are_listed_without_themselves(served, tmp_path):
+    token = served.shala("device", "create", "--zone", "mz", "--name", "2031017-mz17").stdout.strip()
+    used = served.shala("device", "create", "--zone", "rj").stdout.strip()
+    assert Device("2081001-rj1", tmp_path / "used", served).enrol(used).status == 200
+    served.token("mz", days=-1)
+    (found,) = tokens_of(served)
+    assert (found["zone"], found["name"], found["replaces"]) == ("mz", "2031017-mz17", False)
+    assert found["expires"] - found["created"] == 30 * 86400
+    assert tokens_of(served, "--zone", "rj") == []
+    shown = served.shala("device", "token", "list").stdout
+    assert "2031017-mz17" in shown
+    assert token not in shown + str(found)
+
+
+def test_a_token_that_was_revoked_enrols_nobody(served, tmp_path):
+    token, other = served.token("mz"), served.token("mz", "2031017-mz17")
+    (gone,) = (one["id"] for one in tokens_of(served) if not one["name"])
+    done = served.shala("device", "token", "revoke", str(gone)[:12])
+    assert (done.returncode, "shala device create --zone mz" in done.stdout) == (0, True)
+    device = Device("2031017-mz17", tmp_path / "device", served)
+    assert device.enrol(token).status == 403
+    assert device.enrol(other).status == 200
+
+
+def test_a_used_token_is_not_revoked_and_no_token_is_repeated(served, join):
+    join()
+    (digest,) = (bytes(digest).hex() for (digest,) in served.query("SELECT digest FROM token"))
+    token = served.token("mz")
+    for given in (digest, token):
+        done = served.shala("device", "token", "revoke", given)
+        assert (done.returncode, given in done.stderr) == (2, False)
+    assert len(tokens_of(served)) == 1
 
 
 def test_a_token_goes_to_a_file_that_only_its_owner_reads(zone_centre, tmp_path):
@@ -209,6 +435,94 @@ def test_a_forged_request_file_is_refused(zone_centre, tmp_path):
     assert not zone_centre.query("SELECT 1 FROM device")
 
 
+@pytest.mark.parametrize("name", ["none/file", "file/file", "folder"])
+@pytest.mark.parametrize("zone_centre", ["sqlite"], indirect=True)
+def test_what_cannot_be_written_is_one_line_and_nothing_is_done_at_the_centre(served, join, tmp_path, name):
+    path, request = tmp_path / name, tmp_path / "request"
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    request.write_bytes(msgspec.json.encode(Device("2031018-mz18", tmp_path / "new", served).enrol_request()))
+    moved = join("2031017-mz17")
+    tokens = served.query("SELECT COUNT(*) FROM token")
+    for command in (
+        ("create", "--zone", "mz", "--token-file", str(path)),
+        ("approve", str(request), "--zone", "mz", "--output", str(path)),
+        ("move", moved.name, "--zone", "rj", "--output", str(path)),
+    ):
+        done = served.shala("device", *command)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+        assert (str(path) in done.stderr, ".part" in done.stderr) == (True, False)
+    assert served.query("SELECT COUNT(*) FROM token") == tokens
+    (device,) = json.loads(served.shala("device", "list", "--json").stdout)["devices"]
+    assert (device["name"], device["zone"]) == (moved.name, "mz")
+
+
+@pytest.fixture
+def as_said(served, tmp_path):
+    """Run what a hint of the centre, which knows its address, ends with, on a school server."""
+    served.url = f"http://127.0.0.1:{served.port}"
+    config = tmp_path / "agent.toml"
+    config.write_text(
+        f'format = 1\n[paths]\nstate = "{tmp_path}/state"\n[identity]\nserver_name = "2031017-mz17"\n'
+    )
+
+    def run(hint: str, *more: str, stdin: str = ""):
+        command = shlex.split(hint[hint.index("shala-agent ") :])
+        line = ["--config", str(config), *command[1:], *more]
+        return CliRunner().invoke(shala_agent, line, input=stdin, catch_exceptions=False)
+
+    return run
+
+
+@pytest.mark.parametrize("zone_centre", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("file", ["", "a token"], ids=["on the terminal", "in a file"])
+def test_the_hint_beside_a_token_is_a_command_that_enrols(served, as_said, tmp_path, file):
+    more = ("--token-file", str(tmp_path / file)) if file else ()
+    made = served.shala("device", "create", "--zone", "mz", "--name", "2031017-mz17", *more)
+    done = as_said(made.stderr, stdin=made.stdout)
+    assert done.exit_code == 0, done.output
+    assert "device of zone mz" in done.output
+
+
+@pytest.mark.parametrize("zone_centre", ["sqlite"], indirect=True)
+def test_the_hints_beside_approvals_are_commands_that_enrol(served, as_said, tmp_path):
+    request, approval = tmp_path / "request", tmp_path / "an approval"
+    assert as_said("shala-agent enrol", "--request", str(request)).exit_code == 0
+    made = served.shala("device", "approve", str(request), "--zone", "mz", "--output", str(approval))
+    assert "device of zone mz" in as_said(made.stdout.splitlines()[-1]).output
+    moved = served.shala("device", "move", "2031017-mz17", "--zone", "rj", "--output", str(approval))
+    assert "device of zone rj" in as_said(moved.stdout).output
+    moved = served.shala("device", "move", "2031017-mz17", "--zone", "mz")
+    assert "device of zone mz" in as_said(moved.stdout).output
+
+
+def test_the_smallest_configuration_of_the_guide_is_one(request, tmp_path):
+    guide = (request.config.rootpath / "docs/operator.md").read_text()
+    (block,) = re.findall(r"```toml\n(# /etc/shala/central.toml\n.*?)```", guide, re.DOTALL)
+    (tmp_path / "central.toml").write_text(block)
+    assert read_config(tmp_path / "central.toml").zones == ZoneSettings(url="https://sync.example.org")
+
+
+@pytest.mark.parametrize("url", ["", "https://sync.example.org"], ids=["unknown", "known"])
+@pytest.mark.parametrize("zone_centre", ["sqlite"], indirect=True)
+def test_an_approval_without_an_address_is_said_in_one_line(zone_centre, tmp_path, url):
+    zone_centre.url = url
+    request, approval = tmp_path / "request", str(tmp_path / "approval")
+    device = Device("2031017-mz17", tmp_path / "device", zone_centre)
+    request.write_bytes(msgspec.json.encode(device.enrol_request()))
+    for command in (
+        ("approve", str(request), "--zone", "mz", "--output", approval),
+        ("move", device.name, "--zone", "rj", "--output", approval),
+    ):
+        done = zone_centre.shala("device", *command, "--json")
+        assert done.returncode == 0
+        said = [
+            line.startswith("shala: zones.url in central.toml is empty") for line in done.stderr.splitlines()
+        ]
+        assert said == ([] if url else [True])
+    assert zone_centre.shala("device", "move", device.name, "--zone", "mz").stderr == ""
+
+
 def test_devices_are_listed_and_shown_by_name_and_by_id(served, join):
     aizawl = join()
     aizawl.sync()
@@ -249,6 +563,101 @@ def test_status_tells_what_each_device_has_still_to_send_and_to_fetch(served, jo
     assert not any(lag["down_entries"] for lag in status(served)["devices"])
 
 
+def last_line(centre) -> str:
+    return centre.shala("zone", "status", "mz").stdout.splitlines()[-1]
+
+
+def test_who_was_sent_all_has_only_to_confirm_it_and_is_not_behind(served, join):
+    aizawl, lunglei = join("2031017-mz17"), join("2031018-mz18")
+    lunglei.sync()
+    aizawl.write(account("zo"))
+    aizawl.sync()
+
+    assert last_line(served).startswith("1 of 2 devices behind.")
+    lunglei.open()  # as it does that only uploads
+    lunglei.sync()
+    assert last_line(served).startswith(
+        "0 of 2 devices behind, 1 to confirm with the next sync what is there."
+    )
+    lunglei.sync()
+    assert last_line(served).startswith("0 of 2 devices behind.")
+
+
+def test_who_opens_sessions_and_fetches_nothing_is_behind(served, join):
+    aizawl, lunglei = join("2031017-mz17"), join("2031018-mz18")
+    aizawl.write(account("zo"))
+    aizawl.sync()
+    for _ in range(3):
+        lunglei.open()
+        assert last_line(served).startswith("1 of 2 devices behind.")
+
+
+def test_who_comes_again_without_what_it_was_sent_is_behind_until_it_has_it(served, join):
+    aizawl, lunglei = join("2031017-mz17"), join("2031018-mz18")
+    aizawl.write(account("zo"))
+    aizawl.sync()
+    for _ in range(3):  # its disk is full
+        named = lunglei.open().items
+        assert lunglei.get(named[-1].id).status == 200
+    assert last_line(served).startswith("1 of 2 devices behind.")
+    lunglei.sync()
+    lunglei.sync()
+    aizawl.write(account("zodin"))
+    aizawl.sync()
+    assert last_line(served).startswith("1 of 2 devices behind.")
+    lunglei.sync()
+    assert last_line(served).startswith("0 of 2 devices behind, 1 to confirm")
+
+
+def test_what_is_known_of_a_device_is_of_all_its_epochs_and_nothing_before_it_spoke(served, join):
+    aizawl = join()
+    assert [
+        line.split()[1:3] for line in served.shala("zone", "status").stdout.splitlines() if "mz17" in line
+    ] == [["-", "0"]]
+    aizawl.write(account("zo"), progress("zo", 1))
+    aizawl.sync()
+    aizawl.records.renew()
+    aizawl.nonce = ""
+    aizawl.open()
+    (lag,) = status(served)["devices"]
+    assert (lag["counter"], lag["held"], lag["up_entries"]) == (2, 2, 0)
+
+
+def test_what_was_deleted_waits_for_nobody(served, join):
+    aizawl = join()
+    aizawl.write(gone := progress("zo", 1))
+    aizawl.sync()
+    assert status(served)["waiting"] == {"account/zo": 1}
+    aizawl.write(gone._replace(value=None))
+    aizawl.sync()
+    assert status(served)["waiting"] == {}
+
+
+def test_what_is_left_to_fetch_does_not_count_ones_own_and_is_nothing_for_who_was_revoked(served, join):
+    devices = [join(f"203101{n}-mz1{n}") for n in range(4)]
+    for device in devices:
+        device.write(account(device.name))
+        device.sync()
+    assert [lag["down_entries"] for lag in status(served)["devices"]] == [3, 3, 3, 3]
+    for device in devices[1:]:
+        device.sync()
+        device.open()  # with the cursor that says so
+    devices[2].write(account("late"))
+    devices[2].sync()
+    assert served.shala("device", "revoke", devices[3].name).returncode == 0
+    assert [lag["down_entries"] for lag in status(served)["devices"]] == [4, 1, 0, 0]
+
+
+def test_status_says_how_many_it_does_not_name(served, join):
+    aizawl = join()
+    aizawl.write(*(progress(f"stranger{number}", 1) for number in range(25)))
+    aizawl.sync()
+    shown = served.shala("zone", "status").stdout
+    assert shown.count("waiting: 1 record for") == 20
+    assert "and 5 more, waiting" in shown
+    assert len(status(served)["waiting"]) == 25
+
+
 def test_status_names_conflicts_waiting_records_and_quarantine(served, join):
     aizawl, lunglei = join("2031017-mz17"), join("2031018-mz18")
     aizawl.write(account("zo", "Zo"), progress("stranger", 1))
@@ -268,12 +677,106 @@ def test_status_names_conflicts_waiting_records_and_quarantine(served, join):
 
 def test_status_says_of_a_copied_disk_what_to_do(served, join):
     aizawl = join()
-    body = msgspec.json.encode(aizawl.sync_request())
-    for _ in range(2):
-        aizawl.send("POST", "/v1/sync", body)
+    said = aizawl.sync_request()
+    for one in (said, msgspec.structs.replace(said, software="shala-agent on a copy")):
+        aizawl.send("POST", "/v1/sync", msgspec.json.encode(one))
     (fork,) = status(served)["forks"]
     assert fork.startswith("2031017-mz17: ")
     assert "shala device create" in fork
+
+
+def test_a_redaction_stops_at_a_segment_that_cannot_be_read(served, join):
+    aizawl = join()
+    for user in ("zo", "ma"):
+        aizawl.write(account(user))
+        aizawl.sync()
+    served.query('UPDATE segment SET data = ? WHERE "first" = 2', b"x" * 100)
+    done = served.shala("zone", "redact", "mz", "account", "zo", "--yes")
+    assert (done.returncode, "is damaged, nothing was forgotten" in done.stderr) == (1, True)
+    assert len(done.stderr.splitlines()) == 1
+    assert ("zo",) in served.query("SELECT key FROM record")
+
+
+@pytest.mark.parametrize("answer", ["n\n", "\n", ""], ids=["no", "nothing", "end of file"])
+@pytest.mark.parametrize("zone_centre", ["sqlite"], indirect=True)
+def test_a_redaction_that_nobody_confirms_is_one_line_and_changes_nothing(served, join, answer):
+    aizawl = join()
+    aizawl.write(account("zo"))
+    aizawl.sync()
+    done = served.shala("zone", "redact", "mz", "account", "zo", stdin=answer)
+    assert (done.returncode, done.stdout.strip()) == (2, "")
+    assert "shala: not confirmed, nothing was changed" in done.stderr.splitlines()[-1]
+    assert served.query("SELECT key FROM record") == [("zo",)]
+
+
+def test_a_redaction_goes_on_with_a_yes(served, join):
+    aizawl = join()
+    aizawl.write(account("zo"))
+    aizawl.sync()
+    assert served.shala("zone", "redact", "mz", "account", "zo", stdin="y\n").returncode == 0
+    assert served.query("SELECT key FROM record") == []
+
+
+@pytest.fixture
+def zos_records(served, join):
+    """In the zone mz of zo: an account, progress, visits and a type that nobody knows; in rj an account."""
+    aizawl, newer, ajmer = join("2031017-mz17"), join("2031019-mz19"), join("2081001-rj1", "rj")
+    aizawl.write(
+        account("zo"), progress("zo", 1), progress("zo", 2, "algebra"), Change("activity", "zo/1", {})
+    )
+    aizawl.write(account("zodin"), progress("zodin", 1))
+    ajmer.write(account("zo"))
+    for device in (aizawl, ajmer):
+        device.sync()
+    hologram = encode_entry(Entry("hologram", "zo/1", 1, 1, 0, "{}"))
+    newer.open()
+    newer.put(make_segment(newer.key, "mz", newer.records.epoch, 1, NONE, [hologram]).data)
+
+
+def records_of(centre, user: str, *arguments: str) -> list[str]:
+    done = centre.shala("zone", "records", "--user", user, "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    return [" ".join(one.values()) for one in json.loads(done.stdout)["records"]]
+
+
+def test_all_records_of_a_user_are_listed_and_nobody_elses(served, zos_records):
+    in_mz = ["mz account zo", "mz activity zo/1", "mz progress zo/algebra", "mz progress zo/geometry"]
+    assert records_of(served, "zo") == [*in_mz, "rj account zo"]
+    assert records_of(served, "zo", "--zone", "mz") == in_mz
+    shown = served.shala("zone", "records", "--user", "zo").stdout
+    assert "mz: 1 account, 1 activity, 2 progress" in shown
+    assert "No record names nobody" in served.shala("zone", "records", "--user", "nobody").stdout
+
+
+def test_a_redacted_account_names_what_else_names_the_user_and_how_it_goes_too(served, zos_records):
+    done = served.shala("zone", "redact", "mz", "account", "zo", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "Left in mz, and naming zo: 1 activity, 2 progress" in done.stdout
+    assert "shala zone redact mz account zo --with-dependents" in done.stdout
+    assert "Left in rj, and naming zo: 1 account" in done.stdout
+    assert len(records_of(served, "zo", "--zone", "mz")) == 3
+
+
+def test_a_redaction_with_dependents_leaves_nothing_of_the_user_in_the_zone(served, zos_records, join):
+    lunglei = join("2031018-mz18")
+    asked = served.shala("zone", "redact", "mz", "account", "zo", "--with-dependents", stdin="y\n")
+    assert "Forget account zo and what hangs on it (1 activity, 2 progress) in mz" in asked.stderr
+    assert "Left in mz" not in asked.stdout
+    assert records_of(served, "zo") == ["rj account zo"]
+    lunglei.sync()
+    assert set(lunglei.values()) == {("account", "zodin"), ("progress", "zodin/geometry")}
+    for (data,) in served.query(
+        "SELECT s.data FROM segment s JOIN zone z ON z.id = s.zone WHERE z.name = 'mz'"
+    ):
+        left = {names_of(raw) for _, raw in read_segment(bytes(data)).numbered()}
+        assert not any("zo" in key.split("/") for _, key in left)
+
+
+def test_a_redaction_with_dependents_finds_them_after_the_account(served, zos_records):
+    for more in ((), ("--with-dependents",)):
+        done = served.shala("zone", "redact", "mz", "account", "zo", "--yes", "--json", *more)
+    assert json.loads(done.stdout)["left"] == [{"zone": "rj", "type": "account", "records": 1}]
+    assert records_of(served, "zo", "--zone", "mz") == []
 
 
 def test_where_a_record_is_names_its_author_its_versions_and_its_servers(served, join):
@@ -315,7 +818,9 @@ def test_moving_a_device_offline_writes_its_approval(served, join, tmp_path):
     approval = tmp_path / "approval"
     done = served.shala("device", "move", aizawl.name, "--zone", "rj", "--output", str(approval))
     assert done.returncode == 0, done.stderr
-    aizawl.take_approval(msgspec.json.decode(Path(approval).read_bytes(), type=wire.EnrolAnswer))
+    said = msgspec.json.decode(approval.read_bytes(), type=wire.EnrolAnswer)
+    assert said.key == bytes(aizawl.key.verify_key).hex()
+    aizawl.take_approval(said)
     aizawl.sync()
     assert status(served, "rj")["records"] == 1
     assert served.shala("device", "move", aizawl.name, "--zone", "rj").returncode == 2

@@ -116,19 +116,32 @@ class ZoneCentre:
     database: str
     postgres: Postgres | None = None
     port: int = 0
+    quotas: dict[str, int] = field(default_factory=dict)
+    url: str = ""
+    key_folder: Path | None = None
     _server: uvicorn.Server | None = None
     _thread: threading.Thread | None = None
     _process: subprocess.Popen[bytes] | None = None
 
     @property
+    def key_file(self) -> Path:
+        return (self.key_folder or self.folder) / "zones.key"
+
+    @property
     def settings(self) -> ZoneSettings:
-        return ZoneSettings(database=self.database, key_file=str(self.folder / "zones.key"))
+        return ZoneSettings(
+            database=self.database,
+            key_file=str(self.key_file),
+            **{"min_free_bytes": 0, **self.quotas},
+        )
 
     @property
     def config(self) -> Path:
         path = self.folder / "central.toml"
         path.write_text(
-            f'format = 1\n[zones]\ndatabase = "{self.database}"\nkey_file = "{self.folder}/zones.key"\n'
+            f'format = 1\n[zones]\ndatabase = "{self.database}"\nkey_file = "{self.key_file}"\n'
+            f'url = "{self.url}"\n'
+            + "".join(f"{name} = {value}\n" for name, value in {"min_free_bytes": 0, **self.quotas}.items())
         )
         return path
 
@@ -138,11 +151,12 @@ class ZoneCentre:
         yield opened
         opened.database.close()
 
-    def shala(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def shala(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run the command line; in this process, because it is done often."""
         out, errors, code = io.StringIO(), io.StringIO(), 0
         with (
             mock.patch.object(sys, "argv", ["shala", *arguments]),
+            mock.patch.object(sys, "stdin", io.StringIO(stdin)),
             mock.patch.dict(os.environ, {"SHALA_CENTRAL_CONFIG": str(self.config)}),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(errors),
@@ -298,7 +312,7 @@ class Device:
         self.number += 1
         return wire.SyncRequest(
             epoch=self.records.epoch,
-            counter=self.records.haves().greatest,
+            counter=self.records.counter - self.records.uncut(),
             number=self.number,
             nonce=self.nonce,
             cursor=self.cursor,

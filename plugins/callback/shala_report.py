@@ -10,7 +10,9 @@ short_description: Prints the closing report of a fleet playbook
 description:
   - "At the end of a run prints what the playbook put into the custom stat C(shala_report)
     (ansible.builtin.set_stats) - a text, a list of lines, a list of rows (dicts), or a dict with C(title),
-    C(columns), C(rows) and C(closing)."
+    C(tables) or one table in C(columns) and C(rows), and C(closing). Each table is a dict with C(title),
+    C(columns) and C(rows). What stands in C(shala_report_<word>) is printed as well, in the order in which
+    it was said."
   - "When the custom stat C(shala_partly_done) is true and nothing failed, ansible-playbook exits with 3
     (partly done) as every command of shala does."
 requirements:
@@ -19,6 +21,7 @@ requirements:
 
 from ansible.plugins.callback import CallbackBase
 
+REPORT = "shala_report"
 PARTLY_DONE = 3
 
 
@@ -33,8 +36,10 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_stats(self, stats):
         """Print the report; end with exit code 3 if the playbook says that something is left."""
         custom = stats.custom.get("_run", {})
-        for line in report_lines(custom.get("shala_report")):
-            self._display.display(line)
+        for name, report in custom.items():
+            if name == REPORT or name.startswith(f"{REPORT}_"):
+                for line in report_lines(report):
+                    self._display.display(line)
         partly = str(custom.get("shala_partly_done", "")).strip().lower() in ("true", "yes", "1")
         # A failure has its own exit code (2, or 4 for a host that fell silent), and it is the louder one.
         if partly and not stats.failures and not stats.dark:
@@ -52,6 +57,8 @@ def report_lines(report):
         columns = [str(column) for column in report.get("columns") or (rows[0] if rows else [])]
         title, closing = report.get("title"), report.get("closing")
         lines = ["", *([str(title)] if title else []), *table(rows, columns)]
+        for one in report.get("tables") or []:
+            lines += report_lines(one)
         return [*lines, *([str(closing)] if closing else [])]
     if all(isinstance(row, dict) for row in report):
         return ["", *table(report, [str(column) for column in report[0]])]

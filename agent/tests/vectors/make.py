@@ -34,6 +34,13 @@ def made() -> dict[str, object]:
         CENTRE,
         Statement(format=1, kind="enrol", zone=ZONE, key=public, name="2031017-mz17", generation=1),
     )
+    revocation = sign_statement(
+        CENTRE,
+        Statement(
+            format=1, kind="revoke", zone=ZONE, key=public, name="2031017-mz17", generation=2, reason="stolen",
+            cut_offs={segment.log.hex(): 3}, heads={segment.log.hex(): [segment.id.hex()]},
+        ),
+    )  # fmt: skip
     body = b'{"format":1}'
     return {
         "author_seed": bytes(AUTHOR).hex(),
@@ -50,6 +57,7 @@ def made() -> dict[str, object]:
         "redacted_segment": redact(segment, [2]).data.hex(),
         "statement_id": hashlib.sha256(statement[64:]).hexdigest(),
         "statement": statement.hex(),
+        "revocation": revocation.hex(),
         "request": {
             "method": "POST", "path": "/v1/sync", "session": "", "offset": 0, "body": body.decode(),
             "signature": sign(AUTHOR, signed_text("POST", "/v1/sync", "", 0, body)),

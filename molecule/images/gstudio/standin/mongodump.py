@@ -31,20 +31,22 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _dump(options)
     except OSError as error:
-        return _failed(f"error writing data: {error.strerror}: {error.filename}")
+        return failed(f"error writing data: {error.strerror}: {error.filename}")
     except ConnectionFailure:
-        return _failed("error connecting to db server: no reachable servers")
+        return failed("error connecting to db server: no reachable servers")
     except Exception as error:
-        return _failed(str(error))
+        return failed(str(error))
     return 0
 
 
-def _failed(reason: str) -> int:
-    _line(f"Failed: {reason}")
+def failed(reason: str) -> int:
+    """Say why nothing more is done and return the exit code."""
+    line(f"Failed: {reason}")
     return 1
 
 
-def _line(text: str) -> None:
+def line(text: str) -> None:
+    """Write a line as the tools of 3.2 do: with the time, on stderr."""
     stamp = datetime.now(IST).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3]
     print(f"{stamp}+0530\t{text}", file=sys.stderr, flush=True)
 
@@ -69,7 +71,7 @@ def _dump(options: argparse.Namespace) -> None:
             )
             for name in collections:
                 if not options.quiet:
-                    _line(f"writing {database}.{name} to ")
+                    line(f"writing {database}.{name} to ")
                 found = [bytes(one.raw) for one in source[name].find()]
                 content = b"".join(found)
                 if partial == "cut" and not first and content:
@@ -82,7 +84,7 @@ def _dump(options: argparse.Namespace) -> None:
                 (folder / f"{name}.metadata.json").write_bytes(documents.metadata(database, name))
                 faults.write_in_place(folder / f"{name}.bson", content, switch="dump-slow")
                 if not options.quiet and (partial is None or first):
-                    _line(f"done dumping {database}.{name} ({len(found)} documents)")
+                    line(f"done dumping {database}.{name} ({len(found)} documents)")
                 first = False
 
 

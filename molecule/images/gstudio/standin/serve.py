@@ -22,6 +22,7 @@ from .school import Sizes, school_of
 STORE = STATE / "mongo"
 ACCOUNTS_FILLED = STATE / "accounts-filled"
 SECONDS_TO_STOP = 4.0
+SECONDS_TO_START = 120.0  # of a database, after a kill, on a machine that has other work
 
 
 class Stopped(Exception):
@@ -159,7 +160,8 @@ class Services:
             extra_groups=["ssl-cert"],
             cwd="/",
         )
-        for _ in range(100):
+        end = time.monotonic() + SECONDS_TO_START
+        while time.monotonic() < end:
             if subprocess.run([POSTGRES / "pg_isready", "-q", "-U", "postgres"], check=False).returncode == 0:
                 return
             time.sleep(0.1)
@@ -239,16 +241,18 @@ def _fill_accounts(here: tree.Tree) -> None:
 
 
 def _store_server(port: int) -> subprocess.Popen[bytes]:
+    pid = Path(f"/run/mongod-{port}.pid")
+    pid.unlink(missing_ok=True)  # of a container that was killed: another process may have that number now
     command = ["--host", "127.0.0.1", "-p", str(port), "--data-dir", str(STORE), "--log-file", "/dev/null"]
     return subprocess.Popen(
-        [sys.executable, "-m", "nx_27017.nx_27017", *command, "--pid-file", f"/run/mongod-{port}.pid"],
+        [sys.executable, "-m", "nx_27017.nx_27017", *command, "--pid-file", str(pid)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )
 
 
-def _answers(port: int, seconds: float = 20) -> None:
+def _answers(port: int, seconds: float = SECONDS_TO_START) -> None:
     """Wait until something listens there. Raises TimeoutError."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -221,6 +221,32 @@ def test_mongodump_writes_real_bson(server: Server) -> None:
         bson.decode_all((folder / "Nodes.bson").read_bytes())
 
 
+def test_mongorestore_puts_a_dump_back_byte_by_byte(server: Server) -> None:
+    dump = ("mongodump", "-d", "repository", "-o")
+    server.run(*dump, "/data/first")
+    names = [path.stem for path in (server.data / "first/repository").glob("*.bson")]
+    drop = "import pymongo; pymongo.MongoClient('127.0.0.1', 27017).drop_database('repository')"
+    assert server.run("python", "-c", drop).returncode == 0
+    into = (
+        "mongorestore",
+        "--drop",
+        "--maintainInsertionOrder",
+        "-d",
+        "repository",
+        "/data/first/repository",
+    )
+    done = server.run(*into)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("finished restoring repository.") == len(names) > 0
+    server.run(*into)
+    server.run(*dump, "/data/second")
+    for path in (server.data / "first/repository").iterdir():
+        assert (server.data / "second/repository" / path.name).read_bytes() == path.read_bytes()
+    cut = server.data / f"first/repository/{names[0]}.bson"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    assert server.run(*into).returncode == 1
+
+
 def test_the_export_can_be_cut_emptied_slowed_and_starved(server: Server) -> None:
     folder = "gstudio-exported-users-analytics-csvs"
 

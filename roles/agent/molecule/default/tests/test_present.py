@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import tomllib
+
 SSH = (
     "ssh -i /root/pull_key -o IdentitiesOnly=yes -o BatchMode=yes -o StrictHostKeyChecking=no "
     "-o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
@@ -26,6 +28,29 @@ def test_the_agent_accepts_its_configuration_and_others_cannot_read_it(host):
     assert (config.user, config.group, config.mode) == ("root", "root", 0o640)
     assert 'server_name = "2031017-mz17"' in config.content_string
     assert host.run("shala-agent check-config /etc/shala/agent.toml").rc == 0
+
+
+def test_what_may_leave_the_server_is_what_the_operator_said(host):
+    said = tomllib.loads(host.file("/etc/shala/catalogue.toml").content_string)
+    assert said["items"]["nginx-logs"] == {"take": False}
+    assert said["items"]["gstudio-exported-users-analytics-csvs"]["pseudonymise"] == [
+        "first_name",
+        "last_name",
+    ]
+    assert said["items"]["h5p-logs"]["about"] == 'what "H5P" \\ नोट wrote'
+    assert said["derivations"] == {"activity-timestamps": {"every_hours": 20}}
+
+
+def test_the_key_of_the_pseudonyms_is_roots_alone(host):
+    key = host.file("/etc/shala/pseudonym.key")
+    assert (key.user, key.group, key.mode) == ("root", "root", 0o600)
+    assert key.content_string == "0123456789abcdef0123456789abcdef\n"
+
+
+def test_a_server_with_a_zone_syncs_with_the_centre_that_it_was_told_of(host):
+    assert "of the centre" in host.file("/etc/shala/centre.pem").content_string
+    sync = tomllib.loads(host.file("/etc/shala/agent.toml").content_string)["sync"]
+    assert (sync["enabled"], sync["ca_file"]) == (True, "/etc/shala/centre.pem")
 
 
 def test_it_starts_at_boot_and_at_its_interval(host):

@@ -29,16 +29,6 @@ class Ranges:
                 first, last = min(first, a), max(last, b)
         self._ranges = sorted([*kept, (first, last)])
 
-    @property
-    def contiguous(self) -> int:
-        """The greatest counter below which nothing is missing; 0 where the first one is."""
-        return self._ranges[0][1] if self._ranges and self._ranges[0][0] == 1 else 0
-
-    @property
-    def greatest(self) -> int:
-        """The greatest counter that is there."""
-        return self._ranges[-1][1] if self._ranges else 0
-
     def missing(self, last: int) -> Iterator[Range]:
         """Yield the ranges up to `last` that are not there."""
         nextone = 1
@@ -50,9 +40,6 @@ class Ranges:
             nextone = max(nextone, b + 1)
         if nextone <= last:
             yield nextone, last
-
-    def __contains__(self, counter: int) -> bool:
-        return any(a <= counter <= b for a, b in self._ranges)
 
     def __iter__(self) -> Iterator[Range]:
         return iter(self._ranges)
