@@ -150,9 +150,10 @@ class _Counted(socket.SocketIO):
         return size
 
     def write(self, data):
-        size = super().write(data)
-        self._centre.sent += size or 0
-        return size
+        # Before it goes: the client has the answer as soon as it is written, and the test counts then.
+        self._centre.sent += len(data)
+        self._sock.sendall(data)
+        return len(data)
 
 
 class _Handler(BaseHTTPRequestHandler):
