@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,11 +139,12 @@ class _Restorer:
                 results = [(one.item.name, self._restored(one)) for one in chosen]
             finally:
                 self._remove(STAGED)
-        self._end(results)
         done.items += results
         done.kept = self._kept()
         done.restart_needed = self._restart_needed(chosen)
         self._write_down(done)
+        # Last of all: once the note is gone, the same command is another restore.
+        self._end(results)
         return done
 
     # -- what goes back ----------------------------------------------------------------------------------
@@ -226,10 +228,28 @@ class _Restorer:
                 raise AgentError(f"{data} (--yes replaces it; what is there now is kept aside)")
             half = note.half_done if note is not None else []
             begun = datetime.datetime.now(datetime.timezone.utc)
-            kept = f"{BEFORE}/{written(begun).replace(':', '')}"
-            note = Note(digest, kept, half, container=container, begun=begun, half_before=list(half))
+            note = Note(
+                digest,
+                self._unused_folder(begun),
+                half,
+                container=container,
+                begun=begun,
+                half_before=list(half),
+            )
         self._note = note
         write_note(self._state, note)
+
+    def _unused_folder(self, begun: datetime.datetime) -> str:
+        """Return a folder for what was there before, in which no other restore has kept anything.
+
+        The second alone does not tell them apart: two may begin in one, and clocks go back.
+        """
+        name = f"{BEFORE}/{written(begun).replace(':', '')}"
+        for number in itertools.count(1):
+            note = Note("", f"{name}-{number}" if number > 1 else name)
+            if not any(self._host(folder).exists() for folder in (note.kept, note.kept_half)):
+                break
+        return note.kept
 
     def _end(self, results: Sequence[tuple[str, Result]]) -> None:
         """Forget what was noted, but not of what is half done: by a failure, or by another restore."""

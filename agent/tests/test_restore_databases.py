@@ -1,100 +1,26 @@
-"""Databases come back: what is kept of those that are there, when it is believed, and who can log in then.
-
-The container's commands are run on this machine, with the data volume where the school has it; in the place of
-the databases are a dump and counts of documents.
-"""
+"""Databases come back: what is kept of those that are there, when it is believed, and who can log in then."""
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import os
 import re
-import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from agent_school import QuietContainer, School, bson
+from agent_school import School, bson
+from little_databases import DATABASE, Databases, dump, users_in
 from shala_agent import durable
-from shala_agent.checks import SQL_TRAILER
 from shala_agent.config import read_config
-from shala_agent.container import ContainerState, Execution
 from shala_agent.failure import AgentError
 from shala_agent.restore import Restored, restore
 from shala_agent.restore_note import Note, half_done, read_note, write_note
 from test_restore import Bag
 
-DATABASE = "gstudio-mongodb"
 WEEKS_AGO = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(weeks=3)
-
-
-class Databases(QuietContainer):
-    """A container with little databases; `mongorestore` puts back nothing where it is `idle`."""
-
-    def __init__(self, school: School) -> None:
-        super().__init__("gstudio", school.root / "state/locks")
-        self._data = school.data
-        self.users: dict[str, str] = {}
-        self.documents: dict[str, int] = {}
-        self.deeds: list[str] = []
-        self.idle = False
-        self.broken = False
-        self.started = ""
-        self.at_work: dict[str, int] = {}  # what somebody adds while mongorestore runs
-
-    def state(self) -> ContainerState:
-        return dataclasses.replace(super().state(), started=self.started)
-
-    def run(self, command: Sequence[str], **_: Any) -> Execution:
-        here = [word.replace("/data/", f"{self._data}/") for word in command]
-        text = " ".join(command)
-        if command[0] == "mongorestore":
-            self.deeds.append("mongorestore")
-            if self.broken:
-                return Execution(1, "", "it broke", False, 0.0)
-            if not self.idle:
-                self.documents |= {
-                    file.stem: len(file.read_bytes()) // 12 + self.at_work.get(file.stem, 0)
-                    for file in Path(here[-1]).glob("*.bson")
-                }
-        elif "mongodump" in text:
-            self.deeds.append(f"kept in {Path(here[-1]).parent.name}")
-            folder = Path(here[-1], here[-2])
-            folder.mkdir(parents=True)
-            for name, count in self.documents.items():
-                (folder / f"{name}.bson").write_bytes(bson(count))
-        elif "drop_collection" in text:
-            self.documents = {name: n for name, n in self.documents.items() if name not in command[4:]}
-        elif "collection_names" in text:
-            counts = "".join(f"{count} {DATABASE} {name}\n" for name, count in self.documents.items())
-            return Execution(0, f"{counts}counted\n", "", False, 0.0)
-        elif "pg_dumpall" in text:
-            Path(here[-1]).parent.mkdir(parents=True, exist_ok=True)
-            Path(here[-1]).write_bytes(dump(self.users))
-        elif "psql" in text:
-            if command[-1].endswith(".sql"):
-                self.deeds.append("psql")
-                self.users = users_in(Path(here[-1]))
-        elif "/dev/tcp" not in text:
-            ran = subprocess.run(here, capture_output=True, text=True, check=False)
-            return Execution(ran.returncode, ran.stdout, ran.stderr, False, 0.0)
-        return Execution(0, "", "", False, 0.0)
-
-
-def dump(users: dict[str, str]) -> bytes:
-    """Return a whole dump of a cluster with these users: {name: password}."""
-    rows = "".join(f"{n}\t{password}\t{name}\n" for n, (name, password) in enumerate(users.items()))
-    head = "CREATE ROLE glab;\nCREATE DATABASE gstudio_psql;\n"
-    table = f"COPY public.auth_user (id, password, username) FROM stdin;\n{rows}\\.\n"
-    return (head + table).encode() + SQL_TRAILER + b"\n"
-
-
-def users_in(file: Path) -> dict[str, str]:
-    rows = (line.split("\t") for line in file.read_text().splitlines() if line.count("\t") == 2)
-    return {name: password for _, password, name in rows}
 
 
 @pytest.fixture
@@ -105,7 +31,7 @@ def bag(tmp_path: Path) -> Bag:
 @pytest.fixture
 def there(school: School, monkeypatch: pytest.MonkeyPatch) -> Iterator[Databases]:
     """The databases of the school, with nothing in them."""
-    made = Databases(school)
+    made = Databases(school.root)
     monkeypatch.setattr("shala_agent.restore.Container", lambda *_: made)
     return made
 
@@ -142,6 +68,20 @@ def test_what_is_kept_is_on_the_disk_before_it_is_noted_that_it_is(
     kept = Path(done.kept).name
     assert there.deeds[:5] == ["begun", f"kept in {kept}", "synced", "noted", "mongorestore"]
     assert (Path(done.kept) / f"db/{DATABASE}/Nodes.bson").read_bytes() == bson(3)
+
+
+def test_two_restores_that_begin_in_one_second_each_keep_what_they_found(
+    school: School, bag: Bag, there: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shala_agent.restore.written", lambda _: "2026-11-22T08:00:00Z")
+    there.documents, there.users = {"Nodes": 3}, {"green-apple-mz17": "pbkdf2_sha256$a$b"}
+    put_mongo(bag, Nodes=5)
+    bag.put("postgres-dump/pg_dump_all.sql", dump({"blue-bat-mz17": "!"}))
+    first, second = brought_back(school, bag, yes=True), brought_back(school, bag, yes=True)
+    assert first.kept != second.kept
+    for done, count, user in ((first, 3, "green-apple-mz17"), (second, 5, "blue-bat-mz17")):
+        assert (Path(done.kept) / f"db/{DATABASE}/Nodes.bson").read_bytes() == bson(count)
+        assert set(users_in(Path(done.kept) / "pg_dump_all.sql")) == {user}
 
 
 def test_files_that_changed_since_the_collection_are_data_of_this_server(
@@ -219,6 +159,22 @@ def test_a_password_that_was_collected_is_not_replaced_by_one_that_was_here(
     bag.put("postgres-dump/pg_dump_all.sql", dump({"green-apple-mz17": "pbkdf2_sha256$of$then"}))
     brought_back(school, bag, yes=True)
     assert there.users == {"green-apple-mz17": "pbkdf2_sha256$of$then"}
+
+
+def test_a_restore_is_in_the_ledger_before_it_is_forgotten(
+    school: School, bag: Bag, there: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_mongo(bag, Benchmarks=5)
+    with monkeypatch.context() as patch:
+        patch.setattr("shala_agent.restore.Ledger", killed)
+        with pytest.raises(KeyboardInterrupt):
+            brought_back(school, bag)
+    # What was a new server has data now: the same command is not asked whether to replace it.
+    assert outcomes(brought_back(school, bag)) == {"db": "ok"}
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 # -- a restore that was cut ------------------------------------------------------------------------------------
