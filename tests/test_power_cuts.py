@@ -29,7 +29,7 @@ from shala_agent.spool import Spool
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "agent/tests"))
 
-from injected import BY_THE_FLEET, TALLIES, Tally  # noqa: E402
+from injected import BY_THE_FLEET, TALLIES, Injection, Tally  # noqa: E402
 
 pytestmark = pytest.mark.fleet
 
@@ -62,6 +62,9 @@ class Machine:
 
     def cut_power(self) -> None:
         assert self._docker("kill", self.name).returncode == 0
+
+    def is_off(self) -> bool:
+        return self._docker("inspect", "-f", "{{.State.Running}}", self.name).stdout.strip() == "false"
 
     def switch_on(self) -> None:
         assert self._docker("start", self.name).returncode == 0
@@ -130,7 +133,7 @@ def collected_through_cuts(machine: Machine, chance: random.Random, folder: Path
     before = json.loads(machine.on("shala-agent", "status", "--json"))
     story, began = Story(), time.monotonic()
     with ExitStack() as injected:
-        saw: list[list[str]] = []
+        cuts: list[Injection] = []
         machine.cut_power()
         while True:
             machine.switch_on()
@@ -139,8 +142,9 @@ def collected_through_cuts(machine: Machine, chance: random.Random, folder: Path
             seconds = chance.uniform(*ON_FOR)
             if full := collected_within(machine, seconds, before):
                 break
-            saw.append(injected.enter_context(tally.injected("power-cut")))
+            cuts.append(injected.enter_context(tally.injected("power-cut")))
             machine.cut_power()
+            cuts[-1].hit = machine.is_off()
             off = folder / f"{story.boots}"
             assert_whole(machine, off, at_least=before["sealed"])
             story.cuts.append(f"{running_step(off)} after {seconds:.0f} s")
@@ -154,8 +158,8 @@ def collected_through_cuts(machine: Machine, chance: random.Random, folder: Path
         assert_whole(machine, folder / "last", at_least=full["sealed"])
         machine.switch_on()
         machine.wait_for_platform()
-        for words in saw:
-            words.append(f"a full collection at boot {story.boots}")
+        for cut in cuts:
+            cut.saw = f"a full collection at boot {story.boots}"
     return story
 
 

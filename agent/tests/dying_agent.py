@@ -2,7 +2,8 @@
 
 Run as a program it reads commands of `shala-agent` from stdin, one a line as JSON, and forks a process for each:
 hundreds of starts of Python would take minutes. In that process everything is the agent's own but this: its
-container says nothing (agent_school.QuietContainer); with `at`, SIGKILL comes just before its n-th change of the
+container says nothing (agent_school.QuietContainer), that of a restore has databases
+that are files (little_databases.LastingDatabases); with `at`, SIGKILL comes just before its n-th change of the
 disk (a file opened for writing, renamed, linked, removed, a commit of SQLite, ...); with `clock`, it is
 another time by so many seconds.
 """
@@ -29,12 +30,18 @@ WRITING = os.O_WRONLY | os.O_RDWR
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: by its exit code, or by SIGKILL. `count` is how often it changed the disk."""
+    """How a process ended: by its exit code, or by SIGKILL.
+
+    `count` is how often it changed the disk; from `began` to `ended` it was there (of the monotonic clock; 0 where
+    it was killed).
+    """
 
     killed: bool
     code: int
-    count: int
     said: str
+    count: int = 0
+    began: float = 0
+    ended: float = 0
 
 
 class Agents:
@@ -71,13 +78,13 @@ class Agents:
             meanwhile(process)
         ended = []
         for number, status in enumerate(json.loads(self._server.stdout.readline())):
-            file, count = (Path(f"{said}-{number}{suffix}") for suffix in ("", ".count"))
+            file, noted = (Path(f"{said}-{number}{suffix}") for suffix in ("", ".noted"))
             killed = os.WIFSIGNALED(status)
-            counted = int(count.read_text()) if count.exists() else 0
+            figures = json.loads(noted.read_text()) if noted.exists() else {}
             text = file.read_text() if file.exists() else ""  # it was killed before it could speak
-            ended.append(Ended(killed, -1 if killed else os.WEXITSTATUS(status), counted, text))
+            ended.append(Ended(killed, -1 if killed else os.WEXITSTATUS(status), text, **figures))
             file.unlink(missing_ok=True)
-            count.unlink(missing_ok=True)
+            noted.unlink(missing_ok=True)
         return ended
 
 
@@ -152,6 +159,7 @@ def live(wanted: dict[str, Any], number: int) -> None:
     """Be one agent, to its end."""
     from shala_agent import cli
 
+    began = time.monotonic()
     said = f"{wanted['said']}-{number}"
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(descriptor, 1)
@@ -170,7 +178,8 @@ def live(wanted: dict[str, Any], number: int) -> None:
     finally:
         dying.at = 0
         sys.stdout.flush()
-        Path(f"{said}.count").write_text(str(dying.count))
+        noted = {"count": dying.count, "began": began, "ended": time.monotonic()}
+        Path(f"{said}.noted").write_text(json.dumps(noted))
         os._exit(code)
 
 
@@ -182,9 +191,11 @@ def answer(document: object) -> None:
 def main() -> None:
     """Fork agents until stdin ends."""
     from agent_school import QuietContainer
-    from shala_agent import chain, cli, collect, priority  # noqa: F401 - imported once, here
+    from little_databases import LastingDatabases
+    from shala_agent import chain, cli, collect, priority, restore  # noqa: F401 - imported once, here
 
     chain.Container = QuietContainer  # type: ignore[misc]
+    restore.Container = lambda _, locks: LastingDatabases(locks.parents[1])  # type: ignore[misc]
     priority.yield_to_others = lambda: None  # there are hundreds of them
     collect.CHECKPOINT_FILES = 5  # often, so that there are more moments to die at
     for line in sys.stdin:

@@ -26,6 +26,7 @@ import bagit
 import pytest
 from injected import Tally
 from shala_agent import checks
+from shala_agent.databases import wait_for
 from shala_agent.ledger import Ledger
 from shala_agent.spool import Spool
 from test_container import IMAGE, Platform, docker, outcome, require_image
@@ -121,6 +122,13 @@ def running_step(platform: Platform) -> str:
     return ""
 
 
+def seconds_of(platform: Platform, step: str) -> float:
+    """Return how long a step took in the newest run."""
+    with closing(Ledger(platform.root / "state/ledger.sqlite")) as ledger:
+        (record,) = (one for one in ledger.steps(ledger.runs(1)[0].id) if one.step == step)
+        return record.seconds or 0.0
+
+
 def until_running(platform: Platform, step: str, process: subprocess.Popen[str]) -> None:
     while running_step(platform) != step:
         assert process.poll() is None, f"{step} never ran"
@@ -213,18 +221,26 @@ def assert_runs_through(platform: Platform, *, resumes: bool = False) -> None:
 
 
 def test_a_chain_killed_as_any_step_ends_goes_on_at_the_next(platform: Platform, tally: Tally):
-    for step in STEPS:
-        with tally.injected("kill-boundary") as saw:
+    cut = False
+    for number, step in enumerate(STEPS):
+        with tally.injected("kill-boundary") as injection:
             process = agent(platform, "run")
             assert process.stderr is not None
+            said = []
             for line in process.stderr:
+                said.append(line)
                 if line.startswith(f"{step}: "):
                     break
             else:
                 raise AssertionError(f"{step} never ended")
-            kill(process)
+            cut_before, cut = cut, kill(process)
+            injection.hit = cut
+            # A heartbeat is of its moment: each run takes a new one.
+            ended = tuple(f"{one}: " for one in STEPS[1:number]) if cut_before else ()
+            again = [line for line in said if line.startswith(ended)] if ended else []
+            assert all("done before the cut" in line or "not due" in line for line in again), again
             assert_sound(platform)
-            saw.append("the next run went on at the next step")
+            injection.saw = "the next run went on at the next step"
     assert_runs_through(platform)
 
 
@@ -232,18 +248,19 @@ def test_a_chain_killed_at_any_instant_loses_nothing(platform: Platform, tally: 
     chance = random.Random(SEED)
     good = documents(platform)
     landed: dict[str, int] = {}
-    for number in range(POINTS):
-        with tally.injected("kill-step") as saw:
+    for number in tally.until_it_hits("kill-step", POINTS):
+        with tally.injected("kill-step") as injection:
             process = agent(platform, "run")
             # Mostly from the step on at which the chain goes on: starting takes long on a busy machine.
             while number % 4 and process.poll() is None and running_step(platform) in ("", "heartbeat"):
                 time.sleep(0.02)
             time.sleep(chance.uniform(0, 2.5))
             step = running_step(platform)
-            killed = kill(process)
+            injection.hit = kill(process)
             assert_sound(platform, moving=step)
-            landed[step] = landed.get(step, 0) + 1
-            saw.append(f"in {step}" if killed and step else "between two steps")
+            injection.saw = f"in {step}" if step else "between two steps"
+            if injection.hit:
+                landed[step] = landed.get(step, 0) + 1
     assert_runs_through(platform, resumes=True)
     assert {name: count >= good[name] for name, count in documents(platform).items()} == dict.fromkeys(
         good, True
@@ -258,6 +275,21 @@ def slowly(platform: Platform) -> None:
     """Have the platform take its time, so that there is something to interrupt."""
     platform.fault("export-slow", "1")
     platform.fault("dump-slow", "1")
+
+
+def state_of(platform: Platform) -> str:
+    """Return the engine's word for the state of the container."""
+    return docker("inspect", "-f", "{{.State.Status}}", platform.name)
+
+
+def start_of(platform: Platform) -> str:
+    """Return since when the container runs."""
+    return docker("inspect", "-f", "{{.State.StartedAt}}", platform.name)
+
+
+def is_running(platform: Platform, step: str, process: subprocess.Popen[str]) -> bool:
+    """Return whether an agent is in a step."""
+    return running_step(platform) == step and process.poll() is None
 
 
 def in_its_own_time(platform: Platform) -> None:
@@ -289,12 +321,15 @@ def test_a_container_that_goes_away_under_a_step_costs_that_step_alone(
     platform: Platform, tally: Tally, how, step
 ):
     good = documents(platform)
-    with tally.injected(f"container-{how}") as saw:
+    with tally.injected(f"container-{how}") as injection:
         slowly(platform)
         process = agent(platform, *COMMANDS[step])
         until_running(platform, step, process)
         time.sleep(random.Random(f"{SEED}{how}{step}").uniform(0, 0.3 if step == "postgres-dump" else 2))
+        started, under_the_step = start_of(platform), is_running(platform, step, process)
         docker("kill", platform.name) if how == "killed" else docker("restart", "-t", "1", platform.name)
+        gone = state_of(platform) == "exited" if how == "killed" else start_of(platform) != started
+        injection.hit = under_the_step and gone
         _, said = process.communicate(timeout=200)
         in_its_own_time(platform)
         if how == "killed":
@@ -303,7 +338,7 @@ def test_a_container_that_goes_away_under_a_step_costs_that_step_alone(
         assert_sound(platform)
         assert process.returncode in (0, 1, 3), said
         assert "Traceback" not in said
-        saw.append("the step failed and said why" if process.returncode else "what was made was whole")
+        injection.saw = "the step failed and said why" if process.returncode else "what was made was whole"
         again = agent(platform, *COMMANDS[step])
         _, said = again.communicate()
         assert again.returncode == 0, said
@@ -317,7 +352,7 @@ def test_a_container_that_is_paused_under_a_step_is_named_and_then_tidied(
 ):
     monkeypatch.setattr("shala_agent.container.SILENCE", 1)
     good = documents(platform)
-    with tally.injected("container-paused") as saw:
+    with tally.injected("container-paused") as injection:
         slowly(platform)
         pauser = threading.Timer(2.5, docker, ["pause", platform.name])
         pauser.start()
@@ -325,11 +360,12 @@ def test_a_container_that_is_paused_under_a_step_is_named_and_then_tidied(
             word, reasons = outcome(platform.do(lambda chain: chain.by_hand((step,))))
         finally:
             pauser.join()
+            injection.hit = state_of(platform) == "paused"
             docker("unpause", platform.name)
         assert word == "failed"
         assert f"docker unpause {platform.name}" in reasons
         assert documents(platform) == good
-        saw.append("the step failed and said why")
+        injection.saw = "the step failed and said why"
         in_its_own_time(platform)
         assert outcome(platform.do(lambda chain: chain.by_hand((step,))))[0] in ("ok", "suspect")
         assert_sound(platform)
@@ -342,9 +378,10 @@ def test_a_container_that_is_paused_under_a_step_is_named_and_then_tidied(
 def test_a_chain_without_postgresql_keeps_the_last_good_users(platform: Platform, tally: Tally, monkeypatch):
     dump = platform.root / "data/.shala/postgres-dump/pg_dump_all.sql"
     before = dump.read_bytes()
-    with tally.injected("postgres-down") as saw:
+    with tally.injected("postgres-down") as injection:
         platform.fault("postgres-down")
         time.sleep(3)
+        injection.hit = wait_for(platform.container, "postgres", 0) != ""
         with monkeypatch.context() as patch:
             patch.setattr("shala_agent.databases.wait_for.__defaults__", (1.0,))
             passage = platform.do(lambda chain: chain.run())
@@ -354,7 +391,7 @@ def test_a_chain_without_postgresql_keeps_the_last_good_users(platform: Platform
         item = passage.collected.collection.item("gstudio", "postgres-dump")
         assert (item.outcome, dump.read_bytes()) == ("failed", before)
         assert item.carried_from
-        saw.append("the last good dump stood, the exports were not believed")
+        injection.saw = "the last good dump stood, the exports were not believed"
         (platform.root / "faults/postgres-down").unlink()
         time.sleep(2)
         platform.ready()
@@ -364,9 +401,9 @@ def test_a_chain_without_postgresql_keeps_the_last_good_users(platform: Platform
 def test_a_disk_that_fills_while_dumping_and_deriving_spoils_nothing(platform: Platform, tally: Tally):
     chance = random.Random(SEED)
     ballast = platform.root / "ballast"
-    for _ in range(max(2, POINTS // 5)):
+    for _ in tally.until_it_hits("disk-full-dumps", max(2, POINTS // 5)):
         good = documents(platform)
-        with tally.injected("disk-full-dumps") as saw:
+        with tally.injected("disk-full-dumps") as injection:
             free = chance.choice([0, 8_000, 60_000, 400_000]) + chance.randrange(1, 60_000)
             with ballast.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(platform.root).free - free)
@@ -377,9 +414,8 @@ def test_a_disk_that_fills_while_dumping_and_deriving_spoils_nothing(platform: P
             assert "Traceback" not in said
             assert documents(platform) == good
             assert_sound(platform)
-            saw.append(
-                "failed in one line, the last good dumps stood" if process.returncode else "there was room"
-            )
+            injection.hit = process.returncode != 0  # otherwise there was room enough
+            injection.saw = "failed in one line, the last good dumps stood"
             again = agent(platform, "collect")
             _, said = again.communicate()
             assert again.returncode == 0, said
@@ -428,11 +464,14 @@ class Engine:
         with (root / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         for _ in range(300):
-            asked = ["docker", "-H", self.address, "info"]
-            if subprocess.run(asked, capture_output=True, check=False).returncode == 0:
+            if self.answers():
                 return
             time.sleep(0.1)
         raise AssertionError((root / "log").read_text()[-2000:])
+
+    def answers(self) -> bool:
+        asked = ["docker", "-H", self.address, "info"]
+        return subprocess.run(asked, capture_output=True, check=False).returncode == 0
 
     def end(self) -> None:
         assert self._process is not None
@@ -486,12 +525,14 @@ def beside(engine: Engine) -> Iterator[Platform]:
 def test_an_engine_that_restarts_under_a_step_costs_that_step_alone(
     beside: Platform, engine: Engine, tally: Tally, step
 ):
-    with speaking_to(engine), tally.injected("engine-restarted") as saw:
+    with speaking_to(engine), tally.injected("engine-restarted") as injection:
         slowly(beside)
         process = agent(beside, *COMMANDS[step])
         until_running(beside, step, process)
         time.sleep(random.Random(f"{SEED}{step}").uniform(0.2, 2))
+        under_the_step = is_running(beside, step, process)
         engine.end()
+        injection.hit = under_the_step and not engine.answers()
         in_its_own_time(beside)
         _, said = process.communicate(timeout=200)
         assert process.returncode in (1, 3), said
@@ -499,7 +540,7 @@ def test_an_engine_that_restarts_under_a_step_costs_that_step_alone(
         engine.start()
         beside.ready()
         assert_sound(beside, moving="mongo-dump")
-        saw.append("the step failed and said why")
+        injection.saw = "the step failed and said why"
         again = agent(beside, *COMMANDS[step])
         _, said = again.communicate()
         assert again.returncode == 0, said
@@ -510,12 +551,13 @@ def test_a_mongodb_that_is_late_is_waited_for_and_never_dumped_half(
     late: tuple[Platform, subprocess.Popen[str]], tally: Tally
 ):
     platform, process = late
-    with tally.injected("mongod-late") as saw:
+    with tally.injected("mongod-late") as injection:
         _, said = process.communicate(timeout=400)
+        injection.hit = process.returncode != 0 or seconds_of(platform, "mongo-dump") > 60
         if process.returncode:
             assert "mongo-dump: failed (MongoDB: it does not answer" in said
-            saw.append("the step failed and said why, the next run dumped it")
+            injection.saw = "the step failed and said why, the next run dumped it"
         else:
-            saw.append("it was waited for and dumped")
+            injection.saw = "it was waited for and dumped"
         platform.ready()
         assert_runs_through(platform)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import random
 import shutil
@@ -33,6 +34,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(300 + 3 * POINTS)]
 COLLECT = ("collect", "--without-dumps")
 TREES = {"rcs-repo": "rcs-repo", "nginx-logs": "nginx-logs", "media": "media", "db": ".shala/db"}
 YEAR = 365.25 * 86400
+NO_ROOM = "what did not fit was said and kept as it was"
 Held = dict[str, dict[str, bytes]]  # item: {path: content}
 
 
@@ -123,7 +125,7 @@ def assert_nothing_worse(school: School, before: Held, after: Held) -> str:
         assert files == after[name] if item.outcome == "ok" else any("no room" in one for one in item.reasons)
         for path, content in files.items():
             assert content in (before[name].get(path), after[name].get(path)), path
-    return "what did not fit was said and kept as it was"
+    return NO_ROOM
 
 
 def assert_one_of(school: School, *collections: Held) -> str:
@@ -166,15 +168,13 @@ def assert_recovered(school: School, ran: Ended) -> None:
     assert left_behind(school) == []
 
 
-def kill_and_recover(
-    started: Agents, school: School, tally: Tally, fault: str, command: tuple[str, ...] = COLLECT, at: int = 0
-) -> Ended:
+def kill_and_recover(started: Agents, school: School, tally: Tally, fault: str, at: int) -> Ended:
     """Kill an agent on a new day, look, and have the next one collect it."""
     before, after = mirrored(school), there_is(school)
-    with tally.injected(fault) as saw:
-        (ended,) = started.run(school, *command, at=at)
-        assert ended.killed or command is not COLLECT or ended.code == 0, ended.said
-        saw.append(assert_one_of(school, before, after))
+    with tally.injected(fault) as injection:
+        (ended,) = started.run(school, *COLLECT, at=at)
+        assert ended.killed or ended.code == 0, ended.said
+        injection.hit, injection.saw = ended.killed, assert_one_of(school, before, after)
         (again,) = started.run(school, *COLLECT)
         assert_recovered(school, again)
     return ended
@@ -193,7 +193,7 @@ def test_an_agent_killed_before_any_change_of_the_disk_loses_nothing(started, sc
     while killed:
         at += 1
         a_day_passes(school, chance)
-        killed = kill_and_recover(started, school, tally, "kill-collect", at=at).killed
+        killed = kill_and_recover(started, school, tally, "kill-collect", at).killed
     assert at > 50
 
 
@@ -201,9 +201,9 @@ def test_an_agent_killed_during_its_first_collection_makes_it_the_next_time(star
     chance = random.Random(SEED)
     (whole,) = started.run(school_in(made(tmp_path / "whole")), *COLLECT)
     assert whole.code == 0
-    for number in range(max(1, POINTS // 5)):
+    for number in tally.until_it_hits("kill-first", max(1, POINTS // 5)):
         school = school_in(made(tmp_path / str(number)))
-        kill_and_recover(started, school, tally, "kill-first", at=chance.randint(1, whole.count))
+        kill_and_recover(started, school, tally, "kill-first", chance.randint(1, whole.count))
         shutil.rmtree(school.root)
 
 
@@ -213,15 +213,15 @@ def test_a_chain_killed_anywhere_goes_on_and_keeps_the_last_good_dumps(started, 
     assert_recovered(school, ran)
     dumps = {name: tree(school.bag() / "data/gstudio" / name) for name in ("db", "postgres-dump")}
     (whole,) = started.run(school, "run")
-    for _ in range(max(1, POINTS // 5)):
+    for _ in tally.until_it_hits("kill-chain", max(1, POINTS // 5)):
         # Without a container the dumps fail: what is carried of them must be the last good one.
         a_day_passes(school, chance)
         new = {name: files for name, files in there_is(school).items() if name != "db"}
-        with tally.injected("kill-chain") as saw:
+        with tally.injected("kill-chain") as injection:
             (ended,) = started.run(school, "run", at=chance.randint(1, whole.count))
             assert_ledger_sound(school)
-            cut = ended.killed and open_chain(school)
-            saw.append("the next run went on with the chain" if cut else "the next run began a new chain")
+            cut, injection.hit = ended.killed and open_chain(school), ended.killed
+            injection.saw = f"the next run {'went on with the chain' if cut else 'began a new chain'}"
             (again,) = started.run(school, "run", "--json")
             assert again.code == 3, again.said
             assert f'"resumed": {"true" if cut else "false"}' in again.said
@@ -239,10 +239,10 @@ def test_a_heartbeat_that_is_killed_leaves_nothing_behind(started, school, tally
     at, killed = 0, True
     while killed:
         at += 1
-        with tally.injected("kill-heartbeat") as saw:
+        with tally.injected("kill-heartbeat") as injection:
             (ended,) = started.run(school, "heartbeat", at=at)
-            killed = ended.killed
-            saw.append("whole or not there" if killed else "none was killed any more")
+            injection.hit = killed = ended.killed
+            injection.saw = "whole or not there"
             (again,) = started.run(school, "heartbeat")
             assert again.code == 0, again.said
             assert_ledger_sound(school)
@@ -256,20 +256,20 @@ def test_an_agent_killed_at_any_instant_loses_nothing(started, school, tally: Ta
     chance = random.Random(SEED)
     began = time.monotonic()
     (first,) = started.run(school, *COLLECT)
+    longest = (time.monotonic() - began) * 1.2
     assert_recovered(school, first)
-    longest = (time.monotonic() - began) * 0.6
-    for _ in range(max(1, POINTS * 2 // 5)):
+    for _ in tally.until_it_hits("kill-instant", max(1, POINTS * 4 // 5)):
         a_day_passes(school, chance)
         before, after = mirrored(school), there_is(school)
-        with tally.injected("kill-instant") as saw:
+        with tally.injected("kill-instant") as injection:
 
             def kill(process: int) -> None:
                 time.sleep(chance.uniform(0, longest))
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
 
-            started.run(school, *COLLECT, meanwhile=kill)
-            saw.append(assert_one_of(school, before, after))
+            (ended,) = started.run(school, *COLLECT, meanwhile=kill)
+            injection.hit, injection.saw = ended.killed, assert_one_of(school, before, after)
             (again,) = started.run(school, *COLLECT)
             assert_recovered(school, again)
 
@@ -338,22 +338,21 @@ def test_a_disk_that_is_full_after_any_number_of_bytes_costs_nothing_but_time(
     school = school_on(small_disk)
     (first,) = started.run(school, *COLLECT)
     assert_recovered(school, first)
-    stopped = 0
-    for _ in range(max(4, POINTS // 5)):
+    for _ in tally.until_it_hits("disk-full", max(4, POINTS // 5)):
         a_day_passes(school, chance)
         school.write("data/rcs-repo/large", chance.randbytes(300_000))
         before, after = mirrored(school), there_is(school)
         small_disk.leave(chance.choice([4096, 20_000, 100_000, 300_000, 700_000]) + chance.randrange(50_000))
-        with tally.injected("disk-full") as saw:
+        with tally.injected("disk-full") as injection:
             (ended,) = started.run(school, *COLLECT, said=tmp_path)
             if ended.code:
-                stopped += 1
                 one_line(ended)
             small_disk.leave(0)
-            saw.append(assert_nothing_worse(school, before, after))
+            injection.saw = assert_nothing_worse(school, before, after)
+            injection.hit = ended.code != 0 or injection.saw == NO_ROOM
             (again,) = started.run(school, *COLLECT)
             assert_recovered(school, again)
-    assert stopped, "it was never full"
+    assert tally.hits("disk-full"), "it was never full"
 
 
 def test_a_disk_without_inodes_costs_nothing_but_time(started, small_disk, tmp_path, tally: Tally):
@@ -366,12 +365,13 @@ def test_a_disk_without_inodes_costs_nothing_but_time(started, small_disk, tmp_p
         before, after = mirrored(school), there_is(school)
         used = os.statvfs(small_disk.place)
         small_disk.remount(f"nr_inodes={used.f_files - used.f_ffree + free}")
-        with tally.injected("inodes") as saw:
+        with tally.injected("inodes") as injection:
             (ended,) = started.run(school, *COLLECT, said=tmp_path)
             if ended.code:
                 one_line(ended)
             small_disk.remount("nr_inodes=100000")
-            saw.append(assert_nothing_worse(school, before, after))
+            injection.saw = assert_nothing_worse(school, before, after)
+            injection.hit = ended.code != 0 or injection.saw == NO_ROOM
             (again,) = started.run(school, *COLLECT)
             assert_recovered(school, again)
 
@@ -384,15 +384,16 @@ def test_a_read_only_disk_is_said_in_one_line(started, small_disk, tmp_path, tal
     assert_recovered(school, first)
     a_day_passes(school, chance)
     before, after = mirrored(school), there_is(school)
-    with tally.injected("read-only") as saw:
+    with tally.injected("read-only") as injection:
         small_disk.remount("ro")
+        injection.hit = bool(os.statvfs(small_disk.place).f_flag & os.ST_RDONLY)
         try:
             (ended,) = started.run(school, *command, said=tmp_path)
             one_line(ended)
             assert len(ended.said.splitlines()) == 1
         finally:
             small_disk.remount("rw")
-        saw.append(assert_one_of(school, before, after))
+        injection.saw = assert_one_of(school, before, after)
         (again,) = started.run(school, *COLLECT)
         assert_recovered(school, again)
 
@@ -412,11 +413,13 @@ def test_a_clock_that_jumps_loses_nothing_and_what_it_did_is_done_over(
         (first,) = started.run(school, *COLLECT)
         assert_recovered(school, first)
     a_day_passes(school, chance)
-    with tally.injected(f"clock-{year}") as saw:
+    with tally.injected(f"clock-{year}") as injection:
         for path in (school.data / "rcs-repo").rglob("*"):  # the platform lives by that clock, too
             os.utime(path, (max(0, time.time() + clock - 3600),) * 2)
         (ended,) = started.run(school, *COLLECT, clock=clock)
         assert_recovered(school, ended)
+        with closing(school.ledger()) as ledger:
+            injection.hit = ledger.runs(1)[0].started.startswith(f"{year}-")
         started.run(school, "run", clock=clock)
         a_day_passes(school, chance)
         (again,) = started.run(school, *COLLECT)
@@ -424,7 +427,7 @@ def test_a_clock_that_jumps_loses_nothing_and_what_it_did_is_done_over(
         head = school.spool.head()
         assert head is not None
         assert head.year == this_year
-        saw.append("kept, and of the right year")
+        injection.saw = "kept, and of the right year"
         # A step that the wrong clock called done is due again.
         (chain,) = started.run(school, "run", "--json")
         assert '"left": []' in chain.said
@@ -436,18 +439,24 @@ def test_a_clock_that_jumps_loses_nothing_and_what_it_did_is_done_over(
 # -- two agents, and another identity ------------------------------------------------------------------------
 
 
+def some_were_there_at_once(ended: list[Ended]) -> bool:
+    in_turn = sorted(ended, key=lambda one: one.began)
+    return any(later.began < earlier.ended for earlier, later in itertools.pairwise(in_turn))
+
+
 @pytest.mark.parametrize("times", [2, 3, 4])
 @pytest.mark.parametrize("wait", [(), ("--wait", "1")])
 def test_of_agents_that_start_together_one_collects(started, school, tally: Tally, times, wait):
     chance = random.Random(SEED)
     for _ in range(max(1, POINTS // 50)):
         a_day_passes(school, chance)
-        with tally.injected("two-agents") as saw:
+        with tally.injected("two-agents") as injection:
             ended = started.run(school, *COLLECT, *wait, times=times)
             assert all(one.code == 0 or "is in use by" in one.said for one in ended), ended
             assert sum(one.code == 0 for one in ended) >= (times if wait else 1)
             assert sum("is sealed" in one.said for one in ended) == 1, ended
-            saw.append("one sealed, the others waited" if wait else "one sealed, the others said why not")
+            injection.hit = some_were_there_at_once(ended)
+            injection.saw = f"one sealed, the others {'waited' if wait else 'said why not'}"
             assert_recovered(school, next(one for one in ended if one.code == 0))
 
 
@@ -476,13 +485,14 @@ def test_a_server_that_is_another_all_at_once_takes_nothing(
     assert_recovered(school, first)
     before, settings = mirrored(school), school.settings.read_text()
     a_day_passes(school, random.Random(SEED))
-    with tally.injected("identity") as saw:
+    with tally.injected("identity") as injection:
         school.settings.write_text(settings.replace("2031017", code).replace("mz17", server_id))
+        injection.hit = school.settings.read_text() != settings
         (ended,) = started.run(school, *COLLECT)
         one_line(ended)
         assert_one_of(school, before)
         assert school.spool.sequences() == [1]
-        saw.append("refused, the last one stood")
+        injection.saw = "refused, the last one stood"
         school.settings.write_text(settings)
         (again,) = started.run(school, *COLLECT)
         assert_recovered(school, again)
