@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from dying_agent import Agents, Ended, agents
 from injected import Tally
 from little_databases import DATABASE, LastingDatabases, dump, users_in
 from shala_agent import checks
+from shala_agent.restore import STEP
 from shala_agent.restore_note import FILE as NOTE
 from test_faults_school import assert_ledger_sound, left_behind, tree
 from test_restore import Bag
@@ -181,8 +183,11 @@ def assert_done(server: Server, ended: Ended) -> None:
 
 
 def is_done(server: Server) -> bool:
-    """Return whether nothing is left to do: the note goes last."""
-    return not (server.school.root / "state" / NOTE).exists() and there_is(server.school) == server.whole
+    """Return whether nothing is left to do: all is back and in the ledger, the note is gone."""
+    if (server.school.root / "state" / NOTE).exists() or there_is(server.school) != server.whole:
+        return False
+    with closing(server.school.ledger()) as ledger:
+        return any(step.step == STEP for run in ledger.runs(1) for step in ledger.steps(run.id))
 
 
 def what_is_left_to_do(server: Server) -> str:
