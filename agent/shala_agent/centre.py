@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import ssl
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,9 @@ from shala_agent.wire import (
     sign,
     signed_text,
 )
+
+# httpx imports its own command line where it can, and Rich with it: a third of its time, for nobody here.
+sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
 
 if TYPE_CHECKING:  # it takes longer to import than all else: only who makes a request waits for it
     import httpx

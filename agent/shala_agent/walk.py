@@ -94,14 +94,15 @@ def _enter(
 def _files(level: _Level, notes: list[str], unread: Unread) -> Generator[Entry, None, tuple[int, str] | None]:
     """Yield the files of a folder up to its next folder; return that one, opened, or None at the end."""
     folder, prefix, names, folders = level
+    lstat, is_file, temporary = os.stat, stat.S_ISREG, durable.TEMPORARY
     for name in names:
-        if name.startswith(durable.TEMPORARY):
+        if name.startswith(temporary):
             continue
         try:
             if name in folders:
                 return os.open(name, _FOLDER, dir_fd=folder), f"{prefix}{name}/"
-            seen = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            if stat.S_ISREG(seen.st_mode):
+            seen = lstat(name, dir_fd=folder, follow_symlinks=False)
+            if is_file(seen.st_mode):
                 yield Entry(prefix + name, folder, name, seen)
             elif stat.S_ISDIR(seen.st_mode):  # since its folder was read
                 return os.open(name, _FOLDER, dir_fd=folder), f"{prefix}{name}/"

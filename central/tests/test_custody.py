@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import json
 import os
 import random
 import shutil
 import sqlite3
 import subprocess
-import tarfile
 import time
 from pathlib import Path
 
@@ -602,8 +600,8 @@ def test_a_selection_is_exported_as_bags_that_the_reference_accepts(archive, sch
     raw = (tmp_path / name).read_bytes()
     if name.endswith(".zst"):
         raw = zstandard.ZstdDecompressor().decompressobj().decompress(raw)
-    with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
-        tar.extractall(tmp_path / "x", filter="data")
+    (tmp_path / "plain.tar").write_bytes(raw)
+    shutil.unpack_archive(tmp_path / "plain.tar", tmp_path / "x")
     bag = bagit.Bag(str(tmp_path / "x" / school.name))
     assert bag.is_valid()
     assert sorted(bag.payload_files()) == ["data/gstudio/db/a", "data/gstudio/db/b", "data/gstudio/media/m"]
