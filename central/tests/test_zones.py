@@ -389,6 +389,63 @@ def test_a_used_token_is_not_revoked_and_no_token_is_repeated(served, join):
     assert len(tokens_of(served)) == 1
 
 
+def everything(centre) -> list[object]:
+    return [
+        centre.query(f"SELECT * FROM {table} ORDER BY 1")
+        for table in ("token", "device", "statement", "arrival")
+    ]
+
+
+@pytest.mark.parametrize("more", [(), ("--replace",)], ids=["", "replaces"])
+def test_a_token_for_a_server_that_another_zone_has_is_refused_with_the_way_out(served, join, more):
+    join("2031017-mz17")
+    before = everything(served)
+    done = served.shala("device", "create", "--zone", "rj", "--name", "2031017-mz17", *more)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "'2031017-mz17' is in the zone 'mz'" in done.stderr
+    assert "shala device move 2031017-mz17 --zone rj" in done.stderr
+    assert "shala device revoke 2031017-mz17" in done.stderr
+    assert everything(served) == before
+
+
+@pytest.mark.parametrize("new_disk", [False, True], ids=["its own key", "a new disk"])
+@pytest.mark.parametrize("named, replaces", [("", False), ("2031017-mz17", False), ("2031017-mz17", True)])
+def test_a_token_from_before_a_server_went_to_another_zone_does_not_take_it_away(
+    served, join, tmp_path, new_disk, named, replaces
+):
+    token = served.token("rj", named, replaces=replaces)
+    device = join("2031017-mz17")
+    if new_disk:
+        device = Device("2031017-mz17", tmp_path / "new", served)
+    before = everything(served)
+    answer = device.enrol(token)
+    assert answer.status == 403
+    assert "'2031017-mz17' is in the zone 'mz'" in answer.json["error"]
+    assert everything(served) == before
+
+
+@pytest.mark.parametrize("new_disk", [False, True], ids=["its own key", "a new disk"])
+def test_an_approval_for_a_server_that_another_zone_has_is_refused(served, join, tmp_path, new_disk):
+    device = join("2031017-mz17")
+    if new_disk:
+        device = Device("2031017-mz17", tmp_path / "new", served)
+    path, output = tmp_path / "request", tmp_path / "approval"
+    path.write_bytes(msgspec.json.encode(device.enrol_request()))
+    before = everything(served)
+    for more in ((), ("--replace",)):
+        done = served.shala("device", "approve", str(path), "--zone", "rj", "--output", str(output), *more)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+        assert "shala device move 2031017-mz17 --zone rj" in done.stderr
+    assert (everything(served), output.exists()) == (before, False)
+
+
+def test_a_server_that_was_revoked_in_one_zone_may_enrol_in_another(served, join):
+    device = join("2031017-mz17")
+    assert served.shala("device", "revoke", device.name).returncode == 0
+    served.query("UPDATE device SET revoked = revoked - 60")  # its token is not older
+    assert device.enrol(served.token("rj", device.name)).status == 200
+
+
 def test_a_token_goes_to_a_file_that_only_its_owner_reads(zone_centre, tmp_path):
     path = tmp_path / "token"
     done = zone_centre.shala("device", "create", "--zone", "mz", "--token-file", str(path))
