@@ -216,8 +216,8 @@ def _require_not_elsewhere(session: Session, zone: Zone, name: str, id_: bytes =
     )
     for known_as, other in rows:
         raise UsageError(
-            f"'{known_as}' is in the zone '{other}' (at the centre: shala device move {known_as} --zone {zone.name};"
-            f" or, if that one is gone: shala device revoke {known_as})"
+            f"'{known_as}' is in the zone '{other}' (at the centre: shala device move {known_as}"
+            f" --zone {zone.name}; or, if that one is gone: shala device revoke {known_as})"
         )
 
 

@@ -19,6 +19,7 @@ from alembic.migration import MigrationContext
 from click.testing import CliRunner
 from shala_agent import wire, write_ahead
 from shala_agent.cli import shala_agent
+from shala_agent.membership import Statement, decode_statement
 from shala_agent.records import Change
 from shala_agent.segment import NONE, Entry, encode_entry, make_segment, read_segment
 from shala_central.centre_key import KeyProblem
@@ -437,6 +438,35 @@ def test_an_approval_for_a_server_that_another_zone_has_is_refused(served, join,
         assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
         assert "shala device move 2031017-mz17 --zone rj" in done.stderr
     assert (everything(served), output.exists()) == (before, False)
+
+
+def said_of_membership(centre) -> list[Statement]:
+    rows = centre.query("SELECT data FROM statement WHERE kind <> 'redact'")
+    return [decode_statement(bytes(data)) for (data,) in rows]
+
+
+def test_what_is_said_of_a_server_later_is_greater_than_all_that_was_said_of_it_in_any_zone(
+    served, join, tmp_path
+):
+    join("2031018-mz18")
+    join("2031017-mz17")
+    new = Device("2031017-mz17", tmp_path / "new", served)
+    greatest = 1
+    for change in (
+        lambda: served.shala("device", "move", "2031017-mz17", "--zone", "rj"),
+        lambda: served.shala("device", "move", "2031017-mz17", "--zone", "mz"),
+        lambda: served.shala("device", "move", "2031017-mz17", "--zone", "rj"),
+        lambda: new.enrol(served.token("rj", new.name, replaces=True)),
+        lambda: served.shala("device", "move", "2031017-mz17", "--zone", "mz"),
+    ):
+        before = said_of_membership(served)
+        change()
+        later = [one for one in said_of_membership(served) if one not in before]
+        revoked, enrolled = sorted(later, key=lambda one: one.generation)
+        assert (revoked.kind, enrolled.kind) == ("revoke", "enrol")
+        assert greatest < revoked.generation < enrolled.generation
+        greatest = enrolled.generation
+    assert [one.generation for one in said_of_membership(served) if one.name == "2031018-mz18"] == [1]
 
 
 def test_a_server_that_was_revoked_in_one_zone_may_enrol_in_another(served, join):
