@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from shala_central.failure import CentralError, UsageError, refused
 from shala_central.ownership import make_file, make_folder
 
-REVISION = "0007"  # the newest of the migrations
+REVISION = "0008"  # the newest of the migrations
 # Seconds that a writer waits for another one: an upgrade may rewrite a table.
 BUSY_SECONDS = 120
 _MIGRATING = 7_302_018  # any number: the advisory lock that two starting workers take in PostgreSQL

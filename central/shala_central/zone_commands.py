@@ -221,7 +221,7 @@ def zone_status_command(name: str, config: CentralConfig, as_json: bool) -> int:
     """Show the lag of each device, and what is in dispute: conflicts, waiting records, quarantine, forks.
 
     What a device lacks is as of its last contact: what it was told of then, and mostly fetched, it has to
-    confirm with the next one.
+    confirm with the next one. "To be told" are revocations and redactions that it was not sent yet.
 
     \b
     Examples:
@@ -250,9 +250,11 @@ def zone_status_command(name: str, config: CentralConfig, as_json: bool) -> int:
     living = [lag for status in found for lag in status.devices if not lag.revoked]
     behind = sum(lag.is_behind and not lag.is_to_confirm for lag in living)
     to_confirm = sum(lag.is_to_confirm for lag in living)
+    untold = sum(lag.to_be_told > 0 for lag in living)
     click.echo(
         f"{behind} of {counted(len(living), 'device')} behind"
-        f"{f', {to_confirm} to confirm with the next sync what is there' if to_confirm else ''}."
+        f"{f', {to_confirm} to confirm with the next sync what is there' if to_confirm else ''}"
+        f"{f', {untold} to be told of revocations or redactions' if untold else ''}."
         " More: shala zone record TYPE KEY, shala device show NAME"
     )
     return 0
@@ -273,6 +275,7 @@ def _print_status(status: ZoneStatus) -> None:
         "bytes down",
         "to confirm",
         "left out",
+        "to be told",
         "last contact",
     )
     rows = [
@@ -286,6 +289,7 @@ def _print_status(status: ZoneStatus) -> None:
             "bytes down": size(lag.down_bytes - lag.named_bytes),
             "to confirm": lag.named_entries,
             "left out": lag.left_out,
+            "to be told": lag.to_be_told,
             "last contact": "never" if lag.age_seconds is None else f"{duration(lag.age_seconds)} ago",
         }
         for lag in status.devices
@@ -462,6 +466,8 @@ def zone_redact(  # noqa: PLR0917 - click's
       shala zone redact mz-aizawl account zodin --reason "the parents ask for it"
       shala zone redact mz-aizawl account zodin --with-dependents
     """
+    from shala_central.zone_status import to_be_told
+
     if len(reason) > 500:
         raise UsageError("--reason has more than 500 characters")
     if not key:  # of a script whose variable was empty, say
@@ -497,21 +503,37 @@ def zone_redact(  # noqa: PLR0917 - click's
         complain_of(
             ["the database's log still holds it while somebody reads (it goes with the next redaction)"]
         )
+    with zones.database.reading() as session:
+        devices = zones.devices(session, zone)
+        yet_to_hear = to_be_told(session, zone, devices)
+    servers = [one.name for one in devices if one.id in yet_to_hear]
     if as_json:
         left = [
             {"zone": name, "type": of, "records": count}
             for name, counts in named.items()
             for of, count in counts.items()
         ]
-        print_json({"zone": zone_name, "type": type_, "key": key, "entries": number, "left": left})
-    else:
-        click.echo(
-            f"Forgotten here: {counted(number, 'change')}. Each server does it with its next sync:"
-            f" shala zone status {zone_name}"
+        print_json(
+            {
+                "zone": zone_name,
+                "type": type_,
+                "key": key,
+                "entries": number,
+                "left": left,
+                "to_be_told": servers,
+            }
         )
+    else:
+        click.echo(f"Forgotten here: {counted(number, 'change')}. Each server does it with its next sync.")
         for name, counts in named.items():
             click.echo(
                 f"Left in {name}, and naming {visible(key)}: {_counts(counts)}."
                 f" Those too: {_redact_all(name, key)}"
+            )
+        if servers:
+            more = f" and {len(servers) - MAX_SHOWN:,} more" if len(servers) > MAX_SHOWN else ""
+            click.echo(
+                f"Have yet to hear of it: {', '.join(servers[:MAX_SHOWN])}{more}"
+                f" (shala zone status {zone_name} counts what each is to be told)"
             )
     return 0 if is_empty else PARTLY

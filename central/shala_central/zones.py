@@ -34,7 +34,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SERVER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DEVICE_COLUMNS = (
     "d.id, d.key, d.zone, z.name, d.name, d.enrolled, d.revoked, d.reason, d.contact, d.software, d.epoch,"
-    " d.counter, d.place, d.wanted, d.left_out, d.named"
+    " d.counter, d.place, d.wanted, d.left_out, d.named, d.told"
 )
 
 
@@ -67,6 +67,7 @@ class Device:
     wanted: int
     left_out: int
     named: int
+    told: int
 
 
 class Zones:
@@ -193,7 +194,7 @@ class Zones:
             'INSERT INTO device (id, "key", zone, name, enrolled) VALUES (?, ?, ?, ?, ?)'
             " ON CONFLICT (id) DO UPDATE SET zone = excluded.zone, name = excluded.name,"
             " enrolled = excluded.enrolled, revoked = NULL, reason = '', place = 0, wanted = 0,"
-            " left_out = 0, named = 0",
+            " left_out = 0, named = 0, told = 0",
             (device_id, key, zone.id, name, now()),
         )
 

@@ -136,6 +136,21 @@ def test_devices_and_sizes_of_the_first_release_outlive_the_upgrade(first_releas
     assert names == ["mz17", f"mz17~{living('', 2)[0].hex()[:12]}", "mz18"]
 
 
+def test_what_a_device_had_confirmed_before_the_upgrade_it_was_told(first_release):
+    with first_release.writing() as session:
+        session.query("INSERT INTO organization (name, created) VALUES ('clix', 1)")
+        session.query(
+            "INSERT INTO zone (name, centre, organization, created, digest) VALUES ('mz', ?, 1, 1, ?)",
+            (bytes(32), bytes(8)),
+        )
+        session.query(_PUT_DEVICE, living("mz17", 1))
+        session.query("UPDATE device SET place = 7")
+    with first_release.open().reading() as session:
+        told = session.query("SELECT told FROM device")
+    first_release.close()
+    assert list(map(tuple, told)) == [(7,)]
+
+
 def test_records_of_the_first_release_outlive_the_upgrade(first_release):
     put = (
         "INSERT INTO record (zone, type, key, value, log, counter, depth, at, schema, conflict, waits)"
@@ -694,6 +709,50 @@ def test_who_comes_again_without_what_it_was_sent_is_behind_until_it_has_it(serv
     assert last_line(served).startswith("1 of 2 devices behind.")
     lunglei.sync()
     assert last_line(served).startswith("0 of 2 devices behind, 1 to confirm")
+
+
+def told(centre) -> list[int]:
+    return [lag["to_be_told"] for lag in status(centre)["devices"]]
+
+
+def test_a_redaction_names_who_has_yet_to_hear_of_it_and_status_counts_it_until_then(served, join):
+    aizawl, lunglei, champhai = (join(f"203101{n}-mz1{n}") for n in (7, 8, 9))
+    aizawl.write(account("zo"), progress("zo", 1))
+    for device in (aizawl, lunglei, champhai):
+        device.sync()
+    assert served.shala("device", "revoke", champhai.name).returncode == 0
+    done = served.shala("zone", "redact", "mz", "account", "zo", "--yes")
+    assert done.stdout.splitlines()[-1] == (
+        "Have yet to hear of it: 2031017-mz17, 2031018-mz18"
+        " (shala zone status mz counts what each is to be told)"
+    )
+    assert told(served) == [2, 2, 0]
+    assert ", 2 to be told of revocations or redactions." in last_line(served)
+    lunglei.sync()
+    assert told(served) == [2, 0, 0]
+    done = served.shala("zone", "redact", "mz", "progress", "zo/geometry", "--yes", "--json")
+    assert json.loads(done.stdout)["to_be_told"] == [aizawl.name, lunglei.name]
+    assert told(served) == [3, 1, 0]
+    aizawl.sync()
+    assert told(served) == [0, 1, 0]
+
+
+def test_an_enrolment_is_nothing_that_others_are_to_be_told(served, join):
+    join("2031017-mz17")
+    join("2031018-mz18")
+    assert told(served) == [0, 0]
+
+
+def test_who_moved_is_to_be_told_again(served, join):
+    aizawl, lunglei = join("2031017-mz17"), join("2031018-mz18")
+    aizawl.write(account("zo"))
+    aizawl.sync()
+    assert served.shala("zone", "redact", "mz", "account", "zo", "--yes").returncode == 0
+    lunglei.sync()
+    assert told(served) == [1, 0]
+    for zone in ("rj", "mz"):
+        assert served.shala("device", "move", lunglei.name, "--zone", zone).returncode == 0
+    assert told(served) == [2, 2]  # its own revocation, too
 
 
 def test_what_is_known_of_a_device_is_of_all_its_epochs_and_nothing_before_it_spoke(served, join):
