@@ -44,6 +44,7 @@ def serve_command(config_path: Path, listen: str, workers: int | None, as_json: 
     _require_address(listen, host.strip("[]"), int(port))
     # Before the workers: the first one would make what the second one makes, too.
     zones = Zones.open(config.zones)
+    zones.database.require_writable()
     name = zones.database.name
     zones.database.close()
     number = workers or config.zones.workers

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shlex
+import shutil
 import socket
+import sqlite3
 import stat
+import tempfile
 import threading
+from pathlib import Path
 from unittest import mock
 
 import msgspec
@@ -20,7 +25,7 @@ from click.testing import CliRunner
 from shala_agent import wire, write_ahead
 from shala_agent.cli import shala_agent
 from shala_agent.membership import Statement, decode_statement
-from shala_agent.records import Change
+from shala_agent.records import Change, Records
 from shala_agent.segment import NONE, Entry, encode_entry, make_segment, read_segment
 from shala_central.centre_key import KeyProblem
 from shala_central.config import ZoneSettings, read_config
@@ -248,6 +253,112 @@ def test_an_address_that_nobody_can_listen_on_is_one_line_before_anything_is_ser
     assert done.stderr.startswith(f"shala: {listen} cannot be listened on: ")
     assert why in done.stderr
     assert not (tmp_path / "zones.sqlite").exists()
+
+
+@pytest.fixture
+def open_folder():
+    """A folder of root's that everybody may look into, with a centre that has its database in it."""
+    folder = Path(tempfile.mkdtemp(prefix="shala-rights-"))
+    folder.chmod(0o755)
+    for name, mode in (("etc", 0o777), ("data", 0o755)):
+        (folder / name).mkdir()
+        (folder / name).chmod(mode)
+    yield folder / "data"
+    shutil.rmtree(folder)
+
+
+def as_nobody(centre, *arguments: str):
+    os.seteuid(65534)
+    try:
+        return centre.shala(*arguments)
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another one")
+@pytest.mark.parametrize(
+    "folder_mode, file_mode, named",
+    [
+        (0o755, 0o644, "data"),
+        (0o755, 0o666, "data"),
+        (0o777, 0o444, "data/zones.sqlite"),
+        (0o777, 0o600, "data/zones.sqlite"),
+        (0o700, 0o600, "data"),
+        (0o755, None, "data"),
+    ],
+)
+def test_a_database_that_may_not_be_written_is_named_before_anything_is_served(
+    open_folder, folder_mode, file_mode, named
+):
+    etc, path = open_folder.parent / "etc", open_folder / "zones.sqlite"
+    centre = ZoneCentre(etc, f"sqlite:///{path}")
+    if file_mode is not None:
+        assert centre.shala("org", "create", "clix").returncode == 0
+        (etc / "zones.key").chmod(0o644)
+        path.chmod(file_mode)
+    (etc / "central.toml").unlink(missing_ok=True)
+    open_folder.chmod(folder_mode)
+    with mock.patch("uvicorn.run") as served:
+        done = as_nobody(centre, "serve", "--listen", "127.0.0.1:0")
+    assert (done.returncode, done.stdout, served.called) == (2, "", False)
+    place = open_folder.parent / named
+    assert done.stderr == (
+        f"shala: {place} is not for nobody to use (run: sudo -u root shala serve --listen 127.0.0.1:0)\n"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another one")
+def test_a_key_that_may_not_be_read_is_named_with_who_may(open_folder):
+    open_folder.chmod(0o777)
+    centre = ZoneCentre(open_folder.parent / "etc", f"sqlite:///{open_folder}/zones.sqlite")
+    assert centre.shala("org", "create", "clix").returncode == 0
+    (centre.folder / "central.toml").unlink()
+    for path in open_folder.iterdir():
+        os.chown(path, 65534, 65534)
+    done = as_nobody(centre, "org", "list")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.startswith(f"shala: {centre.key_file} is not for nobody to use (run: sudo -u root ")
+
+
+@pytest.mark.parametrize("path, said", [("folder", "is a folder"), ("file/zones.sqlite", "is no folder")])
+def test_a_path_where_no_database_can_be_is_one_line(tmp_path, path, said):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for command in (("serve", "--listen", "127.0.0.1:0"), ("org", "create", "clix"), ("org", "list")):
+        done = ZoneCentre(tmp_path, f"sqlite:///{tmp_path}/{path}").shala(*command)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done
+        assert str(tmp_path / path.partition("/")[0]) in done.stderr
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+@pytest.mark.parametrize(
+    "tables",
+    [
+        "CREATE TABLE note (id INTEGER PRIMARY KEY, text TEXT)",
+        "CREATE TABLE alembic_version (version_num TEXT); INSERT INTO alembic_version VALUES ('0003')",
+        "PRAGMA application_id = 252006673",
+    ],
+    ids=["other tables", "of Alembic, too", "its number"],
+)
+def test_the_database_of_another_program_is_refused_and_stays_as_it_is(tmp_path, tables, journal):
+    path = tmp_path / "theirs.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as theirs:
+        theirs.execute(f"PRAGMA journal_mode = {journal}")
+        theirs.executescript(tables)
+    before = path.read_bytes()
+    centre = ZoneCentre(tmp_path, f"sqlite:///{path}")
+    for command in (("serve", "--listen", "127.0.0.1:0"), ("org", "create", "clix"), ("zone", "list")):
+        done = centre.shala(*command)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done
+        assert done.stderr.startswith(f"shala: {path} is another program's database and stays as it is (")
+    assert path.read_bytes() == before
+    assert {one.name for one in tmp_path.iterdir()} == {"theirs.sqlite", "central.toml"}
+
+
+def test_the_records_of_a_school_server_are_no_database_of_a_centre(tmp_path):
+    Records(tmp_path / "records.sqlite")
+    done = ZoneCentre(tmp_path, f"sqlite:///{tmp_path}/records.sqlite").shala("org", "list")
+    assert (done.returncode, "is another program's database" in done.stderr) == (2, True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another's files")
