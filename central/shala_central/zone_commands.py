@@ -191,24 +191,27 @@ def zone_list(config: CentralConfig, as_json: bool) -> int:
 @config_option
 @json_option
 def zone_show(name: str, config: CentralConfig, as_json: bool) -> int:
-    """Show a zone and its devices.
+    """Show a zone, its devices, and the fingerprint of the centre's key, which `shala-agent enrol` shows too.
 
     \b
     Example:
       shala zone show mz-aizawl
     """
+    from shala_agent.enrol import fingerprint
+
     zones = open_zones(config)
+    centre = fingerprint(zones.public_key)
     with zones.database.reading() as session:
         zone = zones.zone(session, name)
         devices = zones.devices(session, zone)
     if as_json:
-        print_json(
-            {"zone": name, "organization": zone.organization, "devices": [one.name for one in devices]}
-        )
+        names = [one.name for one in devices]
+        print_json({"zone": name, "organization": zone.organization, "devices": names, "centre": centre})
         return 0
     click.echo(f"{name} of {zone.organization}: {counted(len(devices), 'device')}")
     for device in devices:
         click.echo(f"  {device.name}{' (revoked)' if device.revoked is not None else ''}")
+    click.echo(f"The key of this centre: {centre} (shala-agent enrol shows the same)")
     click.echo(f"More: shala zone status {name}")
     return 0
 

@@ -709,6 +709,15 @@ def test_the_hints_beside_approvals_are_commands_that_enrol(served, as_said, tmp
     assert "device of zone mz" in as_said(moved.stdout).output
 
 
+@pytest.mark.parametrize("zone_centre", ["sqlite"], indirect=True)
+def test_a_zone_shows_the_fingerprint_that_a_school_sees_when_it_enrols(served, as_said):
+    made = served.shala("device", "create", "--zone", "mz", "--name", "2031017-mz17")
+    seen = json.loads(as_said(made.stderr, "--json", stdin=made.stdout).output)["centre"]
+    assert re.fullmatch(r"([0-9a-f]{4} ){7}[0-9a-f]{4}", seen)
+    assert json.loads(served.shala("zone", "show", "mz", "--json").stdout)["centre"] == seen
+    assert f"The key of this centre: {seen} " in served.shala("zone", "show", "mz").stdout
+
+
 def test_the_smallest_configuration_of_the_guide_is_one(request, tmp_path):
     guide = (request.config.rootpath / "docs/operator.md").read_text()
     (block,) = re.findall(r"```toml\n(# /etc/shala/central.toml\n.*?)```", guide, re.DOTALL)
