@@ -157,11 +157,18 @@ def approve(
 def move(zones: Zones, session: Session, device: Device, zone: Zone) -> EnrolAnswer:
     """Take a device out of its zone into another one; return the approval for it. Raises UsageError."""
     if device.revoked is not None:
-        raise UsageError(f"'{device.name}' is revoked (shala device create enrols it anew)")
+        raise UsageError(f"'{device.name}' is revoked ({enrol_anew(zone.name, device.name)})")
     if device.zone == zone.id:
-        raise UsageError(f"'{device.name}' is in the zone '{zone.name}' already")
+        raise UsageError(
+            f"'{device.name}' is in the zone '{zone.name}' already (shala zone show {zone.name})"
+        )
     _admit(zones, session, zone, device.key, device.name, device, replaces=False)
     return _answer(zones, session, zone, device.key, zones.url, everything=True)
+
+
+def enrol_anew(zone: str, name: str) -> str:
+    """Return how a server comes back that was revoked."""
+    return f"to enrol it anew: shala device create --zone {zone} --name {name}"
 
 
 def check_request(request: EnrolRequest) -> None:

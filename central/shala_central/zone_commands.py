@@ -297,8 +297,10 @@ def _print_status(status: ZoneStatus) -> None:
         }
         for lag in status.devices
     ]
-    for line in table(rows, columns, columns[1:]):
+    for line in table(rows, columns, columns[1:]) if rows else ():
         click.echo(f"  {line}")
+    if not rows:
+        click.echo(f"  no device yet (shala device create --zone {status.zone} --name SERVER)")
     if status.remaking:
         click.echo("  the records are being made anew from the segments: not all are counted yet")
     for name, lines in (
@@ -351,13 +353,21 @@ def zone_record(type_: str, key: str, zone_name: str, config: CentralConfig, as_
         places = [place_of(zones, session, zone, type_, key) for zone in wanted]
     found = [place for place in places if place is not None]
     if not found:
-        raise UsageError(f"no zone has a record {type_} {key} (shala zone status tells what has not arrived)")
+        raise UsageError(f"no zone has a record {type_} {key} ({_not_there(type_)})")
     if as_json:
         print_json({"records": found})
         return 0
     for place in found:
         _print_place(place)
     return 0
+
+
+def _not_there(type_: str) -> str:
+    from shala_agent.record_types import TYPES
+
+    if type_ not in TYPES:
+        return f"there is no type '{type_}' here: {', '.join(TYPES)}"
+    return "shala zone status tells what has not arrived"
 
 
 def _print_place(place: Place) -> None:
@@ -499,9 +509,8 @@ def zone_redact(  # noqa: PLR0917 - click's
         zone = zones.zone(session, zone_name)
         number = zones.redact(session, zone, type_, key, reason, dependents=with_dependents)
     if not number:
-        raise UsageError(
-            f"the zone {zone_name} has no entry of {type_} {key} (shala zone record {type_} {key})"
-        )
+        way_out = f"it has {_counts(here)}: {_redact_all(zone_name, key)}" if here else _not_there(type_)
+        raise UsageError(f"the zone {zone_name} has no entry of {type_} {key} ({way_out})")
     if not (is_empty := zones.database.has_empty_log()):
         complain_of(
             ["the database's log still holds it while somebody reads (it goes with the next redaction)"]

@@ -33,7 +33,7 @@ from shala_central.database import Database, DatabaseProblem
 from shala_central.failure import UsageError
 from shala_central.tables import metadata
 from shala_central.zones import Zones, names_of
-from zone_world import Device, ZoneCentre, account, progress
+from zone_world import Device, ZoneCentre, account, free_port, progress
 
 # -- the database --------------------------------------------------------------------------------------------
 
@@ -255,6 +255,20 @@ def test_an_address_that_nobody_can_listen_on_is_one_line_before_anything_is_ser
     assert not (tmp_path / "zones.sqlite").exists()
 
 
+def test_a_second_server_is_one_line_while_the_first_one_has_yet_to_listen(tmp_path):
+    centre, seconds = ZoneCentre(tmp_path, f"sqlite:///{tmp_path}/zones.sqlite"), []
+    command = ("serve", "--listen", f"127.0.0.1:{free_port()}")
+
+    def run(*_: object, **__: object) -> None:
+        seconds.append(centre.shala(*command))
+
+    with mock.patch("uvicorn.run", run):
+        assert centre.shala(*command).returncode == 0
+    (second,) = seconds
+    assert (second.returncode, len(second.stderr.splitlines())) == (2, 1)
+    assert "is shala serve running already?" in second.stderr
+
+
 @pytest.fixture
 def open_folder():
     """A folder of root's that everybody may look into, with a centre that has its database in it."""
@@ -298,12 +312,13 @@ def test_a_database_that_may_not_be_written_is_named_before_anything_is_served(
         path.chmod(file_mode)
     (etc / "central.toml").unlink(missing_ok=True)
     open_folder.chmod(folder_mode)
+    listen = f"127.0.0.1:{free_port()}"
     with mock.patch("uvicorn.run") as served:
-        done = as_nobody(centre, "serve", "--listen", "127.0.0.1:0")
+        done = as_nobody(centre, "serve", "--listen", listen)
     assert (done.returncode, done.stdout, served.called) == (2, "", False)
     place = open_folder.parent / named
     assert done.stderr == (
-        f"shala: {place} is not for nobody to use (run: sudo -u root shala serve --listen 127.0.0.1:0)\n"
+        f"shala: {place} is not for nobody to use (run: sudo -u root shala serve --listen {listen})\n"
     )
 
 
@@ -324,7 +339,11 @@ def test_a_key_that_may_not_be_read_is_named_with_who_may(open_folder):
 def test_a_path_where_no_database_can_be_is_one_line(tmp_path, path, said):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    for command in (("serve", "--listen", "127.0.0.1:0"), ("org", "create", "clix"), ("org", "list")):
+    for command in (
+        ("serve", "--listen", f"127.0.0.1:{free_port()}"),
+        ("org", "create", "clix"),
+        ("org", "list"),
+    ):
         done = ZoneCentre(tmp_path, f"sqlite:///{tmp_path}/{path}").shala(*command)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done
         assert str(tmp_path / path.partition("/")[0]) in done.stderr
@@ -347,7 +366,11 @@ def test_the_database_of_another_program_is_refused_and_stays_as_it_is(tmp_path,
         theirs.executescript(tables)
     before = path.read_bytes()
     centre = ZoneCentre(tmp_path, f"sqlite:///{path}")
-    for command in (("serve", "--listen", "127.0.0.1:0"), ("org", "create", "clix"), ("zone", "list")):
+    for command in (
+        ("serve", "--listen", f"127.0.0.1:{free_port()}"),
+        ("org", "create", "clix"),
+        ("zone", "list"),
+    ):
         done = centre.shala(*command)
         assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done
         assert done.stderr.startswith(f"shala: {path} is another program's database and stays as it is (")
@@ -443,7 +466,11 @@ def test_organizations_and_zones_are_made_listed_and_shown(zone_centre):
         (("zone", "show", "none"), "there is no zone 'none'"),
         (("zone", "status", "none"), "there is no zone 'none'"),
         (("zone", "record", "account", "zo"), "no zone has a record account zo"),
-        (("zone", "record", "hologram", "zo"), "no zone has a record hologram zo"),
+        (
+            ("zone", "record", "hologram", "zo"),
+            "no zone has a record hologram zo (there is no type 'hologram'",
+        ),
+        (("zone", "redact", "mz", "acount", "zo", "--yes"), "there is no type 'acount' here: account, "),
         (("zone", "redact", "mz", "account", "zo", "--yes"), "has no entry of account zo"),
         (("zone", "redact", "mz", "progress", "zo/1", "--with-dependents"), "goes with an account"),
         (("zone", "redact", "mz", "account", "", "--yes"), "KEY is empty"),
@@ -595,6 +622,15 @@ def test_what_is_said_of_a_server_later_is_greater_than_all_that_was_said_of_it_
     assert [one.generation for one in said_of_membership(served) if one.name == "2031018-mz18"] == [1]
 
 
+def test_who_was_revoked_is_named_with_the_command_that_enrols_it_anew(served, join):
+    device = join("2031017-mz17")
+    for command in (("revoke",), ("revoke",), ("move", "--zone", "mz")):
+        done = served.shala("device", command[0], device.name, *command[1:])
+        hint = "to enrol it anew: shala device create --zone mz --name 2031017-mz17"
+        assert hint in done.stdout + done.stderr
+    assert served.shala(*shlex.split(hint.partition(": shala ")[2])).returncode == 0
+
+
 def test_a_server_that_was_revoked_in_one_zone_may_enrol_in_another(served, join):
     device = join("2031017-mz17")
     assert served.shala("device", "revoke", device.name).returncode == 0
@@ -631,6 +667,7 @@ def test_a_request_file_that_is_none_is_refused(zone_centre, tmp_path, raw):
         "device", "approve", str(path), "--zone", "mz", "--output", str(tmp_path / "out")
     )
     assert (done.returncode, "is no request for enrolment" in done.stderr) == (2, True)
+    assert "(on the server: shala-agent enrol --request FILE writes one)" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -712,6 +749,7 @@ def test_the_hints_beside_approvals_are_commands_that_enrol(served, as_said, tmp
 @pytest.mark.parametrize("zone_centre", ["sqlite"], indirect=True)
 def test_a_zone_shows_the_fingerprint_that_a_school_sees_when_it_enrols(served, as_said):
     made = served.shala("device", "create", "--zone", "mz", "--name", "2031017-mz17")
+    assert "(there: shala zone show mz shows the same)" in as_said(made.stderr, stdin=made.stdout).output
     seen = json.loads(as_said(made.stderr, "--json", stdin=made.stdout).output)["centre"]
     assert re.fullmatch(r"([0-9a-f]{4} ){7}[0-9a-f]{4}", seen)
     assert json.loads(served.shala("zone", "show", "mz", "--json").stdout)["centre"] == seen
@@ -919,6 +957,7 @@ def test_status_says_how_many_it_does_not_name(served, join):
     aizawl.write(*(progress(f"stranger{number}", 1) for number in range(25)))
     aizawl.sync()
     shown = served.shala("zone", "status").stdout
+    assert "no device yet (shala device create --zone rj --name SERVER)" in shown
     assert shown.count("waiting: 1 record for") == 20
     assert "and 5 more, waiting" in shown
     assert len(status(served)["waiting"]) == 25
@@ -1036,6 +1075,13 @@ def test_a_redaction_with_dependents_leaves_nothing_of_the_user_in_the_zone(serv
     ):
         left = {names_of(raw) for _, raw in read_segment(bytes(data)).numbered()}
         assert not any("zo" in key.split("/") for _, key in left)
+
+
+def test_who_redacts_an_account_that_is_gone_is_told_how_the_rest_goes(served, zos_records):
+    for _ in range(2):
+        done = served.shala("zone", "redact", "mz", "account", "zo", "--yes")
+    assert done.returncode == 2
+    assert "it has 1 activity, 2 progress: shala zone redact mz account zo --with-dependents" in done.stderr
 
 
 def test_a_redaction_with_dependents_finds_them_after_the_account(served, zos_records):
