@@ -35,7 +35,7 @@ class DatabaseProblem(CentralError):
 
 
 class NotForUs(DatabaseProblem, UsageError):
-    """What zones.database names is another's, or may not be written: the operator has to say another one."""
+    """What zones.database names is another program's, or may not be written (exit code 2)."""
 
 
 class Database:
@@ -219,9 +219,10 @@ def _engine(url: URL, connections: int, make: bool) -> Engine:
                 make_folder(path.parent)
                 with write_ahead.in_turn(path.parent), contextlib.suppress(FileExistsError):
                     make_file(path)  # children's data: nobody else reads them
-            except OSError as error:
-                said = f"{path} cannot be made: {error.strerror} (correct zones.database)"
-                raise NotForUs(_hindrance(path) or said) from None
+            except OSError:
+                if hindrance := _hindrance(path):
+                    raise NotForUs(hindrance) from None
+                raise
         else:
             try:
                 path.stat()
