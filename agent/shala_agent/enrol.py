@@ -113,7 +113,7 @@ def _read_approval(path: Path, public: str) -> EnrolAnswer:
         with path.open("rb") as file:
             raw = file.read(MAX_APPROVAL + 1)
     except OSError as error:
-        raise EnrolmentRefused(f"cannot be read: {error.strerror}") from None
+        raise EnrolmentRefused(f"cannot be read: {error.strerror} ({APPROVE})") from None
     if len(raw) > MAX_APPROVAL:
         raise EnrolmentRefused(f"this is no approval: it has more than {MAX_APPROVAL} bytes ({APPROVE})")
     try:

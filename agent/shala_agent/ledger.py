@@ -67,7 +67,7 @@ class Ledger:
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
                 raise AgentError(
-                    f"the ledger {path} cannot be opened: {error} (is the disk full or read-only?)"
+                    f"the ledger {path} cannot be opened: {error} (run as root? is the disk full?)"
                 ) from None
             # A damaged ledger only means that steps are done once more; it is kept for whoever wants to know.
             for suffix in ("", "-wal", "-shm"):

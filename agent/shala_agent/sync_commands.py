@@ -77,16 +77,16 @@ def enrol(
             token = "" if token_file is None else enrolment.read_token(_text(token_file))
             address = url or config.sync.url or str(records.kept("url") or "")
             if not address:
-                raise UsageError(
-                    "no address of the centre is known (--url, or sync.url in the configuration)"
-                )
+                raise UsageError(_without_address(config_path, token_file))
             done = enrolment.enrol_online(
                 records, centre_at(config, address), _server_name(config_path), token
             )
     if as_json:
         _print_json(done)
     else:
-        click.echo(f"The key of the centre: {done.centre} (shala device approve shows the same)")
+        click.echo(
+            f"The key of the centre: {done.centre} (there: shala zone show {done.zone} shows the same)"
+        )
         click.echo(f"This server is a device of zone {done.zone} now. {_next(config, approval, done)}")
 
 
@@ -198,9 +198,10 @@ def show(config_path: Path, name: str, as_json: bool) -> None:
         authors = opened.authors()
         record = opened.record(_known(type_), key) if type_ and key else None
     if record is None:
-        raise UsageError(
-            f"there is no record '{name}' here (shala-agent records list --type {type_ or 'TYPE'})"
+        listed = (
+            f"shala-agent records list --type {type_}" if key else "shala-agent records list shows TYPE/KEY"
         )
+        raise UsageError(f"there is no record '{name}' here ({listed})")
     said = _row(record, authors)
     said["siblings"] = [
         {
@@ -301,6 +302,12 @@ def _next(config: Config, approval: Path | None, done: Enrolled) -> str:
         return "Next: shala-agent sync"
     command = ["shala-agent", "enrol", "--approval", str(approval), "--url", "https://CENTRE"]
     return f"No address of the centre is known yet: {shlex.join(command)} (or sync.url in the configuration)"
+
+
+def _without_address(config_path: Path, token_file: str | None) -> str:
+    given = [] if token_file is None else ["--token-file", token_file]
+    command = shlex.join(["shala-agent", "enrol", *given, "--url", "https://CENTRE"])
+    return f"no address of the centre is known ({command}, or sync.url in {config_path})"
 
 
 def _exit_code(done: Round) -> int:

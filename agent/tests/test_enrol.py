@@ -212,5 +212,17 @@ def test_without_a_token_it_asks_at_the_address_that_it_knows(agent, centre: Lit
     assert "used or unknown" in str(asked_again.exception)
 
 
+def test_without_any_address_the_command_that_is_missing_one_is_named(agent):
+    for given in ((), ("--token-file", "-")):
+        told = str(agent("enrol", *given, stdin="ab" * 24).exception)
+        assert " ".join(["shala-agent enrol", *given, "--url https://CENTRE"]) in told
+
+
+def test_who_asks_for_a_record_that_is_none_is_told_how_they_are_listed(agent, centre: LittleCentre):
+    agent("enrol", "--token-file", "-", "--url", centre.url, stdin=centre.token)
+    for name, hint in (("foo", "list shows TYPE/KEY"), ("account/foo", "list --type account")):
+        assert f"here (shala-agent records {hint})" in str(agent("records", "show", name).exception)
+
+
 def test_who_is_not_enrolled_is_told_how(agent):
     assert "shala-agent enrol" in str(agent("sync").exception)

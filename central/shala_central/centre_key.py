@@ -10,7 +10,7 @@ from pathlib import Path
 from nacl.signing import SigningKey
 from shala_agent import durable
 
-from shala_central.failure import CentralError
+from shala_central.failure import CentralError, UsageError, refused
 from shala_central.ownership import make_file, make_folder
 
 _SEED = 32  # bytes of an Ed25519 private key (RFC 8032)
@@ -25,14 +25,16 @@ def centre_key(path: Path, known: bytes | None) -> SigningKey:
 
     `known` is the public key that the zones of the database were made with. Raises KeyProblem.
     """
-    if known is None and not path.exists():
-        _make(path)
     try:
+        if known is None and not path.exists():
+            _make(path)
         seed = path.read_bytes()
     except FileNotFoundError:
         raise KeyProblem(
             f"{path} is gone (restore it from a backup: no device believes another key)"
         ) from None
+    except PermissionError:
+        raise UsageError(refused(path)) from None
     if len(seed) != _SEED:
         raise KeyProblem(f"{path} is not a key of {_SEED} bytes (restore it from a backup)")
     key = SigningKey(seed)

@@ -21,7 +21,10 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from shala_central.failure import CentralError, UsageError, refused
 from shala_central.ownership import make_file, make_folder
 
-REVISION = "0007"  # the newest of the migrations
+_NO_ACCESS = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+# Of ours, since the first release; a file in which there are others is another program's.
+_OURS = {"alembic_version", "organization", "zone", "device", "token"}
+REVISION = "0008"  # the newest of the migrations
 # Seconds that a writer waits for another one: an upgrade may rewrite a table.
 BUSY_SECONDS = 120
 _MIGRATING = 7_302_018  # any number: the advisory lock that two starting workers take in PostgreSQL
@@ -29,6 +32,10 @@ _MIGRATING = 7_302_018  # any number: the advisory lock that two starting worker
 
 class DatabaseProblem(CentralError):
     """The database of zones cannot be used."""
+
+
+class NotForUs(DatabaseProblem, UsageError):
+    """What zones.database names is another program's, or may not be written (exit code 2)."""
 
 
 class Database:
@@ -53,6 +60,11 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+    def require_writable(self) -> None:
+        """Raise DatabaseProblem where nothing can be written."""
+        with self.writing() as session:
+            session.query("UPDATE meta SET value = value WHERE name = 'centre'")
 
     @property
     def name(self) -> str:
@@ -91,6 +103,8 @@ class Database:
         try:
             yield
         except DBAPIError as error:
+            if _code(error) in _NO_ACCESS and (hindrance := _hindrance(Path(self.url.database or ""))):
+                raise NotForUs(hindrance) from None
             said = str(error.orig).strip().splitlines()[0]
             raise DatabaseProblem(f"{self.name}: {said}{_way(error)}") from error
         except SQLAlchemyError as error:
@@ -165,9 +179,28 @@ def _checked(url: str) -> URL:
 
 def _way(error: DBAPIError) -> str:
     """Return the way out where SQLite says that the file is no database, or not any more; else ""."""
-    code = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+    if _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return " (correct zones.database, or put a backup in its place)"
+    return ""
+
+
+def _code(error: DBAPIError) -> int:
+    return int(getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_OK)) & 0xFF
+
+
+def _hindrance(path: Path) -> str:
+    """Return why the file at `path`, or what SQLite keeps beside it, cannot be made or written, with the way
+    out; "" where nothing is seen.
+    """
+    folders = [folder for folder in reversed(path.parents) if os.path.lexists(folder)]
+    for place in [*folders, *([path] if os.path.lexists(path) else [])]:
+        if place.is_dir() == (place == path):
+            return f"{place} is {'a' if place == path else 'no'} folder (correct zones.database)"
+        needed = os.R_OK | os.W_OK if place in (folders[-1], path) else os.X_OK
+        if not os.access(place, needed, effective_ids=True):
+            if os.statvfs(place).f_flag & os.ST_RDONLY:
+                return f"{place} is on a disk that is mounted read-only (correct zones.database, or that)"
+            return refused(place)
     return ""
 
 
@@ -182,9 +215,14 @@ def _engine(url: URL, connections: int, make: bool) -> Engine:
         path = Path(url.database or "")
         if make:
             path = Path(os.path.realpath(path))  # where a link leads SQLite makes the file, for all to read
-            make_folder(path.parent)
-            with write_ahead.in_turn(path.parent), contextlib.suppress(FileExistsError):
-                make_file(path)  # children's data: nobody else reads them
+            try:
+                make_folder(path.parent)
+                with write_ahead.in_turn(path.parent), contextlib.suppress(FileExistsError):
+                    make_file(path)  # children's data: nobody else reads them
+            except OSError:
+                if hindrance := _hindrance(path):
+                    raise NotForUs(hindrance) from None
+                raise
         else:
             try:
                 path.stat()
@@ -209,6 +247,7 @@ def _engine(url: URL, connections: int, make: bool) -> Engine:
 
 
 def _set_up_sqlite(path: Path, connection: Any, _record: object) -> None:
+    _require_ours(path, connection)
     write_ahead.switch(connection, path)
     cursor = connection.cursor()
     cursor.execute("PRAGMA synchronous = FULL")  # what was acknowledged survives a power cut
@@ -216,6 +255,18 @@ def _set_up_sqlite(path: Path, connection: Any, _record: object) -> None:
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.execute("PRAGMA secure_delete = ON")  # records are deleted long before one is to be forgotten
     cursor.close()
+
+
+def _require_ours(path: Path, connection: Any) -> None:
+    """Raise NotForUs for the database of another program, before anything is changed in it."""
+    rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    names = {name for (name,) in rows if not name.startswith("sqlite_")}
+    ((application,),) = connection.execute("PRAGMA application_id")
+    if application or (names and not names >= _OURS):
+        connection.close()
+        raise NotForUs(
+            f"{path} is another program's database and stays as it is (name another file in zones.database)"
+        )
 
 
 def _begin_sqlite(connection: Connection) -> None:

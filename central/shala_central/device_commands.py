@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shala_central.zones import Device
 
 _URL = "https://CENTRE"  # where zones.url of the configuration does not say it
+_REQUEST = "on the server: shala-agent enrol --request FILE writes one"
 _MAX_REQUEST_FILE = 64 << 10  # bytes
 
 
@@ -250,16 +251,21 @@ def device_revoke(name: str, reason: str, config: CentralConfig, as_json: bool) 
     """
     if len(reason) > 500:
         raise UsageError("--reason has more than 500 characters")
+    from shala_central.enrolment import enrol_anew
+
     zones = open_zones(config)
     with zones.database.writing() as session:
         device = zones.find_device(session, name)
         if device.revoked is not None:
-            raise UsageError(f"'{device.name}' is revoked already (since {_date(device.revoked)})")
+            raise UsageError(
+                f"'{device.name}' is revoked already (since {_date(device.revoked)};"
+                f" {enrol_anew(device.zone_name, device.name)})"
+            )
         zones.revoke(session, device, reason)
     if as_json:
         print_json({"name": device.name, "device": device.id.hex(), "zone": device.zone_name})
     else:
-        click.echo(f"{device.name} is revoked. Enrol it anew: shala device create --zone {device.zone_name}")
+        click.echo(f"{device.name} is revoked. Later, {enrol_anew(device.zone_name, device.name)}")
     return 0
 
 
@@ -337,11 +343,11 @@ def token_revoke(id_: str, config: CentralConfig, as_json: bool) -> int:
 
 def _read_request(path: Path) -> EnrolRequest:
     if path.stat().st_size > _MAX_REQUEST_FILE:
-        raise UsageError(f"{path} is no request for enrolment: far too large")
+        raise UsageError(f"{path} is no request for enrolment: far too large ({_REQUEST})")
     try:
         return msgspec.json.decode(path.read_bytes(), type=EnrolRequest)
     except (msgspec.MsgspecError, ValueError) as error:
-        raise UsageError(f"{path} is no request for enrolment: {error}") from None
+        raise UsageError(f"{path} is no request for enrolment: {error} ({_REQUEST})") from None
 
 
 def _create(token: Token) -> str:

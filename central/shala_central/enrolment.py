@@ -36,6 +36,7 @@ def create_token(session: Session, zone: Zone, name: str, days: int, *, replaces
     """Return a new one-time token for a zone; only its digest is kept. Raises UsageError."""
     if name:
         check_server_name(name)
+        _require_not_elsewhere(session, zone, name)
         if not replaces and _holder(session, name, b""):
             raise UsageError(
                 f"'{name}' is enrolled already (was its disk changed? --replace revokes the old device then)"
@@ -129,6 +130,7 @@ def enrol_by_token(zones: Zones, session: Session, request: EnrolRequest, url: s
     if name and name != request.name:
         raise Refusal(403, f"the token is for the server '{name}', this is '{request.name}'")
     try:
+        _require_not_elsewhere(session, zone, request.name, id_)
         _admit(zones, session, zone, key, request.name, known, replaces=bool(replaces))
     except UsageError as error:
         raise Refusal(403, str(error)) from None
@@ -146,7 +148,8 @@ def approve(
     check_request(request)
     key = bytes.fromhex(request.key)
     known = zones.device(session, hashlib.sha256(key).digest())
-    if known is None or known.revoked is not None or known.zone != zone.id:
+    _require_not_elsewhere(session, zone, request.name, hashlib.sha256(key).digest())
+    if known is None or known.revoked is not None:
         _admit(zones, session, zone, key, request.name, known, replaces=replaces)
     return _answer(zones, session, zone, key, zones.url, everything=True)
 
@@ -154,11 +157,18 @@ def approve(
 def move(zones: Zones, session: Session, device: Device, zone: Zone) -> EnrolAnswer:
     """Take a device out of its zone into another one; return the approval for it. Raises UsageError."""
     if device.revoked is not None:
-        raise UsageError(f"'{device.name}' is revoked (shala device create enrols it anew)")
+        raise UsageError(f"'{device.name}' is revoked ({enrol_anew(zone.name, device.name)})")
     if device.zone == zone.id:
-        raise UsageError(f"'{device.name}' is in the zone '{zone.name}' already")
+        raise UsageError(
+            f"'{device.name}' is in the zone '{zone.name}' already (shala zone show {zone.name})"
+        )
     _admit(zones, session, zone, device.key, device.name, device, replaces=False)
     return _answer(zones, session, zone, device.key, zones.url, everything=True)
+
+
+def enrol_anew(zone: str, name: str) -> str:
+    """Return how a server comes back that was revoked."""
+    return f"to enrol it anew: shala device create --zone {zone} --name {name}"
 
 
 def check_request(request: EnrolRequest) -> None:
@@ -200,6 +210,22 @@ def _admit(  # noqa: PLR0917 - all of them, three times
     if known is not None and known.revoked is None and known.zone != zone.id:
         zones.revoke(session, known, f"moved to the zone {zone.name}")
     zones.enrol(session, zone, key, id_, name)
+
+
+def _require_not_elsewhere(session: Session, zone: Zone, name: str, id_: bytes = b"") -> None:
+    """Raise UsageError if a server of this name, or with this key, lives in another zone: it is moved there
+    by whoever means it, and never by a slip.
+    """
+    rows = session.query(
+        "SELECT d.name, z.name FROM device d JOIN zone z ON z.id = d.zone"
+        " WHERE (d.name = ? OR d.id = ?) AND d.revoked IS NULL AND d.zone <> ? ORDER BY d.name",
+        (name, id_, zone.id),
+    )
+    for known_as, other in rows:
+        raise UsageError(
+            f"'{known_as}' is in the zone '{other}' (at the centre: shala device move {known_as}"
+            f" --zone {zone.name}; or, if that one is gone: shala device revoke {known_as})"
+        )
 
 
 def _holder(session: Session, name: str, id_: bytes) -> list[bytes]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -41,32 +43,49 @@ def serve_command(config_path: Path, listen: str, workers: int | None, as_json: 
     host, _, port = listen.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"'{listen}' is not of the form HOST:PORT (e.g. 127.0.0.1:8470)")
-    _require_address(listen, host.strip("[]"), int(port))
-    # Before the workers: the first one would make what the second one makes, too.
-    zones = Zones.open(config.zones)
-    name = zones.database.name
-    zones.database.close()
-    number = workers or config.zones.workers
-    if as_json:
-        print_json({"listen": listen, "workers": number, "database": name})
-    else:
-        click.echo(f"Serving zones on {listen} with {number} workers from {name}", err=True)
-    os.environ["SHALA_CENTRAL_CONFIG"] = str(config_path.absolute())
-    uvicorn.run(
-        "shala_central.server:application",
-        factory=True,
-        host=host.strip("[]"),
-        port=int(port),
-        workers=number,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        log_level="warning",
-        timeout_keep_alive=_KEEP_ALIVE,
-        # Beyond it uvicorn answers 503 by itself: each connection may hold a part of a segment in memory.
-        limit_concurrency=512,
-    )
+    with _taken(listen):
+        _require_address(listen, host.strip("[]"), int(port))
+        # Before the workers: the first one would make what the second one makes, too.
+        zones = Zones.open(config.zones)
+        zones.database.require_writable()
+        name = zones.database.name
+        zones.database.close()
+        number = workers or config.zones.workers
+        if as_json:
+            print_json({"listen": listen, "workers": number, "database": name})
+        else:
+            click.echo(f"Serving zones on {listen} with {number} workers from {name}", err=True)
+        os.environ["SHALA_CENTRAL_CONFIG"] = str(config_path.absolute())
+        uvicorn.run(
+            "shala_central.server:application",
+            factory=True,
+            host=host.strip("[]"),
+            port=int(port),
+            workers=number,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            log_level="warning",
+            timeout_keep_alive=_KEEP_ALIVE,
+            # Beyond it uvicorn answers 503 by itself: each connection may hold a part of a segment in memory.
+            limit_concurrency=512,
+        )
     return 0
+
+
+@contextlib.contextmanager
+def _taken(listen: str) -> Iterator[None]:
+    """Let no second `shala serve` begin for this address, until this process ends. Raises UsageError.
+
+    uvicorn's workers listen seconds after it has the address: until then nobody else is refused it, and the
+    workers of two would be started anew for ever. The name is in no folder, and the kernel frees it.
+    """
+    with socket.socket(socket.AF_UNIX) as held:
+        try:
+            held.bind(f"\0shala serve {listen}")
+        except OSError as error:
+            raise _not_to_listen_on(listen, str(error.strerror)) from None
+        yield
 
 
 def _require_address(listen: str, host: str, port: int) -> None:
@@ -76,8 +95,12 @@ def _require_address(listen: str, host: str, port: int) -> None:
             tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn does
             tried.bind((host, port))
     except (OSError, UnicodeError) as error:  # a name that no name can be
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(
-            f"{listen} cannot be listened on: {reason} (is shala serve running already? else correct --listen"
-            " or zones.listen)"
-        ) from None
+        reason = str(getattr(error, "strerror", None) or error)
+        raise _not_to_listen_on(listen, reason) from None
+
+
+def _not_to_listen_on(listen: str, reason: str) -> UsageError:
+    return UsageError(
+        f"{listen} cannot be listened on: {reason} (is shala serve running already? else correct --listen"
+        " or zones.listen)"
+    )

@@ -191,24 +191,27 @@ def zone_list(config: CentralConfig, as_json: bool) -> int:
 @config_option
 @json_option
 def zone_show(name: str, config: CentralConfig, as_json: bool) -> int:
-    """Show a zone and its devices.
+    """Show a zone, its devices, and the fingerprint of the centre's key, which `shala-agent enrol` shows too.
 
     \b
     Example:
       shala zone show mz-aizawl
     """
+    from shala_agent.enrol import fingerprint
+
     zones = open_zones(config)
+    centre = fingerprint(zones.public_key)
     with zones.database.reading() as session:
         zone = zones.zone(session, name)
         devices = zones.devices(session, zone)
     if as_json:
-        print_json(
-            {"zone": name, "organization": zone.organization, "devices": [one.name for one in devices]}
-        )
+        names = [one.name for one in devices]
+        print_json({"zone": name, "organization": zone.organization, "devices": names, "centre": centre})
         return 0
     click.echo(f"{name} of {zone.organization}: {counted(len(devices), 'device')}")
     for device in devices:
         click.echo(f"  {device.name}{' (revoked)' if device.revoked is not None else ''}")
+    click.echo(f"The key of this centre: {centre} (shala-agent enrol shows the same)")
     click.echo(f"More: shala zone status {name}")
     return 0
 
@@ -221,7 +224,7 @@ def zone_status_command(name: str, config: CentralConfig, as_json: bool) -> int:
     """Show the lag of each device, and what is in dispute: conflicts, waiting records, quarantine, forks.
 
     What a device lacks is as of its last contact: what it was told of then, and mostly fetched, it has to
-    confirm with the next one.
+    confirm with the next one. "To be told" are revocations and redactions that it was not sent yet.
 
     \b
     Examples:
@@ -250,9 +253,11 @@ def zone_status_command(name: str, config: CentralConfig, as_json: bool) -> int:
     living = [lag for status in found for lag in status.devices if not lag.revoked]
     behind = sum(lag.is_behind and not lag.is_to_confirm for lag in living)
     to_confirm = sum(lag.is_to_confirm for lag in living)
+    untold = sum(lag.to_be_told > 0 for lag in living)
     click.echo(
         f"{behind} of {counted(len(living), 'device')} behind"
-        f"{f', {to_confirm} to confirm with the next sync what is there' if to_confirm else ''}."
+        f"{f', {to_confirm} to confirm with the next sync what is there' if to_confirm else ''}"
+        f"{f', {untold} to be told of revocations or redactions' if untold else ''}."
         " More: shala zone record TYPE KEY, shala device show NAME"
     )
     return 0
@@ -273,6 +278,7 @@ def _print_status(status: ZoneStatus) -> None:
         "bytes down",
         "to confirm",
         "left out",
+        "to be told",
         "last contact",
     )
     rows = [
@@ -286,12 +292,15 @@ def _print_status(status: ZoneStatus) -> None:
             "bytes down": size(lag.down_bytes - lag.named_bytes),
             "to confirm": lag.named_entries,
             "left out": lag.left_out,
+            "to be told": lag.to_be_told,
             "last contact": "never" if lag.age_seconds is None else f"{duration(lag.age_seconds)} ago",
         }
         for lag in status.devices
     ]
-    for line in table(rows, columns, columns[1:]):
+    for line in table(rows, columns, columns[1:]) if rows else ():
         click.echo(f"  {line}")
+    if not rows:
+        click.echo(f"  no device yet (shala device create --zone {status.zone} --name SERVER)")
     if status.remaking:
         click.echo("  the records are being made anew from the segments: not all are counted yet")
     for name, lines in (
@@ -344,13 +353,21 @@ def zone_record(type_: str, key: str, zone_name: str, config: CentralConfig, as_
         places = [place_of(zones, session, zone, type_, key) for zone in wanted]
     found = [place for place in places if place is not None]
     if not found:
-        raise UsageError(f"no zone has a record {type_} {key} (shala zone status tells what has not arrived)")
+        raise UsageError(f"no zone has a record {type_} {key} ({_not_there(type_)})")
     if as_json:
         print_json({"records": found})
         return 0
     for place in found:
         _print_place(place)
     return 0
+
+
+def _not_there(type_: str) -> str:
+    from shala_agent.record_types import TYPES
+
+    if type_ not in TYPES:
+        return f"there is no type '{type_}' here: {', '.join(TYPES)}"
+    return "shala zone status tells what has not arrived"
 
 
 def _print_place(place: Place) -> None:
@@ -462,6 +479,8 @@ def zone_redact(  # noqa: PLR0917 - click's
       shala zone redact mz-aizawl account zodin --reason "the parents ask for it"
       shala zone redact mz-aizawl account zodin --with-dependents
     """
+    from shala_central.zone_status import to_be_told
+
     if len(reason) > 500:
         raise UsageError("--reason has more than 500 characters")
     if not key:  # of a script whose variable was empty, say
@@ -490,28 +509,43 @@ def zone_redact(  # noqa: PLR0917 - click's
         zone = zones.zone(session, zone_name)
         number = zones.redact(session, zone, type_, key, reason, dependents=with_dependents)
     if not number:
-        raise UsageError(
-            f"the zone {zone_name} has no entry of {type_} {key} (shala zone record {type_} {key})"
-        )
+        way_out = f"it has {_counts(here)}: {_redact_all(zone_name, key)}" if here else _not_there(type_)
+        raise UsageError(f"the zone {zone_name} has no entry of {type_} {key} ({way_out})")
     if not (is_empty := zones.database.has_empty_log()):
         complain_of(
             ["the database's log still holds it while somebody reads (it goes with the next redaction)"]
         )
+    with zones.database.reading() as session:
+        devices = zones.devices(session, zone)
+        yet_to_hear = to_be_told(session, zone, devices)
+    servers = [one.name for one in devices if one.id in yet_to_hear]
     if as_json:
         left = [
             {"zone": name, "type": of, "records": count}
             for name, counts in named.items()
             for of, count in counts.items()
         ]
-        print_json({"zone": zone_name, "type": type_, "key": key, "entries": number, "left": left})
-    else:
-        click.echo(
-            f"Forgotten here: {counted(number, 'change')}. Each server does it with its next sync:"
-            f" shala zone status {zone_name}"
+        print_json(
+            {
+                "zone": zone_name,
+                "type": type_,
+                "key": key,
+                "entries": number,
+                "left": left,
+                "to_be_told": servers,
+            }
         )
+    else:
+        click.echo(f"Forgotten here: {counted(number, 'change')}. Each server does it with its next sync.")
         for name, counts in named.items():
             click.echo(
                 f"Left in {name}, and naming {visible(key)}: {_counts(counts)}."
                 f" Those too: {_redact_all(name, key)}"
+            )
+        if servers:
+            more = f" and {len(servers) - MAX_SHOWN:,} more" if len(servers) > MAX_SHOWN else ""
+            click.echo(
+                f"Have yet to hear of it: {', '.join(servers[:MAX_SHOWN])}{more}"
+                f" (shala zone status {zone_name} counts what each is to be told)"
             )
     return 0 if is_empty else PARTLY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -36,6 +37,7 @@ class Lag:
     named_entries: int  # of what is to go down, what it was sent: it confirms that when it comes again
     named_bytes: int
     left_out: int  # segments that it passed and could not have
+    to_be_told: int  # revocations and redactions that it was not sent yet
 
     @property
     def is_behind(self) -> bool:
@@ -99,8 +101,17 @@ def zone_status(zones: Zones, session: Session, zone: Zone, *, shown: int) -> Zo
     devices = zones.devices(session, zone)
     down = _since(session, zone, devices, {device.id: device.place for device in devices})
     new = _since(session, zone, devices, {device.id: max(device.place, device.named) for device in devices})
+    untold = to_be_told(session, zone, devices)
     status.devices = [
-        _lag(zones, session, zone, device, down.get(device.id, (0, 0)), new.get(device.id, (0, 0)))
+        _lag(
+            zones,
+            session,
+            zone,
+            device,
+            down.get(device.id, (0, 0)),
+            new.get(device.id, (0, 0)),
+            untold.get(device.id, 0),
+        )
         for device in devices
     ]
     names = _Names(zones, session, zone)
@@ -150,6 +161,18 @@ def zone_status(zones: Zones, session: Session, zone: Zone, *, shown: int) -> Zo
     status.remaking = remade is not None
     status.quotas = list(zones.quotas.near(session, zone.id))
     return status
+
+
+def to_be_told(session: Session, zone: Zone, devices: list[Device]) -> dict[bytes, int]:
+    """Return how many revocations and redactions each living device was not sent yet, if there are any."""
+    rows = session.query(
+        "SELECT a.place FROM statement s JOIN arrival a ON a.id = s.id"
+        " WHERE s.zone = ? AND s.kind <> 'enrol' ORDER BY a.place",
+        (zone.id,),
+    )
+    places = [int(place) for (place,) in rows]
+    left = {one.id: len(places) - bisect(places, one.told) for one in devices if one.revoked is None}
+    return {id_: number for id_, number in left.items() if number}
 
 
 def place_of(zones: Zones, session: Session, zone: Zone, type_: str, key: str) -> Place | None:
@@ -250,7 +273,13 @@ def _since(
 
 
 def _lag(  # noqa: PLR0917 - of one device
-    zones: Zones, session: Session, zone: Zone, device: Device, down: tuple[int, int], new: tuple[int, int]
+    zones: Zones,
+    session: Session,
+    zone: Zone,
+    device: Device,
+    down: tuple[int, int],
+    new: tuple[int, int],
+    untold: int,
 ) -> Lag:
     logs = zones.logs(session, zone, device.key)
     here = logs.get(log_id(device.key, device.epoch)) if device.epoch is not None else None
@@ -271,6 +300,7 @@ def _lag(  # noqa: PLR0917 - of one device
         named_entries=down[0] - new[0],
         named_bytes=down[1] - new[1],
         left_out=device.left_out,
+        to_be_told=untold,
     )
 
 

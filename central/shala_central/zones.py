@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nacl.signing import SigningKey
-from shala_agent.membership import FORMAT, Statement, sign_statement, statement_id
+from shala_agent.membership import FORMAT, Statement, decode_statement, sign_statement, statement_id
 from shala_agent.record_types import types_digest
 from shala_agent.segment import EntryUnreadable, SegmentRefused, decode_entry, read_segment
 from shala_agent.store import DAMAGED
@@ -34,7 +34,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SERVER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DEVICE_COLUMNS = (
     "d.id, d.key, d.zone, z.name, d.name, d.enrolled, d.revoked, d.reason, d.contact, d.software, d.epoch,"
-    " d.counter, d.place, d.wanted, d.left_out, d.named"
+    " d.counter, d.place, d.wanted, d.left_out, d.named, d.told"
 )
 
 
@@ -67,6 +67,7 @@ class Device:
     wanted: int
     left_out: int
     named: int
+    told: int
 
 
 class Zones:
@@ -193,7 +194,7 @@ class Zones:
             'INSERT INTO device (id, "key", zone, name, enrolled) VALUES (?, ?, ?, ?, ?)'
             " ON CONFLICT (id) DO UPDATE SET zone = excluded.zone, name = excluded.name,"
             " enrolled = excluded.enrolled, revoked = NULL, reason = '', place = 0, wanted = 0,"
-            " left_out = 0, named = 0",
+            " left_out = 0, named = 0, told = 0",
             (device_id, key, zone.id, name, now()),
         )
 
@@ -351,13 +352,16 @@ class Zones:
         """Sign a statement about a device, do what follows, and give it its place; return its bytes."""
         session.lock_zone(store.zone)
         member = store.member(key)
+        newest = max(member.enrolled, member.revoked)
+        if kind != "redact":  # which says nothing of who belongs to the zone
+            newest = max(newest, _newest_generation(session, key, name))
         statement = Statement(
             format=FORMAT,
             kind=kind,  # type: ignore[arg-type] # checked by whoever reads it
             zone=store.name,
             key=key.hex(),
             name=name,
-            generation=max(member.enrolled, member.revoked) + 1,
+            generation=newest + 1,
             cut_offs=cut_offs or {},
             heads=heads or {},
             reason=reason,
@@ -421,6 +425,20 @@ def _set_meta(session: Session, name: str, value: bytes) -> None:
 def _device(row: Sequence[Any]) -> Device:
     id_, key, *rest = row
     return Device(bytes(id_), bytes(key), *rest)
+
+
+def _newest_generation(session: Session, key: bytes, name: str) -> int:
+    """Return the greatest generation in which any zone has heard of a device, or of another of its name."""
+    rows = session.query('SELECT DISTINCT "key" FROM device WHERE name = ?', (name,))
+    newest = 0
+    for one in {key, *(bytes(other) for (other,) in rows)}:
+        said = session.query(  # by zones: there is an index
+            'SELECT s.data FROM zone z JOIN statement s ON s.zone = z.id AND s."key" = ?'
+            " WHERE s.kind <> 'redact'",
+            (one,),
+        )
+        newest = max([newest, *(decode_statement(bytes(data)).generation for (data,) in said)])
+    return newest
 
 
 def is_hurt(session: Session, zone: int, id_: bytes) -> bool:

@@ -723,6 +723,23 @@ def test_after_both_passes_of_a_sync_nobody_is_behind_and_after_the_first_who_ha
     assert behind() == "0 of 2 devices behind, 1 to confirm with the next sync what is there"
 
 
+def test_who_only_uploads_has_still_to_be_told_of_a_redaction(server, served):
+    here, there = server("mz17"), server("mz8")
+    here.learn(1, 1, "a")
+    for one in (here, there):
+        one.sync()
+
+    def told() -> list[int]:
+        found = json.loads(served.shala("zone", "status", "mz", "--json").stdout)["zones"][0]["devices"]
+        return [lag["to_be_told"] for lag in found]
+
+    assert served.shala("zone", "redact", "mz", "activity", "zo/a-1", "--yes").returncode == 0
+    sync(there.records, there.line(), there.folder / "parts", upload_only=True)
+    assert (told(), len(there.visits())) == ([1, 1], 1)
+    there.sync()
+    assert (told(), len(there.visits())) == ([1, 0], 0)
+
+
 def test_an_entry_nested_without_bottom_ends_nobodys_sync(server, join):
     evil, hill, lake = join("evil"), server("mz17"), server("mz8")
     evil.open()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shlex
+import shutil
 import socket
+import sqlite3
 import stat
+import tempfile
 import threading
+from pathlib import Path
 from unittest import mock
 
 import msgspec
@@ -19,7 +24,8 @@ from alembic.migration import MigrationContext
 from click.testing import CliRunner
 from shala_agent import wire, write_ahead
 from shala_agent.cli import shala_agent
-from shala_agent.records import Change
+from shala_agent.membership import Statement, decode_statement
+from shala_agent.records import Change, Records
 from shala_agent.segment import NONE, Entry, encode_entry, make_segment, read_segment
 from shala_central.centre_key import KeyProblem
 from shala_central.config import ZoneSettings, read_config
@@ -27,7 +33,7 @@ from shala_central.database import Database, DatabaseProblem
 from shala_central.failure import UsageError
 from shala_central.tables import metadata
 from shala_central.zones import Zones, names_of
-from zone_world import Device, ZoneCentre, account, progress
+from zone_world import Device, ZoneCentre, account, free_port, progress
 
 # -- the database --------------------------------------------------------------------------------------------
 
@@ -135,6 +141,21 @@ def test_devices_and_sizes_of_the_first_release_outlive_the_upgrade(first_releas
     assert names == ["mz17", f"mz17~{living('', 2)[0].hex()[:12]}", "mz18"]
 
 
+def test_what_a_device_had_confirmed_before_the_upgrade_it_was_told(first_release):
+    with first_release.writing() as session:
+        session.query("INSERT INTO organization (name, created) VALUES ('clix', 1)")
+        session.query(
+            "INSERT INTO zone (name, centre, organization, created, digest) VALUES ('mz', ?, 1, 1, ?)",
+            (bytes(32), bytes(8)),
+        )
+        session.query(_PUT_DEVICE, living("mz17", 1))
+        session.query("UPDATE device SET place = 7")
+    with first_release.open().reading() as session:
+        told = session.query("SELECT told FROM device")
+    first_release.close()
+    assert list(map(tuple, told)) == [(7,)]
+
+
 def test_records_of_the_first_release_outlive_the_upgrade(first_release):
     put = (
         "INSERT INTO record (zone, type, key, value, log, counter, depth, at, schema, conflict, waits)"
@@ -234,6 +255,135 @@ def test_an_address_that_nobody_can_listen_on_is_one_line_before_anything_is_ser
     assert not (tmp_path / "zones.sqlite").exists()
 
 
+def test_a_second_server_is_one_line_while_the_first_one_has_yet_to_listen(tmp_path):
+    centre, seconds = ZoneCentre(tmp_path, f"sqlite:///{tmp_path}/zones.sqlite"), []
+    command = ("serve", "--listen", f"127.0.0.1:{free_port()}")
+
+    def run(*_: object, **__: object) -> None:
+        seconds.append(centre.shala(*command))
+
+    with mock.patch("uvicorn.run", run):
+        assert centre.shala(*command).returncode == 0
+    (second,) = seconds
+    assert (second.returncode, len(second.stderr.splitlines())) == (2, 1)
+    assert "is shala serve running already?" in second.stderr
+
+
+@pytest.fixture
+def open_folder():
+    """A folder of root's that everybody may look into, with a centre that has its database in it."""
+    folder = Path(tempfile.mkdtemp(prefix="shala-rights-"))
+    folder.chmod(0o755)
+    for name, mode in (("etc", 0o777), ("data", 0o755)):
+        (folder / name).mkdir()
+        (folder / name).chmod(mode)
+    yield folder / "data"
+    shutil.rmtree(folder)
+
+
+def as_nobody(centre, *arguments: str):
+    os.seteuid(65534)
+    try:
+        return centre.shala(*arguments)
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another one")
+@pytest.mark.parametrize(
+    "folder_mode, file_mode, named",
+    [
+        (0o755, 0o644, "data"),
+        (0o755, 0o666, "data"),
+        (0o777, 0o444, "data/zones.sqlite"),
+        (0o777, 0o600, "data/zones.sqlite"),
+        (0o700, 0o600, "data"),
+        (0o755, None, "data"),
+    ],
+)
+def test_a_database_that_may_not_be_written_is_named_before_anything_is_served(
+    open_folder, folder_mode, file_mode, named
+):
+    etc, path = open_folder.parent / "etc", open_folder / "zones.sqlite"
+    centre = ZoneCentre(etc, f"sqlite:///{path}")
+    if file_mode is not None:
+        assert centre.shala("org", "create", "clix").returncode == 0
+        (etc / "zones.key").chmod(0o644)
+        path.chmod(file_mode)
+    (etc / "central.toml").unlink(missing_ok=True)
+    open_folder.chmod(folder_mode)
+    listen = f"127.0.0.1:{free_port()}"
+    with mock.patch("uvicorn.run") as served:
+        done = as_nobody(centre, "serve", "--listen", listen)
+    assert (done.returncode, done.stdout, served.called) == (2, "", False)
+    place = open_folder.parent / named
+    assert done.stderr == (
+        f"shala: {place} is not for nobody to use (run: sudo -u root shala serve --listen {listen})\n"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another one")
+def test_a_key_that_may_not_be_read_is_named_with_who_may(open_folder):
+    open_folder.chmod(0o777)
+    centre = ZoneCentre(open_folder.parent / "etc", f"sqlite:///{open_folder}/zones.sqlite")
+    assert centre.shala("org", "create", "clix").returncode == 0
+    (centre.folder / "central.toml").unlink()
+    for path in open_folder.iterdir():
+        os.chown(path, 65534, 65534)
+    done = as_nobody(centre, "org", "list")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.startswith(f"shala: {centre.key_file} is not for nobody to use (run: sudo -u root ")
+
+
+@pytest.mark.parametrize("path, said", [("folder", "is a folder"), ("file/zones.sqlite", "is no folder")])
+def test_a_path_where_no_database_can_be_is_one_line(tmp_path, path, said):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for command in (
+        ("serve", "--listen", f"127.0.0.1:{free_port()}"),
+        ("org", "create", "clix"),
+        ("org", "list"),
+    ):
+        done = ZoneCentre(tmp_path, f"sqlite:///{tmp_path}/{path}").shala(*command)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done
+        assert str(tmp_path / path.partition("/")[0]) in done.stderr
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+@pytest.mark.parametrize(
+    "tables",
+    [
+        "CREATE TABLE note (id INTEGER PRIMARY KEY, text TEXT)",
+        "CREATE TABLE alembic_version (version_num TEXT); INSERT INTO alembic_version VALUES ('0003')",
+        "PRAGMA application_id = 252006673",
+    ],
+    ids=["other tables", "of Alembic, too", "its number"],
+)
+def test_the_database_of_another_program_is_refused_and_stays_as_it_is(tmp_path, tables, journal):
+    path = tmp_path / "theirs.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as theirs:
+        theirs.execute(f"PRAGMA journal_mode = {journal}")
+        theirs.executescript(tables)
+    before = path.read_bytes()
+    centre = ZoneCentre(tmp_path, f"sqlite:///{path}")
+    for command in (
+        ("serve", "--listen", f"127.0.0.1:{free_port()}"),
+        ("org", "create", "clix"),
+        ("zone", "list"),
+    ):
+        done = centre.shala(*command)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done
+        assert done.stderr.startswith(f"shala: {path} is another program's database and stays as it is (")
+    assert path.read_bytes() == before
+    assert {one.name for one in tmp_path.iterdir()} == {"theirs.sqlite", "central.toml"}
+
+
+def test_the_records_of_a_school_server_are_no_database_of_a_centre(tmp_path):
+    Records(tmp_path / "records.sqlite")
+    done = ZoneCentre(tmp_path, f"sqlite:///{tmp_path}/records.sqlite").shala("org", "list")
+    assert (done.returncode, "is another program's database" in done.stderr) == (2, True)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another's files")
 def test_what_root_makes_in_the_folder_of_the_service_is_the_services(tmp_path):
     folder = tmp_path / "service"
@@ -316,7 +466,11 @@ def test_organizations_and_zones_are_made_listed_and_shown(zone_centre):
         (("zone", "show", "none"), "there is no zone 'none'"),
         (("zone", "status", "none"), "there is no zone 'none'"),
         (("zone", "record", "account", "zo"), "no zone has a record account zo"),
-        (("zone", "record", "hologram", "zo"), "no zone has a record hologram zo"),
+        (
+            ("zone", "record", "hologram", "zo"),
+            "no zone has a record hologram zo (there is no type 'hologram'",
+        ),
+        (("zone", "redact", "mz", "acount", "zo", "--yes"), "there is no type 'acount' here: account, "),
         (("zone", "redact", "mz", "account", "zo", "--yes"), "has no entry of account zo"),
         (("zone", "redact", "mz", "progress", "zo/1", "--with-dependents"), "goes with an account"),
         (("zone", "redact", "mz", "account", "", "--yes"), "KEY is empty"),
@@ -389,6 +543,101 @@ def test_a_used_token_is_not_revoked_and_no_token_is_repeated(served, join):
     assert len(tokens_of(served)) == 1
 
 
+def everything(centre) -> list[object]:
+    return [
+        centre.query(f"SELECT * FROM {table} ORDER BY 1")
+        for table in ("token", "device", "statement", "arrival")
+    ]
+
+
+@pytest.mark.parametrize("more", [(), ("--replace",)], ids=["", "replaces"])
+def test_a_token_for_a_server_that_another_zone_has_is_refused_with_the_way_out(served, join, more):
+    join("2031017-mz17")
+    before = everything(served)
+    done = served.shala("device", "create", "--zone", "rj", "--name", "2031017-mz17", *more)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "'2031017-mz17' is in the zone 'mz'" in done.stderr
+    assert "shala device move 2031017-mz17 --zone rj" in done.stderr
+    assert "shala device revoke 2031017-mz17" in done.stderr
+    assert everything(served) == before
+
+
+@pytest.mark.parametrize("new_disk", [False, True], ids=["its own key", "a new disk"])
+@pytest.mark.parametrize("named, replaces", [("", False), ("2031017-mz17", False), ("2031017-mz17", True)])
+def test_a_token_from_before_a_server_went_to_another_zone_does_not_take_it_away(
+    served, join, tmp_path, new_disk, named, replaces
+):
+    token = served.token("rj", named, replaces=replaces)
+    device = join("2031017-mz17")
+    if new_disk:
+        device = Device("2031017-mz17", tmp_path / "new", served)
+    before = everything(served)
+    answer = device.enrol(token)
+    assert answer.status == 403
+    assert "'2031017-mz17' is in the zone 'mz'" in answer.json["error"]
+    assert everything(served) == before
+
+
+@pytest.mark.parametrize("new_disk", [False, True], ids=["its own key", "a new disk"])
+def test_an_approval_for_a_server_that_another_zone_has_is_refused(served, join, tmp_path, new_disk):
+    device = join("2031017-mz17")
+    if new_disk:
+        device = Device("2031017-mz17", tmp_path / "new", served)
+    path, output = tmp_path / "request", tmp_path / "approval"
+    path.write_bytes(msgspec.json.encode(device.enrol_request()))
+    before = everything(served)
+    for more in ((), ("--replace",)):
+        done = served.shala("device", "approve", str(path), "--zone", "rj", "--output", str(output), *more)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+        assert "shala device move 2031017-mz17 --zone rj" in done.stderr
+    assert (everything(served), output.exists()) == (before, False)
+
+
+def said_of_membership(centre) -> list[Statement]:
+    rows = centre.query("SELECT data FROM statement WHERE kind <> 'redact'")
+    return [decode_statement(bytes(data)) for (data,) in rows]
+
+
+def test_what_is_said_of_a_server_later_is_greater_than_all_that_was_said_of_it_in_any_zone(
+    served, join, tmp_path
+):
+    join("2031018-mz18")
+    join("2031017-mz17")
+    new = Device("2031017-mz17", tmp_path / "new", served)
+    greatest = 1
+    for change in (
+        lambda: served.shala("device", "move", "2031017-mz17", "--zone", "rj"),
+        lambda: served.shala("device", "move", "2031017-mz17", "--zone", "mz"),
+        lambda: served.shala("device", "move", "2031017-mz17", "--zone", "rj"),
+        lambda: new.enrol(served.token("rj", new.name, replaces=True)),
+        lambda: served.shala("device", "move", "2031017-mz17", "--zone", "mz"),
+    ):
+        before = said_of_membership(served)
+        change()
+        later = [one for one in said_of_membership(served) if one not in before]
+        revoked, enrolled = sorted(later, key=lambda one: one.generation)
+        assert (revoked.kind, enrolled.kind) == ("revoke", "enrol")
+        assert greatest < revoked.generation < enrolled.generation
+        greatest = enrolled.generation
+    assert [one.generation for one in said_of_membership(served) if one.name == "2031018-mz18"] == [1]
+
+
+def test_who_was_revoked_is_named_with_the_command_that_enrols_it_anew(served, join):
+    device = join("2031017-mz17")
+    for command in (("revoke",), ("revoke",), ("move", "--zone", "mz")):
+        done = served.shala("device", command[0], device.name, *command[1:])
+        hint = "to enrol it anew: shala device create --zone mz --name 2031017-mz17"
+        assert hint in done.stdout + done.stderr
+    assert served.shala(*shlex.split(hint.partition(": shala ")[2])).returncode == 0
+
+
+def test_a_server_that_was_revoked_in_one_zone_may_enrol_in_another(served, join):
+    device = join("2031017-mz17")
+    assert served.shala("device", "revoke", device.name).returncode == 0
+    served.query("UPDATE device SET revoked = revoked - 60")  # its token is not older
+    assert device.enrol(served.token("rj", device.name)).status == 200
+
+
 def test_a_token_goes_to_a_file_that_only_its_owner_reads(zone_centre, tmp_path):
     path = tmp_path / "token"
     done = zone_centre.shala("device", "create", "--zone", "mz", "--token-file", str(path))
@@ -418,6 +667,7 @@ def test_a_request_file_that_is_none_is_refused(zone_centre, tmp_path, raw):
         "device", "approve", str(path), "--zone", "mz", "--output", str(tmp_path / "out")
     )
     assert (done.returncode, "is no request for enrolment" in done.stderr) == (2, True)
+    assert "(on the server: shala-agent enrol --request FILE writes one)" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -494,6 +744,16 @@ def test_the_hints_beside_approvals_are_commands_that_enrol(served, as_said, tmp
     assert "device of zone rj" in as_said(moved.stdout).output
     moved = served.shala("device", "move", "2031017-mz17", "--zone", "mz")
     assert "device of zone mz" in as_said(moved.stdout).output
+
+
+@pytest.mark.parametrize("zone_centre", ["sqlite"], indirect=True)
+def test_a_zone_shows_the_fingerprint_that_a_school_sees_when_it_enrols(served, as_said):
+    made = served.shala("device", "create", "--zone", "mz", "--name", "2031017-mz17")
+    assert "(there: shala zone show mz shows the same)" in as_said(made.stderr, stdin=made.stdout).output
+    seen = json.loads(as_said(made.stderr, "--json", stdin=made.stdout).output)["centre"]
+    assert re.fullmatch(r"([0-9a-f]{4} ){7}[0-9a-f]{4}", seen)
+    assert json.loads(served.shala("zone", "show", "mz", "--json").stdout)["centre"] == seen
+    assert f"The key of this centre: {seen} " in served.shala("zone", "show", "mz").stdout
 
 
 def test_the_smallest_configuration_of_the_guide_is_one(request, tmp_path):
@@ -609,6 +869,50 @@ def test_who_comes_again_without_what_it_was_sent_is_behind_until_it_has_it(serv
     assert last_line(served).startswith("0 of 2 devices behind, 1 to confirm")
 
 
+def told(centre) -> list[int]:
+    return [lag["to_be_told"] for lag in status(centre)["devices"]]
+
+
+def test_a_redaction_names_who_has_yet_to_hear_of_it_and_status_counts_it_until_then(served, join):
+    aizawl, lunglei, champhai = (join(f"203101{n}-mz1{n}") for n in (7, 8, 9))
+    aizawl.write(account("zo"), progress("zo", 1))
+    for device in (aizawl, lunglei, champhai):
+        device.sync()
+    assert served.shala("device", "revoke", champhai.name).returncode == 0
+    done = served.shala("zone", "redact", "mz", "account", "zo", "--yes")
+    assert done.stdout.splitlines()[-1] == (
+        "Have yet to hear of it: 2031017-mz17, 2031018-mz18"
+        " (shala zone status mz counts what each is to be told)"
+    )
+    assert told(served) == [2, 2, 0]
+    assert ", 2 to be told of revocations or redactions." in last_line(served)
+    lunglei.sync()
+    assert told(served) == [2, 0, 0]
+    done = served.shala("zone", "redact", "mz", "progress", "zo/geometry", "--yes", "--json")
+    assert json.loads(done.stdout)["to_be_told"] == [aizawl.name, lunglei.name]
+    assert told(served) == [3, 1, 0]
+    aizawl.sync()
+    assert told(served) == [0, 1, 0]
+
+
+def test_an_enrolment_is_nothing_that_others_are_to_be_told(served, join):
+    join("2031017-mz17")
+    join("2031018-mz18")
+    assert told(served) == [0, 0]
+
+
+def test_who_moved_is_to_be_told_again(served, join):
+    aizawl, lunglei = join("2031017-mz17"), join("2031018-mz18")
+    aizawl.write(account("zo"))
+    aizawl.sync()
+    assert served.shala("zone", "redact", "mz", "account", "zo", "--yes").returncode == 0
+    lunglei.sync()
+    assert told(served) == [1, 0]
+    for zone in ("rj", "mz"):
+        assert served.shala("device", "move", lunglei.name, "--zone", zone).returncode == 0
+    assert told(served) == [2, 2]  # its own revocation, too
+
+
 def test_what_is_known_of_a_device_is_of_all_its_epochs_and_nothing_before_it_spoke(served, join):
     aizawl = join()
     assert [
@@ -653,6 +957,7 @@ def test_status_says_how_many_it_does_not_name(served, join):
     aizawl.write(*(progress(f"stranger{number}", 1) for number in range(25)))
     aizawl.sync()
     shown = served.shala("zone", "status").stdout
+    assert "no device yet (shala device create --zone rj --name SERVER)" in shown
     assert shown.count("waiting: 1 record for") == 20
     assert "and 5 more, waiting" in shown
     assert len(status(served)["waiting"]) == 25
@@ -770,6 +1075,13 @@ def test_a_redaction_with_dependents_leaves_nothing_of_the_user_in_the_zone(serv
     ):
         left = {names_of(raw) for _, raw in read_segment(bytes(data)).numbered()}
         assert not any("zo" in key.split("/") for _, key in left)
+
+
+def test_who_redacts_an_account_that_is_gone_is_told_how_the_rest_goes(served, zos_records):
+    for _ in range(2):
+        done = served.shala("zone", "redact", "mz", "account", "zo", "--yes")
+    assert done.returncode == 2
+    assert "it has 1 activity, 2 progress: shala zone redact mz account zo --with-dependents" in done.stderr
 
 
 def test_a_redaction_with_dependents_finds_them_after_the_account(served, zos_records):

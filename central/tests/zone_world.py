@@ -198,7 +198,7 @@ class ZoneCentre:
             time.sleep(0.005)
 
     def start_workers(self, number: int) -> None:
-        self.port = self.port or _free_port()
+        self.port = self.port or free_port()
         environment = {**os.environ, "SHALA_CENTRAL_CONFIG": str(self.config)}
         command = [sys.executable, "-m", "shala_central", "serve", "--listen", f"127.0.0.1:{self.port}"]
         self._process = subprocess.Popen([*command, "--workers", str(number)], env=environment)
@@ -413,7 +413,7 @@ def progress(user: str, visited: int, unit: str = "geometry") -> Change:
     return Change("progress", f"{user}/{unit}", {"visited": visited})
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
