@@ -78,11 +78,9 @@ class Watch:
         if "zone" not in meta:
             return
         key = (_disk(school.file), str(meta["zone"]))
-        anew = school.result.restarts + school.result.forks if school.result else 0
-        cursor = (int(meta.get("kept cursor_place") or 0), anew)
+        cursor = (int(meta.get("kept cursor_place") or 0), school.begun_anew)
         before = self._cursor.get(key, (0, 0))
-        # It begins anew at a restart and at a fork, and goes with the disk; a process that dies has said nothing of either.
-        if cursor[0] < before[0] and cursor[0] > 0 and not cursor[1] and school.result is not None:
+        if 0 < cursor[0] < before[0] and cursor[1] == before[1]:
             world.violated("I6", f"the cursor of {school.name} goes back from {before[0]} to {cursor[0]}")
         self._cursor[key] = cursor
         count = (_disk(school.file), int(meta["epoch"]))

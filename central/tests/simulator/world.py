@@ -70,6 +70,8 @@ class School:
     lives: bool = True  # as a device of its zone
     syncs: int = 0
     result: SyncResult | None = None
+    # How often its cursor may have begun anew: at a restart, at a fork, and when it died, having said nothing.
+    begun_anew: int = 0
 
     @property
     def file(self) -> Path:
@@ -506,6 +508,7 @@ class World:
         self._calm = school if not self.line.busy else None
         result = self._as(school, chance, lambda: sync(school.records, self._line_of(school), parts))
         self._calm, school.result = None, result
+        school.begun_anew += result.restarts + result.forks if result is not None else 1
         if result is None:
             return None
         self.note("sync", school.name, result.outcome, result.reason, result.records_up, result.records_down, result.forks)  # fmt: skip
