@@ -192,8 +192,9 @@ def _check_zone(world: World, zone: str, chance: random.Random) -> None:
     for held in at_centre.values():
         for copy in held.copies:
             logs.setdefault(copy.id, set()).add(copy.log)
-    # Written once, and in the tail of two disks when one of them was copied: both bring it to the centre.
-    twice = {id_ for id_, of in logs.items() if len(of) > 1}
+    # Written once, and in the tail of two disks when one of them was copied: both bring it to the centre, or one
+    # of them does, and the other one what it has replaced it with.
+    twice = {id_ for id_, of in logs.items() if len(of) > 1} | model.copied
     _check_state(world, zone, central, counted, twice)
     _check_forgotten(world, zone, living, central)
     for school in living:

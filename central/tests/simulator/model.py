@@ -102,6 +102,7 @@ class Model:
 
     writes: dict[Id, Write] = field(default_factory=dict)
     excused: set[Id] = field(default_factory=set)  # were only on a disk that was destroyed
+    copied: set[Id] = field(default_factory=set)  # were in no segment that counts when their disk was copied
     said: dict[bytes, Said] = field(default_factory=dict)  # by the statement's id, in order
     _segments: dict[bytes, Held] = field(default_factory=dict)
 

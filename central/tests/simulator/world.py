@@ -599,6 +599,10 @@ class World:
         self.note("restore", school.name, school.syncs)
 
     def _put_on(self, school: School, backup: Backup) -> None:
+        file = backup.folder / school.file.name
+        cut = [copy for held in self.model.segments(file).values() for copy in held.copies]
+        anew = [copy for copy in cut if not self.model.counts(copy)]
+        self.model.copied |= {copy.id for copy in (*tail(file), *anew)}
         self._disks += 1
         folder = self.folder / f"{school.name}-{self._disks}"
         copy_disk(backup.folder, folder)
@@ -875,6 +879,8 @@ class World:
 
     def _note_moved(self, school: School, name: Name, there: dict[Name, Any], after: dict[Name, Any]) -> None:
         """Note what a move has written anew."""
+        if name[1] == POISON:
+            return
         had = there[name].siblings if name in there else ()
         for one in after[name].siblings if name in after else ():
             id_ = Id(school.zone, *name, mark(one.at, one.value))
