@@ -141,10 +141,12 @@ class _Restorer:
                 self._remove(STAGED)
         done.items += results
         done.kept = self._kept()
-        done.restart_needed = self._restart_needed(chosen)
-        self._write_down(done)
-        # Last of all: once the note is gone, the same command is another restore.
-        self._end(results)
+        try:
+            done.restart_needed = self._restart_needed(chosen)
+            self._write_down(done)
+        finally:
+            # Last of all: once the note is gone, the same command is another restore.
+            self._end(results)
         return done
 
     # -- what goes back ----------------------------------------------------------------------------------

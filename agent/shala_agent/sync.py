@@ -312,7 +312,6 @@ class _Run:
             left_out=self.records.left_out(),
             doubted=[id_.hex() for id_ in self.records.doubted(MAX_DOUBTED)],
             software=f"shala-agent {__version__}",
-            upload_only=self.upload_only,
         )
         try:
             answer = self.centre.open(request)

@@ -80,7 +80,6 @@ class SyncRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     # Of these some: the centre looks at its own bytes of them.
     doubted: Annotated[list[Hex], msgspec.Meta(max_length=MAX_DOUBTED)] = []
     software: Annotated[str, msgspec.Meta(max_length=32)] = ""
-    upload_only: bool = False  # what the answer names is left for another session
 
 
 class Wanted(msgspec.Struct, array_like=True, frozen=True):

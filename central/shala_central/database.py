@@ -24,7 +24,7 @@ from shala_central.ownership import make_file, make_folder
 _NO_ACCESS = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 # Of ours, since the first release; a file in which there are others is another program's.
 _OURS = {"alembic_version", "organization", "zone", "device", "token"}
-REVISION = "0008"  # the newest of the migrations
+REVISION = "0007"  # the newest of the migrations
 # Seconds that a writer waits for another one: an upgrade may rewrite a table.
 BUSY_SECONDS = 120
 _MIGRATING = 7_302_018  # any number: the advisory lock that two starting workers take in PostgreSQL

@@ -7,7 +7,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from shala_agent.device import device_id
 from shala_agent.wire import FORMAT, EnrolAnswer, EnrolRequest, SignatureRefused, enrol_text, verify
@@ -130,7 +132,9 @@ def enrol_by_token(zones: Zones, session: Session, request: EnrolRequest, url: s
     if name and name != request.name:
         raise Refusal(403, f"the token is for the server '{name}', this is '{request.name}'")
     try:
-        _require_not_elsewhere(session, zone, request.name, id_)
+        if _elsewhere(session, zone, request.name, id_):
+            # Not in which one: who has a token for any server would learn where each of them lives.
+            raise Refusal(403, "this server is in another zone (at the centre: shala device list)")
         _admit(zones, session, zone, key, request.name, known, replaces=bool(replaces))
     except UsageError as error:
         raise Refusal(403, str(error)) from None
@@ -216,16 +220,20 @@ def _require_not_elsewhere(session: Session, zone: Zone, name: str, id_: bytes =
     """Raise UsageError if a server of this name, or with this key, lives in another zone: it is moved there
     by whoever means it, and never by a slip.
     """
-    rows = session.query(
-        "SELECT d.name, z.name FROM device d JOIN zone z ON z.id = d.zone"
-        " WHERE (d.name = ? OR d.id = ?) AND d.revoked IS NULL AND d.zone <> ? ORDER BY d.name",
-        (name, id_, zone.id),
-    )
-    for known_as, other in rows:
+    for known_as, other in _elsewhere(session, zone, name, id_):
         raise UsageError(
             f"'{known_as}' is in the zone '{other}' (at the centre: shala device move {known_as}"
             f" --zone {zone.name}; or, if that one is gone: shala device revoke {known_as})"
         )
+
+
+def _elsewhere(session: Session, zone: Zone, name: str, id_: bytes) -> Sequence[Sequence[Any]]:
+    """Return (name, zone) of the living servers of a name or a key that are in another zone."""
+    return session.query(
+        "SELECT d.name, z.name FROM device d JOIN zone z ON z.id = d.zone"
+        " WHERE (d.name = ? OR d.id = ?) AND d.revoked IS NULL AND d.zone <> ? ORDER BY d.name",
+        (name, id_, zone.id),
+    )
 
 
 def _holder(session: Session, name: str, id_: bytes) -> list[bytes]:

@@ -60,8 +60,7 @@ def answer(zones: Zones, device: Device, request: SyncRequest, session_key: byte
         wanted, size = _wanted(session, device, request.offers)
         wanted += _to_mend(session, device.zone, {one.id for one in wanted})
         items, cursor, more = arrivals.since(session, device.zone, place)
-        told = min(device.told, place) if request.upload_only else cursor.place if cursor else place
-        _note(session, device, request, place, told, size)
+        _note(session, device, request, place, size)
     return SyncAnswer(
         nonce=nonce,
         zone=device.zone_name,
@@ -133,15 +132,12 @@ def sent(zones: Zones, device: Device, id_: bytes) -> None:
             )
 
 
-def _note(  # noqa: PLR0917 - all that is noted
-    session: Session, device: Device, request: SyncRequest, place: int, told: int, wanted: int
-) -> None:
+def _note(session: Session, device: Device, request: SyncRequest, place: int, wanted: int) -> None:
     """Remember what a device says of itself, for `shala zone status`."""
     session.query(
         # Who comes back from before what it was sent did not get that, and may not get it again.
         "UPDATE device SET named = CASE WHEN ? < abs(named) THEN -abs(named) ELSE ? END,"
-        " contact = ?, software = ?, epoch = ?, counter = ?, place = ?, told = ?, wanted = ?,"
-        " left_out = ?"
+        " contact = ?, software = ?, epoch = ?, counter = ?, place = ?, wanted = ?, left_out = ?"
         " WHERE id = ?",
         (
             place,
@@ -151,7 +147,6 @@ def _note(  # noqa: PLR0917 - all that is noted
             request.epoch,
             request.counter,
             place,
-            told,
             max(0, wanted),
             request.left_out,
             device.id,

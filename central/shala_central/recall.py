@@ -116,11 +116,13 @@ def _note(zones: Zones, session: Session, enrolled_in: int, key: bytes) -> None:
             (now(), members[ours if ours in members else next(iter(members))].reason, id_),
         )
         return
-    zone = next((one for one in (enrolled_in, ours) if one in living), living[0])
+    # Where it was enrolled last; what was said before generations were counted over all zones may tie.
+    zone = max(living, key=lambda one: (members[one].enrolled, one == enrolled_in, one == ours))
     if not rows or rows[0][1] is not None:
         _log.warning("device %s is taken in again by this centre's own word", id_.hex()[:12])
     if zone != ours:  # what it said while it was taken for one of another zone was said of this one
         session.query("DELETE FROM contact WHERE device = ? AND zone = ?", (id_, ours))
+        session.query("UPDATE device SET place = 0, named = 0, wanted = 0, left_out = 0 WHERE id = ?", (id_,))
     session.query(
         'INSERT INTO device (id, "key", zone, name, enrolled) VALUES (?, ?, ?, ?, ?)'
         " ON CONFLICT (id) DO UPDATE SET zone = excluded.zone, name = excluded.name, revoked = NULL,"

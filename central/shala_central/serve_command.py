@@ -43,7 +43,7 @@ def serve_command(config_path: Path, listen: str, workers: int | None, as_json: 
     host, _, port = listen.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"'{listen}' is not of the form HOST:PORT (e.g. 127.0.0.1:8470)")
-    with _taken(listen):
+    with _taken(listen, int(port)):
         _require_address(listen, host.strip("[]"), int(port))
         # Before the workers: the first one would make what the second one makes, too.
         zones = Zones.open(config.zones)
@@ -74,17 +74,17 @@ def serve_command(config_path: Path, listen: str, workers: int | None, as_json: 
 
 
 @contextlib.contextmanager
-def _taken(listen: str) -> Iterator[None]:
-    """Let no second `shala serve` begin for this address, until this process ends. Raises UsageError.
+def _taken(listen: str, port: int) -> Iterator[None]:
+    """Let no second `shala serve` begin for this port, until this process ends. Raises UsageError.
 
     uvicorn's workers listen seconds after it has the address: until then nobody else is refused it, and the
     workers of two would be started anew for ever. The name is in no folder, and the kernel frees it.
     """
     with socket.socket(socket.AF_UNIX) as held:
         try:
-            held.bind(f"\0shala serve {listen}")
+            held.bind(f"\0shala serve {port}")
         except OSError as error:
-            raise _not_to_listen_on(listen, str(error.strerror)) from None
+            raise _not_to_listen_on(listen, error.strerror or str(error)) from None
         yield
 
 

@@ -89,8 +89,6 @@ device = Table(
     # Up to there it was sent what has arrived, which it confirms when it comes again. Below 0: it came again
     # and did not have what lies before that place.
     Column("named", BigInteger, nullable=False, server_default="0"),
-    # Up to there it was sent what the centre has said, in a session in which it heard it.
-    Column("told", BigInteger, nullable=False, server_default="0"),
     Index("device_zone", "zone", "name"),
     Index(
         "device_name",

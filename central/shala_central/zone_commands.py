@@ -224,7 +224,8 @@ def zone_status_command(name: str, config: CentralConfig, as_json: bool) -> int:
     """Show the lag of each device, and what is in dispute: conflicts, waiting records, quarantine, forks.
 
     What a device lacks is as of its last contact: what it was told of then, and mostly fetched, it has to
-    confirm with the next one. "To be told" are revocations and redactions that it was not sent yet.
+    confirm with the next one. "To be told" are revocations and redactions
+    of which it has not said yet that it has them.
 
     \b
     Examples:
@@ -479,8 +480,6 @@ def zone_redact(  # noqa: PLR0917 - click's
       shala zone redact mz-aizawl account zodin --reason "the parents ask for it"
       shala zone redact mz-aizawl account zodin --with-dependents
     """
-    from shala_central.zone_status import to_be_told
-
     if len(reason) > 500:
         raise UsageError("--reason has more than 500 characters")
     if not key:  # of a script whose variable was empty, say
@@ -516,9 +515,7 @@ def zone_redact(  # noqa: PLR0917 - click's
             ["the database's log still holds it while somebody reads (it goes with the next redaction)"]
         )
     with zones.database.reading() as session:
-        devices = zones.devices(session, zone)
-        yet_to_hear = to_be_told(session, zone, devices)
-    servers = [one.name for one in devices if one.id in yet_to_hear]
+        servers = [one.name for one in zones.devices(session, zone) if one.revoked is None]
     if as_json:
         left = [
             {"zone": name, "type": of, "records": count}

@@ -37,7 +37,7 @@ class Lag:
     named_entries: int  # of what is to go down, what it was sent: it confirms that when it comes again
     named_bytes: int
     left_out: int  # segments that it passed and could not have
-    to_be_told: int  # revocations and redactions that it was not sent yet
+    to_be_told: int  # revocations and redactions of which it has not said that it has them
 
     @property
     def is_behind(self) -> bool:
@@ -164,14 +164,16 @@ def zone_status(zones: Zones, session: Session, zone: Zone, *, shown: int) -> Zo
 
 
 def to_be_told(session: Session, zone: Zone, devices: list[Device]) -> dict[bytes, int]:
-    """Return how many revocations and redactions each living device was not sent yet, if there are any."""
+    """Return of how many revocations and redactions each living device has not said yet that it has them, if
+    there are any. What it was sent it may have lost with the line: only its cursor says what it has.
+    """
     rows = session.query(
         "SELECT a.place FROM statement s JOIN arrival a ON a.id = s.id"
         " WHERE s.zone = ? AND s.kind <> 'enrol' ORDER BY a.place",
         (zone.id,),
     )
     places = [int(place) for (place,) in rows]
-    left = {one.id: len(places) - bisect(places, one.told) for one in devices if one.revoked is None}
+    left = {one.id: len(places) - bisect(places, one.place) for one in devices if one.revoked is None}
     return {id_: number for id_, number in left.items() if number}
 
 

@@ -34,7 +34,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SERVER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DEVICE_COLUMNS = (
     "d.id, d.key, d.zone, z.name, d.name, d.enrolled, d.revoked, d.reason, d.contact, d.software, d.epoch,"
-    " d.counter, d.place, d.wanted, d.left_out, d.named, d.told"
+    " d.counter, d.place, d.wanted, d.left_out, d.named"
 )
 
 
@@ -67,7 +67,6 @@ class Device:
     wanted: int
     left_out: int
     named: int
-    told: int
 
 
 class Zones:
@@ -188,15 +187,21 @@ class Zones:
         raise UsageError(f"'{name}' is more than one device: say which by its id (shala device list)")
 
     def enrol(self, session: Session, zone: Zone, key: bytes, device_id: bytes, name: str) -> None:
-        """Make a device one of a zone. It is in no other one: the caller has revoked it there."""
+        """Make a device one of a zone. It is in no other one: the caller has revoked it there.
+
+        Raises UsageError if somebody else has put it in another one since the caller looked.
+        """
         self.say(session, self.store(session, zone.id, zone.name), "enrol", key, name=name)
-        session.query(
+        rows = session.query(
             'INSERT INTO device (id, "key", zone, name, enrolled) VALUES (?, ?, ?, ?, ?)'
             " ON CONFLICT (id) DO UPDATE SET zone = excluded.zone, name = excluded.name,"
             " enrolled = excluded.enrolled, revoked = NULL, reason = '', place = 0, wanted = 0,"
-            " left_out = 0, named = 0, told = 0",
+            " left_out = 0, named = 0 WHERE device.revoked IS NOT NULL OR device.zone = excluded.zone"
+            " RETURNING id",
             (device_id, key, zone.id, name, now()),
         )
+        if not rows:
+            raise UsageError(f"'{name}' has just been enrolled in another zone (shala device show {name})")
 
     def revoke(self, session: Session, device: Device, reason: str) -> None:
         """Cut a device off. What counts of it by now goes on to count, nothing that is written later."""
@@ -354,7 +359,7 @@ class Zones:
         member = store.member(key)
         newest = max(member.enrolled, member.revoked)
         if kind != "redact":  # which says nothing of who belongs to the zone
-            newest = max(newest, _newest_generation(session, key, name))
+            newest = max(newest, _newest_generation(session, key))
         statement = Statement(
             format=FORMAT,
             kind=kind,  # type: ignore[arg-type] # checked by whoever reads it
@@ -427,18 +432,14 @@ def _device(row: Sequence[Any]) -> Device:
     return Device(bytes(id_), bytes(key), *rest)
 
 
-def _newest_generation(session: Session, key: bytes, name: str) -> int:
-    """Return the greatest generation in which any zone has heard of a device, or of another of its name."""
-    rows = session.query('SELECT DISTINCT "key" FROM device WHERE name = ?', (name,))
-    newest = 0
-    for one in {key, *(bytes(other) for (other,) in rows)}:
-        said = session.query(  # by zones: there is an index
-            'SELECT s.data FROM zone z JOIN statement s ON s.zone = z.id AND s."key" = ?'
-            " WHERE s.kind <> 'redact'",
-            (one,),
-        )
-        newest = max([newest, *(decode_statement(bytes(data)).generation for (data,) in said)])
-    return newest
+def _newest_generation(session: Session, key: bytes) -> int:
+    """Return the greatest generation in which any zone has heard of a device."""
+    said = session.query(  # zone after zone, by the index: without CROSS SQLite reads all that there is
+        'SELECT s.data FROM zone z CROSS JOIN statement s WHERE s.zone = z.id AND s."key" = ?'
+        " AND s.kind <> 'redact'",
+        (key,),
+    )
+    return max((decode_statement(bytes(data)).generation for (data,) in said), default=0)
 
 
 def is_hurt(session: Session, zone: int, id_: bytes) -> bool:

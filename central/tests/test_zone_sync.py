@@ -737,6 +737,7 @@ def test_who_only_uploads_has_still_to_be_told_of_a_redaction(server, served):
     sync(there.records, there.line(), there.folder / "parts", upload_only=True)
     assert (told(), len(there.visits())) == ([1, 1], 1)
     there.sync()
+    there.sync()
     assert (told(), len(there.visits())) == ([1, 0], 0)
 
 
