@@ -187,6 +187,7 @@ class Records:
                 bytes(self._meta("key") or b""),
                 self._tail,
                 self._note_remade,
+                self._forget_told,
             )
         return self._store
 
@@ -515,6 +516,10 @@ class Records:
         within = self._db.in_transaction
         with contextlib.nullcontext() if within or not rows else self._transaction():
             self._database.many("UPDATE segment SET at_centre = ? WHERE id = ?", rows)
+
+    def _forget_told(self, names: set[tuple[str, str]]) -> None:
+        """Keep no name of what is to be forgotten; a source that goes on to say it is heard again."""
+        self._database.many("DELETE FROM told WHERE type = ? AND key = ?", sorted(names))
 
     def _untold(self, source: str, changes: Sequence[Change]) -> list[Change]:
         """Return what a source has not said before, and note that it has now."""

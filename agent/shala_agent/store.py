@@ -7,7 +7,7 @@ what one call changes is committed as a whole or not at all.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +15,16 @@ from shala_agent.fork import Branches, Link, branches, is_fork
 from shala_agent.membership import Member, Statement, decode_statement, read_statement
 from shala_agent.merge import Vector
 from shala_agent.record_types import NEEDED, TYPES
-from shala_agent.segment import NONE, Segment, SegmentRefused, branch_id, read_segment, redact
+from shala_agent.segment import (
+    NONE,
+    EntryUnreadable,
+    Segment,
+    SegmentRefused,
+    branch_id,
+    decode_entry,
+    read_segment,
+    redact,
+)
 from shala_agent.state import Database, Tables
 
 Standing = Literal["known", "applied", "held"]
@@ -43,6 +52,7 @@ class Store:
     own: bytes = b""  # the public key of this server, whose word counts here in any case
     tail: Callable[[], tuple[bytes, list[tuple[int, bytes]]] | None] = lambda: None
     remade: Callable[[], None] = lambda: None  # told whenever records change without anything new having come
+    forgotten: Callable[[set[tuple[str, str]]], None] = lambda _names: None  # told type and key of records
     tables: Tables = field(init=False)
     stale: bool = False  # the records must be made anew before the caller's transaction ends
     _within: bool = False
@@ -369,6 +379,7 @@ class Store:
             self.database.query(
                 "UPDATE segment SET data = ?, size = ? WHERE id = ?", (rest.data, len(rest.data), id_)
             )
+            self.forgotten(set(_names(whole, self.to_be_forgotten(id_))))
             self.stale = True
 
     def _redacted(self, segment: Segment) -> Segment:
@@ -417,6 +428,15 @@ class Store:
             for (id_,) in rows:
                 yield bytes(id_)
             last = bytes(rows[-1][0])
+
+
+def _names(segment: Segment, counters: set[int]) -> Iterator[tuple[str, str]]:
+    """Yield type and key of the records that some entries of a segment are of."""
+    for counter, raw in segment.numbered():
+        if counter in counters:
+            with suppress(EntryUnreadable):
+                entry = decode_entry(raw)
+                yield entry.type, entry.key
 
 
 def _link(row: Sequence[object]) -> Link:

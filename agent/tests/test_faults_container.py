@@ -553,7 +553,7 @@ def test_a_mongodb_that_is_late_is_waited_for_and_never_dumped_half(
     platform, process = late
     with tally.injected("mongod-late") as injection:
         _, said = process.communicate(timeout=400)
-        injection.hit = process.returncode != 0 or seconds_of(platform, "mongo-dump") > 60
+        injection.hit = process.returncode != 0 or seconds_of(platform, "mongo-dump") > 20
         if process.returncode:
             assert "mongo-dump: failed (MongoDB: it does not answer" in said
             injection.saw = "the step failed and said why, the next run dumped it"

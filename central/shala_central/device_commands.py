@@ -176,7 +176,7 @@ def device_list(zone_name: str, config: CentralConfig, as_json: bool) -> int:
 @config_option
 @json_option
 def device_show(name: str, config: CentralConfig, as_json: bool) -> int:
-    """Show what is known of one device. NAME is its server name, or the beginning of its id.
+    """Show what is known of one device. NAME is its server name, or at least 8 digits of its id.
 
     \b
     Example:

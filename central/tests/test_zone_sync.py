@@ -607,6 +607,22 @@ def test_what_is_forgotten_is_in_no_file_of_the_centre_when_the_operator_is_told
     assert [path.name for path in served.folder.iterdir() if mark.encode() in path.read_bytes()] == []
 
 
+def test_a_source_that_goes_on_to_name_who_was_forgotten_is_heard_again_and_no_name_is_kept_till_then(
+    server, served
+):
+    here, says = server("mz17"), [Change("account", "zk", {"first_name": "Zuanzualkimi"})]
+    here.records.write(says, at=1, source="users")
+    here.sync()
+    assert served.shala("zone", "redact", "mz", "account", "zk", "--yes").returncode == 0
+    here.sync()
+    assert here.records.told("users", "account", "zk") is None
+    here.records.write([*says, Change("progress", "zk/x", {"n": 1})], at=2, source="users")
+    assert [(one.type, one.waits) for one in here.records.records()] == [
+        ("account", None),
+        ("progress", None),
+    ]
+
+
 @dataclass
 class Broken(Centre):
     """A line that breaks after one kind of request has come through."""

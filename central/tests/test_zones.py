@@ -583,22 +583,13 @@ def said_of_membership(centre) -> list[Statement]:
     return [decode_statement(bytes(data)) for (data,) in rows]
 
 
-def test_what_is_said_of_a_server_later_is_greater_than_all_that_was_said_of_it_in_any_zone(
-    served, join, tmp_path
-):
+def test_what_is_said_of_a_device_later_is_greater_than_all_that_was_said_of_it_in_any_zone(served, join):
     join("2031018-mz18")
     join("2031017-mz17")
-    new = Device("2031017-mz17", tmp_path / "new", served)
     greatest = 1
-    for change in (
-        lambda: served.shala("device", "move", "2031017-mz17", "--zone", "rj"),
-        lambda: served.shala("device", "move", "2031017-mz17", "--zone", "mz"),
-        lambda: served.shala("device", "move", "2031017-mz17", "--zone", "rj"),
-        lambda: new.enrol(served.token("rj", new.name, replaces=True)),
-        lambda: served.shala("device", "move", "2031017-mz17", "--zone", "mz"),
-    ):
+    for zone in ("rj", "mz", "rj"):
         before = said_of_membership(served)
-        change()
+        served.shala("device", "move", "2031017-mz17", "--zone", zone)
         later = [one for one in said_of_membership(served) if one not in before]
         revoked, enrolled = sorted(later, key=lambda one: one.generation)
         assert (revoked.kind, enrolled.kind) == ("revoke", "enrol")

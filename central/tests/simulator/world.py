@@ -91,6 +91,7 @@ class Backup:
     zone: str
     written: set[Id]
     syncs: int
+    answered: dict[tuple[bytes, int], bytes] = field(default_factory=dict)  # of the centre, see World
 
 
 @dataclass
@@ -659,7 +660,8 @@ class World:
             self._disks += 1
             folder = self.folder / f"copy-{self._disks}"
             copy_disk(self.centre.folder, folder)
-            self.centre_backups.append(Backup(folder, self._operator.key, "", set(), 0))
+            answered = dict(self._answered)
+            self.centre_backups.append(Backup(folder, self._operator.key, "", set(), 0, answered))
 
     def do_restore_centre(self, chance: random.Random) -> None:
         """Go back to a backup of the centre."""
@@ -689,6 +691,7 @@ class World:
             self._disks += 1
             self.centre.folder = self.folder / f"centre-{self._disks}"
             copy_disk(backup.folder, self.centre.folder)
+            self._answered = dict(backup.answered)
             self._open_centre()
         self.faults["restored centres"] += 1
         self.note("restore centre")
