@@ -144,9 +144,11 @@ class _Restorer:
         try:
             done.restart_needed = self._restart_needed(chosen)
             self._write_down(done)
-        finally:
-            # Last of all: once the note is gone, the same command is another restore.
+        except Exception:  # all is back: the next one is no longer this restore
             self._end(results)
+            raise
+        # Last of all: once the note is gone, the same command is another restore.
+        self._end(results)
         return done
 
     # -- what goes back ----------------------------------------------------------------------------------
