@@ -51,6 +51,8 @@ def examine(config: Config, ledger: Ledger) -> Iterator[Problem]:
     if os.geteuid() != 0:
         yield Problem("this does not run as root", "sudo shala-agent doctor")
     yield from _folders(config)
+    if ledger.problem:
+        yield _said(ledger.problem)
     if mistake := known_catalogue(config)[1]:
         yield _said(f"nothing is collected: {mistake}")
     chain = Chain(config, ledger)
@@ -70,7 +72,8 @@ def examine(config: Config, ledger: Ledger) -> Iterator[Problem]:
             f"the settings of the server cannot be read: {error}", "is the disk dying? dmesg | tail"
         )
     finally:
-        chain.reach.forget()
+        with suppress(OSError):  # of a read-only disk
+            chain.reach.forget()
     if datetime.datetime.now().astimezone().year < FIRST_YEAR:
         yield Problem(
             "the clock is wrong: it is before the agent was made",
@@ -160,7 +163,7 @@ def _work(config: Config, ledger: Ledger) -> Iterator[Problem]:
     if status.sealed is None:
         yield Problem("nothing was ever collected", "shala-agent run")
     yield from _timer()
-    if not ledger.runs(1, CHAIN):
+    if not ledger.problem and not ledger.runs(1, CHAIN):
         yield Problem("the chain has never run", "systemctl enable --now shala-agent.timer")
 
 
