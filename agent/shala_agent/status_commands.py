@@ -169,6 +169,8 @@ def _item_row(item: ItemResult) -> list[str]:
 
 
 def _sync_line(standing: Standing) -> str:
+    if standing.problem:
+        return f"sync       {standing.problem}"
     if not standing.zone:
         return "sync       switched on, but this server is not enrolled in a zone (shala-agent enrol)"
     lag = f"{standing.lag_entries} records to send ({standing.lag_bytes / 1000:.0f} kB)"

@@ -461,3 +461,27 @@ def test_records_that_cannot_be_opened_are_a_line_and_not_a_trace(hill: School, 
     assert "move it away" in str(agent("records", "list").exception)
     with pytest.raises(Exception, match="move it away"):
         Records(hill.root / "state/records.sqlite")
+
+
+def test_the_status_says_of_damaged_records_what_the_doctor_says(agent, hill: School):
+    records = hill.root / "state/records.sqlite"
+    remove_store(records)
+    records.write_text("junk\n")
+    said = agent("status").output
+    assert f"sync       {records}: file is not a database (update shala; if the file is damaged, move" in said
+    assert "not enrolled" not in said
+    assert f"{records}: file is not a database -> update shala" in agent("doctor").output
+
+
+def test_empty_records_beside_a_key_are_a_problem_and_stay_as_they_are(agent, hill: School):
+    records = hill.root / "state/records.sqlite"
+    remove_store(records)
+    records.touch()
+    assert f"sync       {records} is empty (shala-agent enrol" in agent("status").output
+    assert f"{records} is empty -> shala-agent enrol --url CENTRE" in agent("doctor").output
+    assert records.stat().st_size == 0
+
+
+def remove_store(records: Path) -> None:
+    for path in records.parent.glob("records.sqlite*"):
+        path.unlink()
