@@ -6,6 +6,7 @@ A cut chain resumes from it.
 from __future__ import annotations
 
 import datetime
+import logging
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
@@ -15,6 +16,8 @@ import msgspec
 from shala_agent import write_ahead
 from shala_agent.failure import AgentError
 from shala_agent.outcome import OK, Result
+
+_log = logging.getLogger(__name__)  # without a handler a warning goes to stderr
 
 CHAIN = "chain"  # a run of the whole chain: left open when it is cut
 BY_HAND = "by hand"  # a single command
@@ -76,10 +79,12 @@ class Ledger:
             if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
                 raise _unavailable(path, str(error)) from None
             # A damaged ledger only means that steps are done once more; it is kept for whoever wants to know.
+            aside = damaged(path)
             for suffix in ("", "-wal", "-shm"):
                 broken = path.with_name(path.name + suffix)
                 if broken.exists():
-                    broken.replace(path.with_name(f"{path.name}.damaged{suffix}"))
+                    broken.replace(path.with_name(aside.name + suffix))
+            _log.warning("shala-agent: the ledger %s was damaged (%s): it is %s now", path, error, aside)
             self._db = _opened(path)
 
     @classmethod
@@ -202,6 +207,11 @@ class Ledger:
         query = f"SELECT {_STEP_COLUMNS} FROM steps WHERE {where} ORDER BY run DESC LIMIT 1"  # noqa: S608
         row = self._db.execute(query, values).fetchone()
         return _step(row) if row else None
+
+
+def damaged(path: Path) -> Path:
+    """Return where a ledger that was damaged is kept."""
+    return path.with_name(f"{path.name}.damaged")
 
 
 def now() -> str:

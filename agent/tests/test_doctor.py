@@ -127,6 +127,16 @@ def test_status_and_diagnose_go_on_with_what_can_be_read_of_the_ledger(school: S
     assert re.search(r"^ledger.sqlite is not in it: .*disk I/O error", packed.output, re.MULTILINE)
 
 
+def test_a_ledger_that_was_put_aside_is_a_problem_until_it_is_removed(school: School, monkeypatch):
+    aside = school.root / "state/ledger.sqlite.damaged"
+    school.ledger().close()
+    aside.write_bytes(b"junk")
+    (line,) = [str(one) for one in problems(school, monkeypatch) if "ledger" in one.what]
+    assert line.startswith(f"the ledger was damaged; the old one is {aside} -> look at it, then rm {aside}*")
+    aside.unlink()
+    assert not [one for one in problems(school, monkeypatch) if "ledger" in one.what]
+
+
 def chain_of(school: School) -> None:
     """A ledger with one chain whose step failed."""
     with closing(school.ledger()) as ledger:
