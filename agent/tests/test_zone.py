@@ -108,6 +108,13 @@ def test_a_round_with_something_left_undone_beside_the_sync_ends_with_3(agent, h
     assert "the page could not be written" in said["notes"][0]
 
 
+def test_the_last_line_of_such_a_round_says_what_was_left_undone(agent, hill: School):
+    page_path(hill.config).mkdir(parents=True)
+    lines = agent("sync").output.splitlines()
+    assert lines[-1].startswith("Done, but: the page could not be written")
+    assert sum("the page could not be written" in line for line in lines) == 1
+
+
 def test_the_doctor_names_a_server_that_is_to_sync_and_is_in_no_zone(school: School, quiet_steps):
     school.config_path.write_text(school.config_path.read_text() + "[sync]\nenabled = true\n")
     found = CliRunner().invoke(cli.shala_agent, ["--config", str(school.config_path), "doctor"])
