@@ -4,6 +4,7 @@ the way out.
 
 from __future__ import annotations
 
+import codecs
 import re
 import sys
 from collections.abc import Iterator
@@ -233,6 +234,8 @@ def parse_config(raw: bytes, file: str) -> Config:
 
 def parsed(raw: bytes, file: str, kind: type[Document]) -> Document:
     """Given the bytes of a file of settings, return it as a `kind`. Raises UsageError."""
+    if raw.startswith(codecs.BOM_UTF8):
+        raise UsageError(f"{file} begins with a byte order mark (save the file as UTF-8 without one)")
     try:
         document = tomllib.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -313,6 +316,8 @@ def _way_out(kind: Any, message: str) -> str:
     """Return what a setting should be: by its description, else by what msgspec says."""
     inner = () if get_origin(kind) in (dict, list) else get_args(kind)
     for one in (kind, *inner):
+        if one is bool:
+            return "expected true or false"
         for meta in getattr(one, "__metadata__", ()):
             if meta.description:
                 return f"expected {meta.description}"

@@ -83,6 +83,10 @@ def diagnose(config: Config, ledger: Ledger, target: Path) -> Diagnosis:
             diagnosis.broken = True
             diagnosis.missing[name] = f"{type(error).__name__}: {redaction.text(str(error))}"
         else:
+            if name == "ledger.json" and ledger.problem:
+                # What could be read of it is in the archive; that it is not all is said.
+                diagnosis.broken = True
+                diagnosis.missing["ledger.sqlite"] = redaction.text(ledger.problem)
             contents[name] = msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
             diagnosis.parts.append((name, about, len(contents[name])))
     listed = [f"{name:<16}{size:>10} bytes  {about}" for name, about, size in diagnosis.parts]

@@ -23,7 +23,7 @@ from shala_agent.config import Config, missing_places
 from shala_agent.device import FILE, Device
 from shala_agent.extension import known_catalogue
 from shala_agent.failure import AgentError
-from shala_agent.ledger import CHAIN, Ledger
+from shala_agent.ledger import CHAIN, Ledger, damaged
 from shala_agent.manifest import ManifestError
 from shala_agent.outcome import FAILED, SUSPECT, counted
 from shala_agent.room import MB, bytes_of, free_at
@@ -51,6 +51,13 @@ def examine(config: Config, ledger: Ledger) -> Iterator[Problem]:
     if os.geteuid() != 0:
         yield Problem("this does not run as root", "sudo shala-agent doctor")
     yield from _folders(config)
+    if ledger.problem:
+        yield _said(ledger.problem)
+    if (aside := damaged(Path(config.paths.state) / "ledger.sqlite")).exists():
+        yield Problem(
+            f"the ledger was damaged; the old one is {aside}",
+            f"look at it, then rm {aside}*; if it happens more than once, the disk is dying",
+        )
     if mistake := known_catalogue(config)[1]:
         yield _said(f"nothing is collected: {mistake}")
     chain = Chain(config, ledger)
@@ -70,7 +77,8 @@ def examine(config: Config, ledger: Ledger) -> Iterator[Problem]:
             f"the settings of the server cannot be read: {error}", "is the disk dying? dmesg | tail"
         )
     finally:
-        chain.reach.forget()
+        with suppress(OSError):  # of a read-only disk
+            chain.reach.forget()
     if datetime.datetime.now().astimezone().year < FIRST_YEAR:
         yield Problem(
             "the clock is wrong: it is before the agent was made",
@@ -152,15 +160,15 @@ def _work(config: Config, ledger: Ledger) -> Iterator[Problem]:
     yield from _zone(config, status.sync, SYNC in named)
     spool = Spool(Path(config.paths.spool))
     with suppress(OSError, ManifestError):
-        if damaged := sum(1 for _ in spool.damaged()):
+        if gone := sum(1 for _ in spool.damaged()):
             yield Problem(
-                f"gone from the mirror {spool.bag}, or changed there: {counted(damaged, 'file')}",
+                f"gone from the mirror {spool.bag}, or changed there: {counted(gone, 'file')}",
                 "shala-agent run takes them again; if it happens more than once, the disk is dying",
             )
     if status.sealed is None:
         yield Problem("nothing was ever collected", "shala-agent run")
     yield from _timer()
-    if not ledger.runs(1, CHAIN):
+    if not ledger.problem and not ledger.runs(1, CHAIN):
         yield Problem("the chain has never run", "systemctl enable --now shala-agent.timer")
 
 

@@ -43,12 +43,17 @@ class Enrolled(msgspec.Struct):
     format: int = 1
 
 
-def read_token(text: str) -> str:
-    """Given what stands in a file or comes on stdin, return the token. Raises UsageError; never shows it."""
+def read_token(text: str, source: str) -> str:
+    """Given what stands in the file `source` or comes on stdin ("-"), return the token.
+
+    Raises UsageError; never shows it.
+    """
     token = text.strip()
     if not token or len(token) > MAX_TOKEN or not token.isprintable() or " " in token:
+        where = "stdin" if source == "-" else source
         raise UsageError(
-            f"this is no token (one line of up to {MAX_TOKEN} characters; shala device create makes one)"
+            f"{where}: this is no token"
+            f" (one line of up to {MAX_TOKEN} characters; shala device create makes one)"
         )
     return token
 

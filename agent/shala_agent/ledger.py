@@ -6,8 +6,9 @@ A cut chain resumes from it.
 from __future__ import annotations
 
 import datetime
+import logging
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,8 @@ import msgspec
 from shala_agent import write_ahead
 from shala_agent.failure import AgentError
 from shala_agent.outcome import OK, Result
+
+_log = logging.getLogger(__name__)  # without a handler a warning goes to stderr
 
 CHAIN = "chain"  # a run of the whole chain: left open when it is cut
 BY_HAND = "by hand"  # a single command
@@ -57,24 +60,44 @@ class RunRecord(msgspec.Struct):
     outcome: str | None
 
 
+class LedgerUnavailable(AgentError):
+    """The ledger cannot be opened; the text says why."""
+
+
 class Ledger:
     """The ledger in the file `path`. Every change is on the disk when its method returns."""
 
+    problem = ""  # why this is not the ledger on the disk, but what could be read of it
+
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._db = _opened(path)
+        except OSError as error:
+            raise _unavailable(path, error.strerror or str(error)) from None
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
-                raise AgentError(
-                    f"the ledger {path} cannot be opened: {error} (run as root? is the disk full?)"
-                ) from None
+                raise _unavailable(path, str(error)) from None
             # A damaged ledger only means that steps are done once more; it is kept for whoever wants to know.
+            aside = damaged(path)
             for suffix in ("", "-wal", "-shm"):
                 broken = path.with_name(path.name + suffix)
                 if broken.exists():
-                    broken.replace(path.with_name(f"{path.name}.damaged{suffix}"))
+                    broken.replace(path.with_name(aside.name + suffix))
+            _log.warning("shala-agent: the ledger %s was damaged (%s): it is %s now", path, error, aside)
             self._db = _opened(path)
+
+    @classmethod
+    def to_look_at(cls, path: Path) -> Ledger:
+        """Return the ledger for who only looks: where it cannot be opened, what can be read of it, in memory,
+        with the `problem`.
+        """
+        try:
+            return cls(path)
+        except (AgentError, OSError, sqlite3.Error) as error:
+            found = cls.__new__(cls)
+            found._db, found.problem = _in_memory(path), str(error)
+            return found
 
     def close(self) -> None:
         """Close the file."""
@@ -186,6 +209,11 @@ class Ledger:
         return _step(row) if row else None
 
 
+def damaged(path: Path) -> Path:
+    """Return where a ledger that was damaged is kept."""
+    return path.with_name(f"{path.name}.damaged")
+
+
 def now() -> str:
     """Return the time as it is written in ledgers and collections: ISO 8601 in UTC."""
     return written(datetime.datetime.now(datetime.timezone.utc))
@@ -215,6 +243,24 @@ def _step(row: tuple[object, ...]) -> StepRecord:
         },
         StepRecord,
     )
+
+
+def _unavailable(path: Path, why: str) -> LedgerUnavailable:
+    way_out = "run as root? is the disk full?"
+    if write_ahead.read_only(path.parent):
+        way_out = "the disk is read-only: see dmesg | tail, then mount it again"
+    return LedgerUnavailable(f"the ledger {path} cannot be opened: {why} ({way_out})")
+
+
+def _in_memory(path: Path) -> sqlite3.Connection:
+    """Return a copy of the ledger as it was when its log was last written back; an empty one if need be."""
+    db = sqlite3.connect(":memory:")
+    with suppress(sqlite3.Error):
+        file = f"{path.absolute().as_uri()}?mode=ro&immutable=1"  # no lock and no log: nothing is written
+        with closing(sqlite3.connect(file, uri=True)) as there:
+            db.executescript("\n".join(there.iterdump()))
+    db.executescript(_SCHEMA)
+    return db
 
 
 def _opened(path: Path) -> sqlite3.Connection:

@@ -113,7 +113,7 @@ def figures(config: Config, status: Status) -> Iterator[Figure]:
     if status.heartbeat is not None:
         yield Figure("shala_container_running", float(status.heartbeat.container == "running"))
         yield Figure("shala_heartbeat_timestamp_seconds", _seconds(status.heartbeat.taken))
-    if status.sync is not None:
+    if status.sync is not None and not status.sync.problem:
         yield Figure("shala_sync_lag_records", status.sync.lag_entries)
         yield Figure("shala_sync_lag_bytes", status.sync.lag_bytes)
 

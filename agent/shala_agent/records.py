@@ -97,12 +97,17 @@ COMMIT;
 """
 
 
+DISK_WAY_OUT = "is the disk full or read-only?: free some space, then run this again"
 _TAIL_LEVEL = 1  # of zstd: what is cut soon after need not be small, but leaves its place in the file behind
 _tail_decoder = msgspec.msgpack.Decoder(list[bytes])
 
 
 class RecordsDamaged(AgentError):
     """The record store cannot be used."""
+
+
+class RecordsUnavailable(AgentError):
+    """The record store cannot be opened on this disk as it is; the file may be whole."""
 
 
 class Change(NamedTuple):
@@ -154,11 +159,18 @@ class Records:
     """
 
     def __init__(self, path: Path, *, only_read: bool = False) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.touch(mode=0o600)  # names of children are in it
         try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.touch(mode=0o600)  # names of children are in it
             self._db = _opened(path)
-        except sqlite3.DatabaseError as error:
+        except (OSError, sqlite3.DatabaseError) as error:
+            if write_ahead.of_the_disk(error):
+                why = error.strerror if isinstance(error, OSError) else error
+                raise RecordsUnavailable(f"{path}: {why} ({DISK_WAY_OUT})") from None
+            if isinstance(error, OSError):
+                raise
+            if "is locked" in str(error):
+                raise RecordsUnavailable(f"{path}: {error} (wait for it, then run this again)") from None
             raise RecordsDamaged(
                 f"{path}: {error} (update shala; if the file is damaged, move it away, then shala-agent enrol"
                 " --url CENTRE: the zone's records come again, one's own are heard anew)"

@@ -55,6 +55,8 @@ def restore(  # noqa: PLR0917 - click's
     from shala_agent.restore import restore as bring_back
     from shala_agent.restore_note import half_done
 
+    if listing and folder is not None:
+        raise click.UsageError("--list shows what can go back at all, FOLDER or not: leave one of them out")
     config = read_config(config_path)
     if listing:
         names = [item.name for item in read_catalogue(config).items if item.restore]

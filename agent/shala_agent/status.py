@@ -61,6 +61,8 @@ class Status(msgspec.Struct, kw_only=True):
     heartbeat: Heartbeat | None = None
     every_minutes: int = 60
     sync: Standing | None = None
+    # Why the ledger could not be opened: runs and steps are those that could be read all the same.
+    ledger_problem: str = ""
 
 
 def read_status(config: Config, ledger: Ledger) -> Status:
@@ -72,6 +74,7 @@ def read_status(config: Config, ledger: Ledger) -> Status:
         sealed=_sealed(config),
         acknowledged=ledger.mark(ACKNOWLEDGED),
         sync=standing(config),
+        ledger_problem=ledger.problem,
     )
     if status.heartbeat is not None and status.heartbeat.server_name:
         status.server_name = status.heartbeat.server_name

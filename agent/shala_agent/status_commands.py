@@ -41,6 +41,8 @@ def status(config_path: Path, as_json: bool) -> None:
         _print_json(standing)
     else:
         _show(standing)
+    if standing.ledger_problem:
+        raise click.exceptions.Exit(PARTLY)
 
 
 @click.command(short_help="Say what is wrong, and the remedy.")
@@ -114,7 +116,7 @@ def acknowledge(config_path: Path, sequence: int, manifest: str, as_json: bool) 
     from shala_agent.acknowledge import acknowledge as note
 
     config = read_config(config_path)
-    with closing(_ledger(config)) as ledger:
+    with closing(Ledger(_ledger_path(config))) as ledger:
         newest = note(config, ledger, sequence, manifest)
     if as_json:
         _print_json({"format": 1, "acknowledged": newest})
@@ -129,6 +131,8 @@ def _show(found: Status) -> None:
         free = f"{beat.disk_free / 1e9:.1f} of {beat.disk_total / 1e9:.1f} GB disk free"
         up = f"up {beat.uptime_seconds / 60:.0f} min"
         click.echo(f"heartbeat  {beat.taken}  container {beat.container}, {free}, {up}")
+    if found.ledger_problem:
+        click.echo(found.ledger_problem)
     if chain is not None:
         left = f"open, left: {', '.join(found.open_steps)}"
         how = left if chain.ended is None else f"{chain.outcome} {chain.ended}"
@@ -165,6 +169,8 @@ def _item_row(item: ItemResult) -> list[str]:
 
 
 def _sync_line(standing: Standing) -> str:
+    if standing.problem:
+        return f"sync       {standing.problem}"
     if not standing.zone:
         return "sync       switched on, but this server is not enrolled in a zone (shala-agent enrol)"
     lag = f"{standing.lag_entries} records to send ({standing.lag_bytes / 1000:.0f} kB)"
@@ -190,7 +196,11 @@ def _first(reasons: list[str]) -> str:
 
 
 def _ledger(config: Config) -> Ledger:
-    return Ledger(Path(config.paths.state) / "ledger.sqlite")
+    return Ledger.to_look_at(_ledger_path(config))
+
+
+def _ledger_path(config: Config) -> Path:
+    return Path(config.paths.state) / "ledger.sqlite"
 
 
 def _print_json(document: object) -> None:

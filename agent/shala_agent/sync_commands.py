@@ -74,7 +74,7 @@ def enrol(
         if approval is not None:
             done = enrolment.enter_by_approval(records, key, approval, url)
         else:
-            token = "" if token_file is None else enrolment.read_token(_text(token_file))
+            token = "" if token_file is None else enrolment.read_token(_text(token_file), token_file)
             address = url or config.sync.url or str(records.kept("url") or "")
             if not address:
                 raise UsageError(_without_address(config_path, token_file))
@@ -323,15 +323,16 @@ def _round_lines(done: Round) -> Iterator[str]:
         changed = ", ".join(f"{number} {type_}" for type_, number in done.heard.changed.items())
         yield f"heard: {changed or 'nothing new'}"
         yield from (f"left out: {what}" for what in done.heard.skipped)
-    yield from done.notes
+    if done.sync is None or done.sync.outcome != "done":  # of one that is done they are the last line
+        yield from done.notes
     if done.accounts is not None:
         yield f"accounts handed to the platform: {done.accounts.accounts}"
         yield from (f"account left out: {what}" for what in done.accounts.left_out)
     if done.sync is not None:
-        yield from _sync_lines(done.sync)
+        yield from _sync_lines(done.sync, done.notes)
 
 
-def _sync_lines(result: SyncResult) -> Iterator[str]:
+def _sync_lines(result: SyncResult, notes: list[str]) -> Iterator[str]:
     yield (
         f"zone {result.zone}: {result.records_up} records up ({result.bytes_up} bytes),"
         f" {result.records_down} down ({result.bytes_down} bytes), {result.requests} requests"
@@ -341,7 +342,7 @@ def _sync_lines(result: SyncResult) -> Iterator[str]:
     yield from (f"left out, {one.way}: {one.id[:16]}: {one.reason}" for one in result.refused)
     lag = result.lag_after
     if result.outcome == "done":
-        yield "Done."
+        yield f"Done, but: {'; '.join(notes)}" if notes else "Done."
     else:
         left = f"{lag.entries} records to send, {lag.segments_down} segments to get"
         yield f"{result.reason}. Left: {left}. More: shala-agent status"

@@ -52,6 +52,7 @@ class Standing(msgspec.Struct, kw_only=True):
     lag_bytes: int = 0
     damaged: int = 0  # segments whose bytes the disk has hurt, and that have not come again
     last: SyncResult | None = None
+    problem: str = ""  # why the records cannot be read: nothing else is known then
 
 
 class Round(msgspec.Struct, kw_only=True):
@@ -87,11 +88,19 @@ def changing(config: Config, purpose: str, wait_seconds: float = 0.0) -> Iterato
 @contextmanager
 def reading(config: Config) -> Iterator[Records]:
     """Open the records of an enrolled server to read them; a sync may go on meanwhile. Raises NotEnrolled."""
-    from shala_agent.records import Records
+    from shala_agent.records import Records, RecordsDamaged
 
-    if not records_path(config).exists():
+    path = records_path(config)
+    if not path.exists():
         _not_enrolled()
-    with closing(Records(records_path(config), only_read=True)) as records:
+    if not path.stat().st_size:  # a power cut, or a disk that was full
+        if not path.with_name(FILE).exists():
+            _not_enrolled()
+        raise RecordsDamaged(
+            f"{path} is empty (shala-agent enrol --url CENTRE, with --token-file if this server never was in"
+            " a zone: the zone's records come again, one's own are heard anew)"
+        )
+    with closing(Records(path, only_read=True)) as records:
         if records.store is None:
             _not_enrolled()
         yield records
@@ -173,7 +182,7 @@ def step(
 
 
 def standing(config: Config) -> Standing | None:
-    """Return how zone sync stands, None where it is neither switched on nor enrolled for."""
+    """Return how zone sync stands, None where it is neither switched on nor enrolled for, or was."""
     from shala_agent.sync import last_sync
 
     found = Standing(enabled=config.sync.enabled)
@@ -185,8 +194,12 @@ def standing(config: Config) -> Standing | None:
             found.lag_entries, found.lag_bytes = unsent.entries + records.uncut(), unsent.bytes
             found.damaged = records.damaged()
             found.last = last_sync(records)
-    except (AgentError, OSError, sqlite3.Error):
+    except NotEnrolled:
         return found if config.sync.enabled else None
+    except AgentError as error:
+        found.problem = str(error)
+    except (OSError, sqlite3.Error) as error:
+        found.problem = f"{records_path(config)} cannot be read: {error} (shala-agent doctor)"
     return found
 
 

@@ -48,6 +48,11 @@ def test_one_line_is_a_whole_configuration():
         ("format = ", ["not valid TOML"]),
         ("format = 1\n[surprise]\n", ["surprise", "there is no such setting"]),
         ("format = 1\nchain = 3\n", ["chain = 3"]),
+        (
+            "format = 1\n[sync]\nenabled = 'yes'",
+            ["sync.enabled = 'yes': expected true or false"],
+        ),
+        ("\ufeffformat = 1\n", ["agent.toml begins with a byte order mark (save the file as UTF-8 without"]),
     ],
 )
 def test_each_mistake_names_file_field_value_and_way_out(text, parts):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import sqlite3
+from contextlib import closing
 
 import yaml
 from agent_school import School
+from click.testing import CliRunner
 from msgspec.structs import replace
-from shala_agent import chain, doctor
+from shala_agent import chain, cli, doctor
 from shala_agent.config import SpoolConfig
 from shala_agent.doctor import Problem, examine
 from shala_agent.ledger import CHAIN
@@ -91,3 +94,59 @@ def test_settings_that_the_disk_does_not_give_are_one_line(school: School, monke
     school.settings.unlink()
     school.settings.mkdir()
     assert any("settings of the server cannot be read" in one.what for one in problems(school, monkeypatch))
+
+
+def test_a_ledger_that_the_disk_does_not_give_is_one_problem_beside_the_others(school: School, monkeypatch):
+    chain_of(school)
+    full_disk(monkeypatch)
+    monkeypatch.setattr(chain, "Container", lambda *_: school.container)
+    done = CliRunner().invoke(cli.shala_agent, ["--config", str(school.config_path), "doctor"])
+    (line,) = [line for line in done.output.splitlines() if "disk I/O error" in line]
+    assert re.fullmatch(
+        r"the ledger \S+ cannot be opened: disk I/O error -> run as root\? is the disk full\?", line
+    )
+    assert "nothing was ever collected" in done.output
+    assert "the chain has never run" not in done.output
+    monkeypatch.setattr("shala_agent.write_ahead.read_only", lambda _folder: True)
+    done = CliRunner().invoke(cli.shala_agent, ["--config", str(school.config_path), "doctor"])
+    assert "cannot be opened: disk I/O error -> the disk is read-only" in done.output
+
+
+def test_status_and_diagnose_go_on_with_what_can_be_read_of_the_ledger(school: School, monkeypatch):
+    chain_of(school)
+    full_disk(monkeypatch)
+    monkeypatch.setattr(chain, "Container", lambda *_: school.container)
+    shown = CliRunner().invoke(cli.shala_agent, ["--config", str(school.config_path), "status"])
+    assert shown.exit_code == 3
+    assert re.search(r"^the ledger \S+ cannot be opened: disk I/O error", shown.output, re.MULTILINE)
+    assert re.search(r"^  progress +failed ", shown.output, re.MULTILINE)
+    target = school.root / "out.tar.gz"
+    line = ["--config", str(school.config_path), "diagnose", "--output", str(target)]
+    packed = CliRunner().invoke(cli.shala_agent, line)
+    assert (packed.exit_code, target.exists()) == (3, True)
+    assert re.search(r"^ledger.sqlite is not in it: .*disk I/O error", packed.output, re.MULTILINE)
+
+
+def test_a_ledger_that_was_put_aside_is_a_problem_until_it_is_removed(school: School, monkeypatch):
+    aside = school.root / "state/ledger.sqlite.damaged"
+    school.ledger().close()
+    aside.write_bytes(b"junk")
+    (line,) = [str(one) for one in problems(school, monkeypatch) if "ledger" in one.what]
+    assert line.startswith(f"the ledger was damaged; the old one is {aside} -> look at it, then rm {aside}*")
+    aside.unlink()
+    assert not [one for one in problems(school, monkeypatch) if "ledger" in one.what]
+
+
+def chain_of(school: School) -> None:
+    """A ledger with one chain whose step failed."""
+    with closing(school.ledger()) as ledger:
+        ledger.finish(ledger.start(CHAIN), "progress", Result(FAILED, ["it was cut"]))
+
+
+def full_disk(monkeypatch) -> None:
+    """SQLite finds no room for what lies beside a database."""
+
+    def refuse(*_):
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr("shala_agent.write_ahead.switch", refuse)

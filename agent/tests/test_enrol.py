@@ -226,3 +226,14 @@ def test_who_asks_for_a_record_that_is_none_is_told_how_they_are_listed(agent, c
 
 def test_who_is_not_enrolled_is_told_how(agent):
     assert "shala-agent enrol" in str(agent("sync").exception)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff\x80" * 30])
+def test_a_file_that_holds_no_token_is_named(agent, tmp_path, content):
+    path = tmp_path / "token"
+    path.write_bytes(content)
+    done = agent("enrol", "--token-file", str(path), "--url", "https://centre.example.org")
+    assert isinstance(done.exception, UsageError)
+    assert str(done.exception).startswith(f"{path}: this is no token (")
+    done = agent("enrol", "--token-file", "-", "--url", "https://centre.example.org")
+    assert str(done.exception).startswith("stdin: this is no token (")

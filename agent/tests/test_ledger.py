@@ -45,11 +45,13 @@ def test_the_last_ending_of_a_step_is_found_in_any_run(tmp_path):
     assert ledger.last("assessments") is None
 
 
-def test_a_damaged_ledger_is_kept_aside_and_work_goes_on(tmp_path):
+def test_a_damaged_ledger_is_kept_aside_with_one_line_and_work_goes_on(tmp_path, caplog):
     path = tmp_path / "ledger.sqlite"
     path.write_bytes(b"not a database at all" * 100)
     assert Ledger(path).open_chain() == (1, False)
     assert (tmp_path / "ledger.sqlite.damaged").exists()
+    (line,) = caplog.messages
+    assert line.endswith(f"the ledger {path} was damaged (file is not a database): it is {path}.damaged now")
 
 
 def test_every_step_survives_a_kill_right_after_it(tmp_path):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 from pathlib import Path
 
 import pytest
 from nacl.signing import SigningKey
 from shala_agent.membership import Statement, sign_statement
-from shala_agent.records import Change, Records
+from shala_agent.records import Change, Records, RecordsUnavailable
 from shala_agent.segment import MAX_DEPTH, NONE, Entry, encode_entry, log_id, make_segment
 
 CENTRE = SigningKey(bytes(32))
@@ -219,3 +221,28 @@ def test_the_address_of_a_centre_is_kept_in_another_zone_of_that_centre_only(rec
     records.keep(url="https://centre.example.org")
     records.enrol("lunglei", bytes(centre.verify_key), bytes(KEY.verify_key))
     assert records.kept("url") == url
+
+
+@pytest.mark.parametrize(
+    "said", ["disk I/O error", "database or disk is full", "attempt to write a readonly database"]
+)
+def test_a_disk_that_is_full_or_read_only_is_no_reason_to_move_the_records_away(tmp_path, monkeypatch, said):
+    def refuse(*_):
+        raise sqlite3.OperationalError(said)
+
+    monkeypatch.setattr("shala_agent.write_ahead.switch", refuse)
+    with pytest.raises(RecordsUnavailable) as raised:
+        Records(tmp_path / "records.sqlite")
+    assert str(raised.value) == (
+        f"{tmp_path}/records.sqlite: {said}"
+        " (is the disk full or read-only?: free some space, then run this again)"
+    )
+
+
+def test_a_read_only_folder_gets_the_same_hint(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(RecordsUnavailable, match=r"Read-only file system \(is the disk full or read-only"):
+        Records(tmp_path / "records.sqlite")

@@ -343,3 +343,10 @@ def test_who_stops_a_restore_hears_what_is_half_done(
     with pytest.raises(SystemExit, match="3"):
         cli.main()
     assert said in capsys.readouterr().err
+
+
+def test_a_folder_and_the_list_of_items_are_refused_together(school: School):
+    line = ["--config", str(school.config_path), "restore", str(school.root), "--list"]
+    ran = CliRunner().invoke(cli.shala_agent, line)
+    assert ran.exit_code == 2
+    assert ran.output.splitlines()[-1].startswith("Error: --list shows what can go back at all")

@@ -108,6 +108,13 @@ def test_a_round_with_something_left_undone_beside_the_sync_ends_with_3(agent, h
     assert "the page could not be written" in said["notes"][0]
 
 
+def test_the_last_line_of_such_a_round_says_what_was_left_undone(agent, hill: School):
+    page_path(hill.config).mkdir(parents=True)
+    lines = agent("sync").output.splitlines()
+    assert lines[-1].startswith("Done, but: the page could not be written")
+    assert sum("the page could not be written" in line for line in lines) == 1
+
+
 def test_the_doctor_names_a_server_that_is_to_sync_and_is_in_no_zone(school: School, quiet_steps):
     school.config_path.write_text(school.config_path.read_text() + "[sync]\nenabled = true\n")
     found = CliRunner().invoke(cli.shala_agent, ["--config", str(school.config_path), "doctor"])
@@ -461,3 +468,27 @@ def test_records_that_cannot_be_opened_are_a_line_and_not_a_trace(hill: School, 
     assert "move it away" in str(agent("records", "list").exception)
     with pytest.raises(Exception, match="move it away"):
         Records(hill.root / "state/records.sqlite")
+
+
+def test_the_status_says_of_damaged_records_what_the_doctor_says(agent, hill: School):
+    records = hill.root / "state/records.sqlite"
+    remove_store(records)
+    records.write_text("junk\n")
+    said = agent("status").output
+    assert f"sync       {records}: file is not a database (update shala; if the file is damaged, move" in said
+    assert "not enrolled" not in said
+    assert f"{records}: file is not a database -> update shala" in agent("doctor").output
+
+
+def test_empty_records_beside_a_key_are_a_problem_and_stay_as_they_are(agent, hill: School):
+    records = hill.root / "state/records.sqlite"
+    remove_store(records)
+    records.touch()
+    assert f"sync       {records} is empty (shala-agent enrol" in agent("status").output
+    assert f"{records} is empty -> shala-agent enrol --url CENTRE" in agent("doctor").output
+    assert records.stat().st_size == 0
+
+
+def remove_store(records: Path) -> None:
+    for path in records.parent.glob("records.sqlite*"):
+        path.unlink()
