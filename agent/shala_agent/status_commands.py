@@ -42,6 +42,7 @@ def status(config_path: Path, as_json: bool) -> None:
     else:
         _show(standing)
     if standing.ledger_problem:
+        click.echo(f"shala-agent: {standing.ledger_problem}", err=True)
         raise click.exceptions.Exit(PARTLY)
 
 
@@ -131,8 +132,6 @@ def _show(found: Status) -> None:
         free = f"{beat.disk_free / 1e9:.1f} of {beat.disk_total / 1e9:.1f} GB disk free"
         up = f"up {beat.uptime_seconds / 60:.0f} min"
         click.echo(f"heartbeat  {beat.taken}  container {beat.container}, {free}, {up}")
-    if found.ledger_problem:
-        click.echo(found.ledger_problem)
     if chain is not None:
         left = f"open, left: {', '.join(found.open_steps)}"
         how = left if chain.ended is None else f"{chain.outcome} {chain.ended}"
