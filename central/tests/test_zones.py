@@ -257,7 +257,8 @@ def test_a_second_server_is_one_line_while_the_first_one_has_yet_to_listen(tmp_p
 @pytest.fixture
 def open_folder():
     """A folder of root's that everybody may look into, with a centre that has its database in it."""
-    folder = Path(tempfile.mkdtemp(prefix="shala-rights-"))
+    # Not below TMPDIR, which may be its owner's alone.
+    folder = Path(tempfile.mkdtemp(prefix="shala-rights-", dir="/tmp"))
     folder.chmod(0o755)
     for name, mode in (("etc", 0o777), ("data", 0o755)):
         (folder / name).mkdir()
