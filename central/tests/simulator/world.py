@@ -788,10 +788,14 @@ class World:
         if len(living) < 3:
             return
         school = chance.choice(living)  # it may be in the middle of a sync
-        device = hashlib.sha256(school.public).hexdigest()
+        device = hashlib.sha256(school.public)
+        # A centre that was restored may not have heard of it yet: its operator cannot name it.
+        query = "SELECT 1 FROM device WHERE id = ?"
+        if not look(self.centre_file).execute(query, (device.digest(),)).fetchall():
+            return
 
         def work(operator: Zones, session: Any) -> None:
-            found = operator.find_device(session, device)
+            found = operator.find_device(session, device.hexdigest())
             if found.revoked is None:  # or a centre that was restored knows it from elsewhere
                 operator.revoke(session, found, "stolen")
 
