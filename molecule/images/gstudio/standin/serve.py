@@ -49,6 +49,24 @@ def serve() -> int:
     return 0
 
 
+def _start_postgres() -> subprocess.Popen[bytes]:
+    folder = Path("/var/run/postgresql")
+    folder.mkdir(exist_ok=True)
+    shutil.chown(folder, "postgres", "postgres")
+    # Of a container that was killed: the numbers of processes begin anew in it, and somebody's psql may have
+    # that of the server before. PostgreSQL would take it for that server, and end.
+    for stale in (CLUSTER / "postmaster.pid", *folder.glob(".s.PGSQL.*")):
+        stale.unlink(missing_ok=True)
+    # Not through runuser: it would stay between us and the signals.
+    return subprocess.Popen(
+        [POSTGRES / "postgres", "-D", CLUSTER],
+        user="postgres",
+        group="postgres",
+        extra_groups=["ssl-cert"],
+        cwd="/",
+    )
+
+
 def say(text: str) -> None:
     """Tell what is being done, on stderr."""
     print(f"standin: {text}", file=sys.stderr, flush=True)
@@ -149,19 +167,10 @@ class Services:
             return
         if process is not None and process.poll() is None:
             return
-        Path("/var/run/postgresql").mkdir(exist_ok=True)
-        shutil.chown("/var/run/postgresql", "postgres", "postgres")
-        (CLUSTER / "postmaster.pid").unlink(missing_ok=True)
-        # Not through runuser: it would stay between us and the signals.
-        self.running["postgres"] = subprocess.Popen(
-            [POSTGRES / "postgres", "-D", CLUSTER],
-            user="postgres",
-            group="postgres",
-            extra_groups=["ssl-cert"],
-            cwd="/",
-        )
         end = time.monotonic() + SECONDS_TO_START
         while time.monotonic() < end:
+            if process is None or process.poll() is not None:
+                process = self.running["postgres"] = _start_postgres()
             if subprocess.run([POSTGRES / "pg_isready", "-q", "-U", "postgres"], check=False).returncode == 0:
                 return
             time.sleep(0.1)
