@@ -1,9 +1,9 @@
 """Collect: gather all LEVEL 4 items into a new bag and seal it.
 
 An unchanged file is neither read nor copied: what is known of it is read beside the walk, and it stays in the
-mirror as it is. Links, devices and
-sockets never enter; every file is opened without following a link. One broken item never stops the others: it
-keeps the previous collection's copy and says so. Nothing new means that nothing is sealed.
+mirror as it is. An item that is as its sketch has it is not even walked (shala_agent.sketch). Links, devices
+and sockets never enter; every file is opened without following a link. One broken item never stops the
+others: it keeps the previous collection's copy and says so. Nothing new means that nothing is sealed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from shala_agent import checks, durable
+from shala_agent import __version__, checks, durable
 from shala_agent.catalogue import CARRY, FRESH, GIT_LOG, JSON, LOG, Catalogue, Item
 from shala_agent.collection import Collection, ContainerImage, Head, ItemResult
 from shala_agent.config import Config
@@ -46,6 +46,7 @@ from shala_agent.reread import CHANGED, Reread
 from shala_agent.room import ACKNOWLEDGED, NoRoom, Room, room_of
 from shala_agent.seen import Known, Seen, Sight, Signs, is_damage
 from shala_agent.seen import remove as remove_cache
+from shala_agent.sketch import RACY_NS, Header, Part, Sketch
 from shala_agent.spool import Spool
 from shala_agent.walk import Entry, walk
 from shala_agent.writers import SLACK, Writer, running
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
 CHUNK = 1 << 18  # bytes: what is hashed and written while it is still in the processor's cache
 TRIES = 5  # readings of a file that changes under our hands
 PAUSE = 0.1  # seconds before the second reading; each further one waits longer
-RACY_NS = 2_000_000_000  # a file changed less than this before it was read may change again in the same tick
 STILL_WRITTEN = 120  # seconds: a file younger than this may have a writer
 CHECKPOINT_FILES = 2000  # after so many copies or
 CHECKPOINT_BYTES = 256 << 20  # so many bytes what was staged is put on the disk and survives a cut
@@ -139,6 +139,7 @@ class _Gathering:
     item: Item
     prefix: str
     beside: _Beside
+    sketch: Sketch
     # Of the previous collection, if that has it in the form that the policy asks for today.
     before: ItemResult | None = None
     other_form: bool = False  # the previous collection has it in another one: nothing of that is kept
@@ -187,6 +188,7 @@ class _Spot:
     sealed: File | None
     found: tuple[str, ...] = ()  # what is to be said of it besides what its check finds
     planned: bool = False
+    read_day: int | None = None  # when what it holds was read, if its entry is known again by its signs
 
     @property
     def inside(self) -> str:
@@ -345,7 +347,7 @@ class _Collector:
             and self._head.year == collection.year
             and _outcomes(previous) == _outcomes(collection)
         ):
-            self._seen.commit()
+            self._settle()
             self._spool.discard()
             collection.sequence = self._head.sequence
             return Collected(False, self._head, collection)
@@ -357,8 +359,14 @@ class _Collector:
         device = Device(Path(self._config.paths.state) / FILE)
         collection.device = device.id
         head = self._spool.seal(self._seen, collection, totals, device)
+        self._settle()
         self._spool.prune(self._config.collect.changes_kept)
         return Collected(True, head, collection)
+
+    def _settle(self) -> None:
+        """What was planned is in the mirror: what was drawn of it counts from now on."""
+        self._seen.sketches.settle(self._spool.in_mirror(""))
+        self._seen.commit()
 
     @property
     def _scratch(self) -> Path:
@@ -369,7 +377,8 @@ class _Collector:
         """Take one item, or its previous copy; never raises but for a full disk."""
         began = time.monotonic()
         prefix = f"data/{platform}/{item.name}"
-        gathering = _Gathering(item, prefix, _Beside(self._seen, prefix))
+        sketch = Sketch(self._seen.sketches, prefix, item.written_once)
+        gathering = _Gathering(item, prefix, _Beside(self._seen, prefix), sketch)
         before = self._previous.item(platform, item.name) if self._previous else None
         gathering.other_form = (before.policy if before else "") != item.policy.said
         gathering.before = None if gathering.other_form else before
@@ -409,15 +418,20 @@ class _Collector:
         if not item.policy.take:
             gathering.beside.finish()
             return SKIPPED, None, ["left out by policy"]
+        if (drawn := self._as_drawn(gathering, step)) is not None:
+            gathering.files, gathering.size = drawn.files, drawn.size
+            self._report(item.name, drawn.files, drawn.size)
+            return OK, None, drawn.reasons
+        gathering.sketch.begin()
         kept_whole = bool(item.writers) and item.when_step_failed == CARRY
         if kept_whole:
             self._refuse_written(gathering.writers)
         if item.name == GIT_LOG and platform == "gstudio":
             self._take_git_log(gathering)
         taken: set[str] = set()
-        for folder, source in sorted(item.parts, key=lambda part: part[0]):
-            if folder not in taken and self._take_part(gathering, folder, source):
-                taken.add(folder)
+        for folder, root, seen in self._parts(gathering):
+            self._take_part(gathering, folder, root, seen)
+            taken.add(folder)
         for folder in sorted({folder for folder, _ in item.parts if folder} - taken):
             gathering.notes.append(f"the server has no {folder}")
         gathering.beside.finish()
@@ -431,7 +445,45 @@ class _Collector:
         outcome, carried, reasons = self._judge(gathering, step.outcome if step else None)
         if step is not None and step.outcome in (FAILED, SUSPECT):
             reasons += [f"{item.step}: {reason}" for reason in step.reasons]
+        if outcome == OK:
+            gathering.sketch.finish(_form(item), gathering.files, gathering.size, reasons)
         return outcome, carried, reasons
+
+    def _as_drawn(self, gathering: _Gathering, step: StepRecord | None) -> Header | None:
+        """Return what an item comes to that is as it was when it was last taken, None when it is to be
+        looked at.
+        """
+        item, before, sketches = gathering.item, gathering.before, self._seen.sketches
+        header = sketches.header(gathering.prefix)
+        if (
+            header is None
+            or before is None
+            or (before.outcome, before.files, before.bytes) != (OK, header.files, header.size)
+            or gathering.writers
+            or (step is not None and step.outcome in (FAILED, SUSPECT))
+            or header.form != _form(item)
+            or any(map(self._reread.is_due, header.read_days))
+            or header.parts != [_part(gathering, folder, root) for folder, root, _ in self._parts(gathering)]
+        ):
+            return None
+        in_mirror = self._spool.in_mirror("")
+        is_like = sketches.is_like(gathering.prefix, header, in_mirror, without_ctime=item.written_once)
+        return header if is_like else None
+
+    def _parts(self, gathering: _Gathering) -> Iterator[tuple[str, Path, os.stat_result]]:
+        """Yield what the server has of an item: the folder in it, or "", and where that is."""
+        had = None
+        for folder, source in sorted(gathering.item.parts, key=lambda part: part[0]):
+            if folder == had:
+                continue
+            in_container = gathering.prefix.startswith("data/gstudio/")
+            try:
+                root = self._reach.local(source) if in_container else Path(source)
+                seen = root.lstat()
+            except FileNotFoundError:
+                continue
+            had = folder
+            yield folder, root, seen
 
     def _judge(  # noqa: PLR0911 - one case after the other
         self, gathering: _Gathering, step: str | None
@@ -514,13 +566,8 @@ class _Collector:
         suffix = gathering.item.policy.suffix
         self._take_file(gathering, made, f"{GIT_LOG}{suffix}" if suffix else "")
 
-    def _take_part(self, gathering: _Gathering, folder: str, source: str) -> bool:
-        """Take one part of an item; return whether the server has it."""
-        try:
-            root = self._reach.local(source) if gathering.prefix.startswith("data/gstudio/") else Path(source)
-            seen = root.lstat()
-        except FileNotFoundError:
-            return False
+    def _take_part(self, gathering: _Gathering, folder: str, root: Path, seen: os.stat_result) -> None:
+        """Take one part of an item."""
         policy = gathering.item.policy
         gathering.found = True
         if stat.S_ISREG(seen.st_mode):
@@ -532,15 +579,15 @@ class _Collector:
         else:
             unread = functools.partial(self._unread, gathering, folder)
             only, leaves_out = gathering.item.only, policy.excluder()
-            base = f"{gathering.prefix}/{folder}/" if folder else f"{gathering.prefix}/"
-            for entry in walk(root, gathering.notes, unread, policy.suffix):
+            part = _part(gathering, folder, root)
+            gathering.sketch.take(part)
+            for entry in walk(root, gathering.notes, unread, policy.suffix, gathering.sketch.enter):
                 if only and entry.relative not in only:
                     continue
                 if leaves_out(entry.relative):
                     gathering.left_out += 1
                 else:
-                    self._take(gathering, entry, f"{base}{entry.relative}{policy.suffix}")
-        return True
+                    self._take(gathering, entry, f"{part.base}{entry.relative}{policy.suffix}")
 
     def _unread(self, gathering: _Gathering, folder: str, below: str, error: OSError) -> None:
         """Note a folder that cannot be read, and keep what the previous collection has of it."""
@@ -552,6 +599,7 @@ class _Collector:
                 gathering.count(path_of(known.key), known.sealed_size)
 
     def _take_file(self, gathering: _Gathering, path: Path, relative: str) -> None:
+        gathering.sketch.give_up()  # one file is as soon looked at
         parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             entry = Entry(
@@ -581,9 +629,11 @@ class _Collector:
             and _is_as_sealed(known, item, entry.stat)
             and self._spool.holds(path, known.sealed_size, known.sealed_mtime_ns)
         ):
-            if self._reread.is_due(known) and not self._is_still_whole(gathering, entry, path, known):
+            due = self._reread.is_due(known.read_day)
+            if due and not self._is_still_whole(gathering, entry, path, known):
                 return
             gathering.count(path, known.sealed_size)
+            gathering.sketch.add(entry, known.read_day)
             if known.findings:
                 shown = gathering.shown(path)
                 gathering.findings += [f"{shown} {finding}" for finding in known.findings.split("\n")]
@@ -607,6 +657,7 @@ class _Collector:
         bad = () if found.source else (CHANGED,)
         if not found.mirror:
             gathering.notes.append(f"{gathering.shown(path)} had gone bad in the mirror: it was taken again")
+            gathering.sketch.give_up()  # that is said once
             self._take_anew(_Spot(gathering, path, gathering.shown(path), known, None, bad), entry)
             return False
         before = (known.findings or "").split("\n")
@@ -622,6 +673,7 @@ class _Collector:
         known = spot.known
         try:
             self._take_changed(spot, entry)
+            spot.gathering.sketch.add(entry, spot.read_day if spot.planned else None)
         finally:
             if known is not None and known.sealed_sha256 is not None:
                 if spot.sealed is None:
@@ -680,6 +732,7 @@ class _Collector:
     def _give_up(self, spot: _Spot, size: int, beside: int) -> None:
         """Remove what the centre has until so many bytes fit: lists of changes, then the file's own copy."""
         head, notes = self._head, spot.gathering.notes
+        spot.gathering.sketch.give_up()  # what it gives up is said once
         acknowledged = self._ledger.mark(ACKNOWLEDGED)
         if head is None:
             return
@@ -715,6 +768,7 @@ class _Collector:
         sight = spot.known.sight(_signs(item, entry.stat), item.check_id) if spot.known else None
         if sight is None:
             return None
+        spot.read_day = spot.known.read_day if spot.known else None
         if spot.sealed is not None and spot.sealed.sha256 == sight.sha256:
             spot.keep()
             return sight
@@ -771,7 +825,7 @@ class _Collector:
         plain_sha256 = copy.give_form()
         sight = Sight(copy.sha256, findings)
         if steady and not copy.cut and time.time_ns() - copy.stat.st_ctime_ns > RACY_NS:
-            self._seen.remember(spot.path, _signs(item, copy.stat), item.check_id, sight, plain_sha256)
+            self._remember(spot, entry, copy.stat, sight, plain_sha256)
         if self._is_superseded(gathering, entry, findings):
             self._drop(spot.path)
             return None
@@ -784,6 +838,15 @@ class _Collector:
             if self._copied_files >= CHECKPOINT_FILES or self._copied_bytes >= CHECKPOINT_BYTES:
                 self._checkpoint()
         return sight
+
+    def _remember(
+        self, spot: _Spot, entry: Entry, read: os.stat_result, sight: Sight, plain_sha256: str | None
+    ) -> None:
+        item = spot.gathering.item
+        signs = _signs(item, read)
+        self._seen.remember(spot.path, signs, item.check_id, sight, plain_sha256)
+        if signs == _signs(item, entry.stat):
+            spot.read_day = self._reread.today
 
     def _is_superseded(self, gathering: _Gathering, entry: Entry, findings: Sequence[str]) -> bool:
         """Return whether a file that was cut needs not be taken: a later one of the same export holds it all.
@@ -800,6 +863,8 @@ class _Collector:
         later, size = gathering.newest_whole[export]
         superseded = later > _exported_at(entry.name) and size >= entry.stat.st_size
         gathering.superseded += superseded
+        if superseded:
+            gathering.sketch.give_up()
         return superseded
 
     def _is_worse(self, spot: _Spot, copy: _Copy, broken: str) -> bool:
@@ -1118,6 +1183,17 @@ class _Copy:
             return size
         self.cut = True
         return size - len(tail) + whole
+
+
+def _part(gathering: _Gathering, folder: str, root: Path) -> Part:
+    return Part(str(root), f"{gathering.prefix}/{folder}/" if folder else f"{gathering.prefix}/")
+
+
+def _form(item: Item) -> str:
+    """Return how an item is taken, and by which version: with its files, all that it comes to depends on."""
+    policy = item.policy
+    way = (item.check_id, item.only, item.required, item.reading, item.written_once)
+    return repr((__version__, *way, policy.exclude, policy.said))
 
 
 def _outcomes(collection: Collection | None) -> list[tuple[str, ...]]:

@@ -35,9 +35,9 @@ class Reread:
         self._fresh = range(self.today - config.reread_days + 1, self.today + 1)
         self._left = config.reread_mb * 1_000_000 if config.reread_days else 0
 
-    def is_due(self, known: Known) -> bool:
-        """Return whether a file that seems unchanged is to be read."""
-        return self._left > 0 and known.read_day not in self._fresh
+    def is_due(self, read_day: int | None) -> bool:
+        """Return whether what seems unchanged, and was last read on this day, is to be read."""
+        return self._left > 0 and read_day not in self._fresh
 
     def read(self, entry: Entry, known: Known, mirror: str) -> Reading | None:
         """Read both; None when the file is just being changed, or is gone."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shala_agent import write_ahead
+from shala_agent import sketch, write_ahead
 from shala_agent.manifest import Change, File, Gone, key_range, path_of, sort_key
 
 VERSION = 5  # of the tables; a cache of another version is made anew
@@ -130,6 +130,7 @@ class Seen:
                 raise
             remove(path)
             self._db = _opened(path)
+        self.sketches = sketch.Sketches(self._db)
         self._any_staged = self._is_there("SELECT 1 FROM staged")
         self._sights: list[tuple[object, ...]] = []
         self._stages: list[tuple[object, ...]] = []
@@ -181,6 +182,7 @@ class Seen:
         """Make another collection the sealed one, given its files."""
         self.commit()
         with self._db:
+            self.sketches.clear()
             self._db.execute("DELETE FROM known WHERE sha256 IS NULL")
             self._db.execute("UPDATE known SET sealed_sha256 = NULL WHERE sealed_sha256 IS NOT NULL")
             self._db.executemany(_SEAL.format(rows="VALUES (?, ?, ?, ?, ?)"), map(_row, files))
@@ -407,6 +409,7 @@ def _opened(path: Path) -> sqlite3.Connection:
             raise sqlite3.DatabaseError("of another version")
         if not version:
             db.executescript(_SCHEMA)
+        sketch.prepare(db)
         db.execute(_GONE)
     except BaseException:
         db.close()

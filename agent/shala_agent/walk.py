@@ -20,6 +20,7 @@ MAX_DEPTH = 50  # folders; the deepest of a real school has 9
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Unread = Callable[[str, OSError], None]
+Entered = Callable[[str, os.stat_result], None]
 
 
 class Entry(NamedTuple):
@@ -40,33 +41,45 @@ class _Level(NamedTuple):
     folders: set[str]
 
 
-def walk(root: Path, notes: list[str], unread: Unread, suffix: str = "") -> Iterator[Entry]:
-    """Yield the plain files of a tree; `unread` hears of what cannot be read, in its place in the order.
+def walk(
+    root: Path, notes: list[str], unread: Unread, suffix: str = "", entered: Entered | None = None
+) -> Iterator[Entry]:
+    """Yield the plain files of a tree; `unread` hears of what cannot be read, in its place in the order, and
+    `entered` of each folder, as it was before its names were read.
 
     With a `suffix` the order is that of the files with it at their names' ends.
     An entry's folder is open only until the next entry is asked for.
     """
     stack: list[_Level] = []
     try:
-        _enter(stack, os.open(root, _FOLDER), "", notes, unread, suffix=suffix)
+        _enter(stack, os.open(root, _FOLDER), "", notes, unread, suffix=suffix, entered=entered)
         while stack:
             below = yield from _files(stack[-1], notes, unread)
             if below is None:
                 os.close(stack.pop().folder)
             else:
-                _enter(stack, below[0], below[1], notes, unread, suffix=suffix)
+                _enter(stack, below[0], below[1], notes, unread, suffix=suffix, entered=entered)
     finally:
         for level in stack:
             os.close(level.folder)
 
 
 def _enter(
-    stack: list[_Level], folder: int, prefix: str, notes: list[str], unread: Unread, *, suffix: str
+    stack: list[_Level],
+    folder: int,
+    prefix: str,
+    notes: list[str],
+    unread: Unread,
+    *,
+    suffix: str,
+    entered: Entered | None,
 ) -> None:
     """Put an open folder on the stack, or close it and say why it is left out."""
     names: list[str] = []
     folders: set[str] = set()
     try:
+        if entered is not None:
+            entered(prefix, os.fstat(folder))
         # Names only: a folder of a million files is a list of a million of them.
         with os.scandir(folder) as entries:
             for entry in entries:

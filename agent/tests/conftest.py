@@ -40,7 +40,8 @@ def tally() -> Iterator[Tally]:
 @pytest.fixture
 def school(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> School:
     """A server with every item, at rest for long; its container quiet."""
-    monkeypatch.setattr("shala_agent.collect.RACY_NS", -1)
+    for module in ("collect", "sketch"):
+        monkeypatch.setattr(f"shala_agent.{module}.RACY_NS", -1)
     return school_in(tmp_path)
 
 

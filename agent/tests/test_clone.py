@@ -20,7 +20,8 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[School]:
     """A school on a small file system whose files can share blocks."""
     if not MAKERS or os.geteuid():
         pytest.skip("needs mkfs.xfs or mkfs.btrfs, and root")
-    monkeypatch.setattr("shala_agent.collect.RACY_NS", -1)
+    for module in ("collect", "sketch"):
+        monkeypatch.setattr(f"shala_agent.{module}.RACY_NS", -1)
     image, mount = tmp_path / "image", tmp_path / "mount"
     mount.mkdir()
     with image.open("wb") as file:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import importlib
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
-import pyrage  # type: ignore[import-untyped]
 from shala_agent.manifest import File, sort_key, write_line
 
 from shala_central.failure import CentralError, UsageError
@@ -155,8 +155,8 @@ class Ciphertexts:
         """
         with _opened(source) as plain, target.open("wb") as stored:
             reading, writing = _Hashing(plain), _Hashing(stored)
-            recipients = [pyrage.x25519.Recipient.from_str(key) for key in self._recipients]
-            _piped(pyrage.encrypt_io, reading, writing, recipients)
+            recipients = [_age().x25519.Recipient.from_str(key) for key in self._recipients]
+            _piped(_age().encrypt_io, reading, writing, recipients)
         if reading.sha256 != file.sha256:
             target.unlink()
             raise CentralError(f"{source} has changed and was not encrypted (is the archive's disk failing?)")
@@ -207,8 +207,8 @@ def recipient_problem(recipient: str) -> str:
     if recipient.upper().startswith("AGE-SECRET-KEY-"):
         return "is a secret key, which must never be here (write its public key, age1...; make a new one)"
     try:
-        pyrage.x25519.Recipient.from_str(recipient)
-    except pyrage.RecipientError:
+        _age().x25519.Recipient.from_str(recipient)
+    except _age().RecipientError:
         return f"'{recipient}' is not an age recipient (a public key, age1..., as age-keygen prints it)"
     return ""
 
@@ -221,12 +221,12 @@ def read_identities(path: Path) -> Identities:
                 raise UsageError(f"{path} can be read by others (chmod 600 {path})")
             lines = file.read().decode("utf-8", "replace").splitlines()
         keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-        identities = [pyrage.x25519.Identity.from_str(key) for key in keys]
+        identities = [_age().x25519.Identity.from_str(key) for key in keys]
     except OSError as error:
         raise UsageError(
             f"{path} cannot be read: {error.strerror} (the file that age-keygen wrote)"
         ) from None
-    except pyrage.IdentityError:
+    except _age().IdentityError:
         identities = []  # not what was said about it: that may quote the file
     if not identities:
         raise UsageError(
@@ -240,7 +240,7 @@ def decrypt(source: IO[bytes], target: IO[bytes], file: File, identities: Identi
     path = file.path.removeprefix("data/")
     reading, writing = _Hashing(source), _Hashing(target)
     try:
-        _piped(pyrage.decrypt_io, reading, writing, identities)
+        _piped(_age().decrypt_io, reading, writing, identities)
     except AgeFailed as error:
         raise CentralError(
             f"{path} cannot be decrypted: {error} (it was encrypted to the archive.recipients of its day)"
@@ -292,7 +292,7 @@ def _piped(function: Any, source: _Hashing, target: _Hashing, keys: Sequence[Any
     """
     try:
         function(source, target, keys)
-    except (pyrage.EncryptError, pyrage.DecryptError, OSError) as error:
+    except (_age().EncryptError, _age().DecryptError, OSError) as error:
         if (failure := source.failure or target.failure) is not None:
             raise failure from None
         raise AgeFailed(str(error)) from None
@@ -300,3 +300,8 @@ def _piped(function: Any, source: _Hashing, target: _Hashing, keys: Sequence[Any
 
 def _opened(path: Path) -> IO[bytes]:
     return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")  # noqa: PTH123
+
+
+def _age() -> Any:
+    """Return pyrage, loaded where it is first needed: most runs have nothing to encrypt."""
+    return importlib.import_module("pyrage")

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import importlib
 import os
 import re
 import threading
@@ -26,15 +27,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import msgspec
-import obstore
-from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import S3Store
 
 from shala_central.failure import CentralError, UsageError
 from shala_central.table_file import TableFile
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store
 
 PART = 8 << 20  # bytes: less is sent in one request, more in parts of so many
 AT_ONCE = 8  # contents that are sent or fetched at the same time; each holds at most one part in memory
@@ -121,6 +122,9 @@ class Remote:
         self.bucket = bucket
         self._index = TableFile(index, _SCHEMA, RemoteFailed, _WAY)
         self._lock = threading.Lock()
+        # Loaded with a bucket only: most archives have none, and it is large.
+        self._s3 = importlib.import_module("obstore")
+        self._errors = importlib.import_module("obstore.exceptions")
         self._opened: S3Store | None = None
 
     def close(self) -> None:
@@ -295,7 +299,7 @@ class Remote:
         return sent
 
     def _put(self, key: str, content: bytes) -> None:
-        self._tried(lambda: obstore.put(self._store(), key, content, use_multipart=False))
+        self._tried(lambda: self._s3.put(self._store(), key, content, use_multipart=False))
 
     # -- fetching --------------------------------------------------------------------------------------------
 
@@ -356,7 +360,7 @@ class Remote:
         failures = 0
         while start < end:
             try:
-                found = obstore.get(self._store(), key, options={"range": (start, end)})
+                found = self._s3.get(self._store(), key, options={"range": (start, end)})
                 before = start
                 for chunk in found.stream(min_chunk_size=1 << 20):
                     start += len(chunk)
@@ -366,7 +370,7 @@ class Remote:
                     raise RemoteDamaged(f"{key} in {self.bucket} is shorter than it was")
             except FileNotFoundError:
                 raise RemoteDamaged(f"{key} is gone from {self.bucket}") from None
-            except BaseError as error:
+            except self._errors.BaseError as error:
                 if "status code: 416" in str(error):
                     raise RemoteDamaged(f"{key} in {self.bucket} is shorter than it was") from None
                 failures += 1
@@ -409,7 +413,7 @@ class Remote:
         with self._index.written() as db:
             db.executemany(_MARK, [(CUT, *o[:2]) for o in objects])
         keys = [key for pool, digest, size in objects for key in _keys(pool, digest.hex(), size)]
-        self._tried(lambda: obstore.delete(self._store(), keys))
+        self._tried(lambda: self._s3.delete(self._store(), keys))
         with self._index.written() as db:
             db.executemany("DELETE FROM object WHERE pool = ? AND sha256 = ?", [o[:2] for o in objects])
 
@@ -418,9 +422,9 @@ class Remote:
     def _list(self, below: str = "") -> Iterator[tuple[str, int]]:
         """Yield (key, size) of what is in the bucket below a folder."""
         try:
-            for page in obstore.list(self._store(), prefix=below or None, chunk_size=1000):
+            for page in self._s3.list(self._store(), prefix=below or None, chunk_size=1000):
                 yield from ((entry["path"], entry["size"]) for entry in page)
-        except BaseError as error:
+        except self._errors.BaseError as error:
             raise self._failure(error) from None
 
     def _tried(self, request: Callable[[], R]) -> R:
@@ -428,20 +432,23 @@ class Remote:
         while True:
             try:
                 return request()
-            except (BaseError, FileNotFoundError) as error:
+            except (self._errors.BaseError, FileNotFoundError) as error:
                 failures += 1
                 self._pause(failures, error)
 
     def _pause(self, failures: int, error: Exception) -> None:
         """Wait before the next try. Raises RemoteFailed if there is none."""
-        hopeless = (PermissionDeniedError, UnauthenticatedError, FileNotFoundError)
-        if failures >= TRIES or isinstance(error, hopeless) or re.search(r"status code: 40[0-7]", str(error)):
+        hopeless = self._is_refusal(error) or isinstance(error, FileNotFoundError)
+        if failures >= TRIES or hopeless or re.search(r"status code: 40[0-7]", str(error)):
             raise self._failure(error) from None
         time.sleep(FIRST_PAUSE * 2 ** (failures - 1))
 
+    def _is_refusal(self, error: Exception) -> bool:
+        return isinstance(error, (self._errors.PermissionDeniedError, self._errors.UnauthenticatedError))
+
     def _failure(self, error: Exception) -> RemoteFailed:
         text = str(error)
-        if isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
+        if self._is_refusal(error):
             return RemoteFailed(
                 f"{self.bucket} refuses us (are the keys in {self.bucket.credentials} right?)"
             )
@@ -458,7 +465,7 @@ class Remote:
         with self._lock:
             if self._opened is None:
                 keys = read_credentials(self.bucket.credentials)
-                self._opened = S3Store(
+                self._opened = self._s3.store.S3Store(
                     self.bucket.name,
                     prefix=self.bucket.prefix or None,
                     config={
