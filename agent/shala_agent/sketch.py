@@ -23,6 +23,7 @@ import msgspec
 
 from shala_agent.walk import Entry
 
+# Tables of another form need another VERSION in shala_agent.seen.
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS sketch (item TEXT PRIMARY KEY, header BLOB) WITHOUT ROWID",
     """CREATE TABLE IF NOT EXISTS stretch (item TEXT, number INTEGER, part INTEGER, folder TEXT,
@@ -30,7 +31,7 @@ _SCHEMA = (
     PRIMARY KEY (item, number)) WITHOUT ROWID""",
 )
 RACY_NS = 2_000_000_000  # what changed less than this before it was read may change again in the same tick
-PAGE = 500  # stretches that are read or written at once
+PAGE = 100  # stretches that are read or written at once
 LONGEST = 1000  # names of one stretch
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -149,7 +149,7 @@ def test_a_link_to_a_recording_is_no_change_of_it(drawn: School, monkeypatch):
 
 
 def test_what_is_said_of_an_item_is_said_again(drawn: School, monkeypatch):
-    (drawn.root / REPO / "link").symlink_to("/etc/passwd")
+    (drawn.root / REPO / "link").symlink_to("elsewhere")
     drawn.collect()
     assert walked(drawn, monkeypatch) == set()
     assert item(drawn.collect(), "rcs-repo").reasons == [
@@ -283,7 +283,7 @@ def done(deed: tuple[str, ...], folder: Path, mirror: Path) -> None:
         elif what == "folder":
             place.mkdir(parents=True)
         elif what == "link":
-            place.symlink_to("/etc/passwd")
+            place.symlink_to("nowhere/to/be/written")
         else:
             (mirror / deed[1]).unlink()
     except OSError:
