@@ -54,12 +54,15 @@ def rename(source: Path, target: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file or a whole folder; that it is not there is fine. A link is removed, never followed."""
-    if path.is_dir() and not path.is_symlink():
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    try:
+        path.rmdir()
+    except OSError:  # something is in it
         import shutil
 
         shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def empty_folder(path: Path, mode: int = 0o700) -> Path:

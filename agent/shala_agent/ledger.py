@@ -6,7 +6,6 @@ A cut chain resumes from it.
 from __future__ import annotations
 
 import datetime
-import logging
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
@@ -16,8 +15,6 @@ import msgspec
 from shala_agent import write_ahead
 from shala_agent.failure import AgentError
 from shala_agent.outcome import OK, Result
-
-_log = logging.getLogger(__name__)  # without a handler a warning goes to stderr
 
 CHAIN = "chain"  # a run of the whole chain: left open when it is cut
 BY_HAND = "by hand"  # a single command
@@ -84,7 +81,7 @@ class Ledger:
                 broken = path.with_name(path.name + suffix)
                 if broken.exists():
                     broken.replace(path.with_name(aside.name + suffix))
-            _log.warning("shala-agent: the ledger %s was damaged (%s): it is %s now", path, error, aside)
+            _warn(f"the ledger {path} was damaged ({error}): it is {aside} now")
             self._db = _opened(path)
 
     @classmethod
@@ -261,6 +258,12 @@ def _in_memory(path: Path) -> sqlite3.Connection:
             db.executescript("\n".join(there.iterdump()))
     db.executescript(_SCHEMA)
     return db
+
+
+def _warn(text: str) -> None:
+    import logging  # for this one line
+
+    logging.getLogger(__name__).warning("shala-agent: %s", text)  # without a handler it goes to stderr
 
 
 def _opened(path: Path) -> sqlite3.Connection:
