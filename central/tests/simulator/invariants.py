@@ -15,7 +15,7 @@ from shala_agent.segment import read_segment
 from shala_central.zone_status import zone_status
 
 from simulator.machine import Process, look, remove_disk, version
-from simulator.model import POISON, Copy, Held, Id, Name, Row, Sibling, joined, mark, state, tail
+from simulator.model import POISON, Copy, Held, Id, Name, Row, Sibling, joined, state, tail
 from simulator.world import DAY, NEW, School, World
 
 ROUNDS = 40  # in which a world must come to rest
@@ -270,7 +270,7 @@ def _check_state(world: World, zone: str, central: dict[Name, Row], counted: set
         if name[1] == POISON or (zone, *name) in world.model.redacted or name[0] not in world.centre.types:
             continue
         row = central.get(name)
-        there = {Id(zone, *name, mark(one.at, one.value)) for one in row.siblings} if row else set()
+        there = {Id(zone, *name, one.at, one.value) for one in row.siblings} if row else set()
         wanted = newest.get(name, set())
         if strangers := there - counted:
             world.violated("I10", f"{zone}: {name} shows what is nobody's: {_shown(strangers)}")
@@ -302,7 +302,7 @@ def _check_forgotten(world: World, zone: str, living: list[School], central: dic
     for name, row in central.items():
         if name[1] == POISON:  # one redacted, another one not: the model cannot tell them apart
             continue
-        there = {Id(zone, *name, mark(one.at, one.value)) for one in row.siblings}
+        there = {Id(zone, *name, one.at, one.value) for one in row.siblings}
         if (zone, *name) in world.model.redacted and there - kept:
             world.violated("I11", f"{zone}: {name} shows what was redacted: {_shown(there - kept)}")
 
@@ -312,9 +312,8 @@ def _check_row(world: World, zone: str, name: Name, row: Row, central: dict[Name
     if list(row.siblings) != ranked:
         world.violated("I9", f"{zone}: {name} is won by another one than edit, depth and author say: {row}")
     for one in row.siblings:
-        known = world.model.writes.get(Id(zone, *name, mark(one.at, one.value)))
-        if known is not None and known.value != one.value:
-            world.violated("I2", f"{zone}: {name} is {one.value}, and was written as {known.value}")
+        if Id(zone, *name, one.at, one.value) not in world.model.writes:
+            world.violated("I2", f"{zone}: {name} is {one.value} of {one.at}, which nobody has written")
     needs = None if name[0] == "account" else f"account/{name[1].partition('/')[0]}"
     there = needs is None or tuple(needs.split("/", 1)) in central
     if row.waits != (None if there else needs):
@@ -479,6 +478,6 @@ def _says_so(school: School) -> bool:
 
 
 def _shown(ids: set[Id]) -> str:
-    return ", ".join(f"{one.type}/{one.key}@{one.mark}" for one in sorted(ids, key=str)[:4]) + (
+    return ", ".join(f"{one.type}/{one.key}@{one.at}" for one in sorted(ids, key=str)[:4]) + (
         f" and {len(ids) - 4} more" if len(ids) > 4 else ""
     )

@@ -1,6 +1,7 @@
 """Model: every logical write whose local commit returned, and what its author had seen of the record.
 
-A write is known again by the number in its clock field `at`, which every segment carries and nobody believes.
+A write is known again by the number in its clock field `at`, which every segment carries and nobody believes,
+and by its value: who moves writes anew what a record has become, with the clock field that it had.
 What must be there in the end follows from the writes, from who was cut off where, and from which disks were
 destroyed with something on them that was nowhere else; nothing here uses the product's merging.
 """
@@ -30,15 +31,15 @@ class Id(NamedTuple):
     zone: str
     type: str
     key: str
-    mark: int | str  # `at`, or the value of what a move wrote anew
+    at: int
+    value: str | None
 
 
 @dataclass(frozen=True)
 class Write:
-    """A write, what it came to on the author's server, and the writes that it replaced there."""
+    """A write with what it came to on the author's server, and the writes that it replaced there."""
 
     id: Id
-    value: str | None
     parents: frozenset[Id]
 
 
@@ -89,11 +90,6 @@ class Member:
     @property
     def lives(self) -> bool:
         return self.enrolled > self.revoked
-
-
-def mark(at: int, value: str | None) -> int | str:
-    """Return by what a write is known again."""
-    return at or f"moved {value}"
 
 
 @dataclass
@@ -250,7 +246,7 @@ def _copies(
             continue
         if entry.key == POISON:
             continue
-        yield Copy(Id(zone, entry.type, entry.key, mark(entry.at, entry.value)), key, log, counter, segment)
+        yield Copy(Id(zone, entry.type, entry.key, entry.at, entry.value), key, log, counter, segment)
 
 
 class Sibling(NamedTuple):

@@ -35,7 +35,7 @@ from shala_central.zones import Zones
 
 from simulator.line import Answer, Line, Request, call, flip
 from simulator.machine import Crash, Machine, Process, Sizes, copy_disk, look, remove_disk, stop_looking
-from simulator.model import NUMBERS, POISON, Copy, Id, Model, Name, Said, Sibling, Write, mark, state, tail
+from simulator.model import NUMBERS, POISON, Copy, Id, Model, Name, Said, Sibling, Write, state, tail
 
 YEAR = 365 * 86_400.0
 DAY = 86_400.0
@@ -436,9 +436,9 @@ class World:
             after = self._siblings(school, name)
             mine = [one for one in after if one.at == at]
             if mine:
-                id_ = Id(school.zone, *name, at)
-                parents = frozenset(Id(school.zone, *name, mark(one.at, one.value)) for one in before[name])
-                self.model.writes[id_] = Write(id_, mine[0].value, parents)
+                id_ = Id(school.zone, *name, at, mine[0].value)
+                parents = frozenset(Id(school.zone, *name, one.at, one.value) for one in before[name])
+                self.model.writes[id_] = Write(id_, parents)
                 school.written.add(id_)
             if whole is not None and not source:
                 self._check_effect(school, change, before[name], after, bool(mine))
@@ -873,8 +873,8 @@ class World:
         self.model.excused |= before - self.everywhere()
         school.written &= self.model.on_disk(school.file)
         after = state(school.file, new, types)
+        self._note_moved(school, there, after)
         for name, row in mine.items():
-            self._note_moved(school, name, there, after)
             # Of what was redacted in the zone that it comes (back) to, nobody minds that it is not there.
             if (new, *name) in self.model.redacted:
                 continue
@@ -884,16 +884,16 @@ class World:
         self.faults["moves"] += 1
         self.note("move", school.name, new)
 
-    def _note_moved(self, school: School, name: Name, there: dict[Name, Any], after: dict[Name, Any]) -> None:
+    def _note_moved(self, school: School, there: dict[Name, Any], after: dict[Name, Any]) -> None:
         """Note what a move has written anew."""
-        if name[1] == POISON:
-            return
-        had = there[name].siblings if name in there else ()
-        for one in after[name].siblings if name in after else ():
-            id_ = Id(school.zone, *name, mark(one.at, one.value))
-            if one not in had and id_ not in self.model.writes:
-                parents = frozenset(Id(school.zone, *name, mark(other.at, other.value)) for other in had)
-                self.model.writes[id_] = Write(id_, one.value, parents - {id_})
+        log = school.records.log
+        for name, row in after.items():
+            had = there[name].siblings if name in there else ()
+            parents = frozenset(Id(school.zone, *name, one.at, one.value) for one in had)
+            for one in row.siblings:
+                id_ = Id(school.zone, *name, one.at, one.value)
+                if name[1] != POISON and one.log == log and id_ not in self.model.writes:
+                    self.model.writes[id_] = Write(id_, parents)
 
     def do_new_school(self, chance: random.Random) -> None:
         """Enrol another school."""
