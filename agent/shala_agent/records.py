@@ -392,11 +392,13 @@ class Records:
 
     def unheard(self, limit: int, size: int) -> list[bytes]:
         """Return statements that the centre has forgotten: so many at most, of so many bytes together
-        where it is more than one.
+        where it is more than one. Also those of zones in which this server was before: maybe nobody else has
+        heard them and still talks to it.
         """
         rows = self._database.query(
-            "SELECT data FROM statement WHERE zone = ? AND at_centre = 0 ORDER BY rowid LIMIT ?",
-            (self._require_store().zone, limit),
+            "SELECT data FROM statement WHERE at_centre = 0"
+            " AND zone IN (SELECT id FROM zone WHERE centre = ?) ORDER BY rowid LIMIT ?",
+            (self._require_store().centre, limit),
         )
         found: list[bytes] = []
         for (data,) in rows:

@@ -573,6 +573,19 @@ def test_a_restored_centre_lets_in_a_device_that_had_moved_away_and_back(server,
         assert one.sync().outcome == "done"
 
 
+def test_a_restored_centre_hears_of_a_revocation_from_who_has_moved_away_since(server, served):
+    witness, thief = server("mz17"), server("mz8")
+    backup = served.backup()
+    assert served.shala("device", "revoke", "mz8", "--reason", "stolen").returncode == 0
+    witness.sync()
+    served.restore(backup)
+    assert served.shala("device", "move", "mz17", "--zone", "rj").returncode == 0
+    enrol_online(witness.records, witness.line(), "mz17", "")
+    assert witness.sync().outcome == "done"
+    assert "stolen" in thief.sync().reason
+    assert witness.sync().requests == 1
+
+
 def test_what_the_disk_of_the_centre_has_hurt_comes_back_from_whoever_has_it(server, served, monkeypatch):
     monkeypatch.setattr("shala_agent.sync.ASK_AGAIN", -1)  # instead of a day
     here, there = server("mz17"), server("mz8")

@@ -72,6 +72,8 @@ class School:
     result: SyncResult | None = None
     # How often its cursor may have begun anew: at a restart, at a fork, and when it died, having said nothing.
     begun_anew: int = 0
+    # How often the centre had gone back to a backup when it was taken in here: then it sent all that it had heard.
+    taken_in: int = 0
 
     @property
     def file(self) -> Path:
@@ -380,6 +382,7 @@ class World:
                 self.machine.sleep(60)
                 with contextlib.suppress(AgentError):
                     if self._as(school, chance, work):
+                        school.taken_in = self.faults["restored centres"]
                         return True
         finally:
             self._busy = busy
@@ -620,6 +623,7 @@ class World:
         backup = self._copied(school)
         process = Process(f"{school.name}c", backup.folder, school.process.types, self._skew(chance))
         clone = School(process.name, process, school.key, school.zone, school.records, set(school.written))
+        clone.taken_in = school.taken_in
         self._put_on(clone, backup)
         self.schools.append(clone)
         self.clones.add(school.public)
@@ -740,14 +744,18 @@ class World:
                 before[id_] = (kind, zone, key, of)
 
     def forget_what_only_the_cut_off_know(self) -> None:
-        """Let go of what the centre said, has forgotten, and only servers know that it does not hear."""
+        """Let go of what the centre said, has forgotten, and only servers know that it does not hear, or that
+        had moved to another zone before: the list of that one does not tell them of it.
+        """
         self._find_again()
+        query = "SELECT s.id, z.name FROM statement s JOIN zone z ON z.id = s.zone"
         while True:
             known = set(self._stated())
             for school in self.schools:
-                if school.lives:
-                    query = "SELECT id FROM statement"
-                    known |= {bytes(id_) for (id_,) in look(school.file).execute(query)}
+                said_all = school.taken_in == self.faults["restored centres"]
+                for id_, zone in look(school.file).execute(query) if school.lives else ():
+                    if said_all or zone == school.zone:
+                        known.add(bytes(id_))
             silent = set(self.model.said) - known
             if not silent:
                 return
