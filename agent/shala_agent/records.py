@@ -40,7 +40,7 @@ from shala_agent.segment import (
     runs,
 )
 from shala_agent.state import Record
-from shala_agent.store import DAMAGED, Store
+from shala_agent.store import DAMAGED, HOLLOW, Store
 
 VERSION = 2
 # Changes in one transaction: a page of the index is written once for all its changes of one transaction; with
@@ -55,8 +55,9 @@ _LACKING, _RECEIVED, _REFUSED, _LISTED = range(4)
 # anew, or was.
 _CUT_HERE, _WRITTEN_ANEW = 1, 2
 # Of what was written anew and is held everywhere nobody has any use.
-_OFFERED = "zone = ? AND at_centre = 0 AND (ours < 2 OR held IS NULL)"
-_TO_MEND = "held = ? AND id NOT IN (SELECT id FROM left_out)"
+_UNSENT = "zone = ? AND at_centre = 0 AND (ours < 2 OR held IS NULL)"
+_USABLE = f"(held IS NULL OR held NOT IN ('{DAMAGED}', '{HOLLOW}'))"
+_TO_MEND = f"NOT {_USABLE} AND id NOT IN (SELECT id FROM left_out)"  # noqa: S608 - constants
 _TELL = (
     "INSERT INTO told (source, type, key, digest) VALUES (?, ?, ?, ?)"
     " ON CONFLICT (source, type, key) DO UPDATE SET digest = excluded.digest"
@@ -306,7 +307,7 @@ class Records:
                 self._renew(segment)
                 return "applied"
             accepted = store.accept(segment)
-            self._database.query("DELETE FROM left_out WHERE id = ?", (segment.id,))
+            self._forget_left_out([segment.id])
             if from_centre:
                 self.set_received([segment.id])
         return accepted.standing
@@ -332,14 +333,14 @@ class Records:
         """Return segments that the centre is not known to have, the oldest first."""
         store = self._require_store()
         rows = self._database.query(
-            f"SELECT id, size FROM segment WHERE {_OFFERED} ORDER BY rowid LIMIT ?",  # noqa: S608 - constants
+            f"SELECT id, size FROM segment WHERE {_UNSENT} AND {_USABLE} ORDER BY rowid LIMIT ?",  # noqa: S608 - constants
             (store.zone, limit),
         )
         return [Offer(bytes(id_), size) for id_, size in rows]
 
     def offer(self, id_: bytes) -> Offer | None:
-        """Return a segment as it is offered, None if it is not here."""
-        query = "SELECT id, size FROM segment WHERE id = ? AND zone = ?"
+        """Return a segment as it is offered, None if it is not here, or not whole."""
+        query = f"SELECT id, size FROM segment WHERE id = ? AND zone = ? AND {_USABLE}"  # noqa: S608 - constants
         rows = self._database.query(query, (id_, self._require_store().zone))
         return Offer(bytes(rows[0][0]), rows[0][1]) if rows else None
 
@@ -347,7 +348,7 @@ class Records:
         """Return what the centre is not known to have, without what is not cut yet."""
         rows = self._database.query(
             'SELECT coalesce(sum("last" - "first" + 1), 0), coalesce(sum(size), 0) FROM segment'  # noqa: S608 - constants
-            f" WHERE {_OFFERED}",
+            f" WHERE {_UNSENT}",
             (self._require_store().zone,),
         )
         return Unsent(int(rows[0][0]), int(rows[0][1]))
@@ -444,7 +445,7 @@ class Records:
     def left_out(self) -> int:
         """Return how many segments could not be had, or are damaged here."""
         query = f"SELECT (SELECT count(*) FROM left_out) + (SELECT count(*) FROM segment WHERE {_TO_MEND})"  # noqa: S608 - constants
-        return int(self._database.query(query, (DAMAGED,))[0][0])
+        return int(self._database.query(query)[0][0])
 
     def doubted(self, limit: int) -> list[bytes]:
         """Return the ids of segments that could not be had, those first that were asked for last."""
@@ -460,9 +461,7 @@ class Records:
         with self._transaction():
             store = self._require_store()
             with store.together():
-                if (segment := store.read(id_)) is None and store.is_damaged(id_):
-                    self._set_standing(_REFUSED, [id_])
-        return segment
+                return store.read(id_)
 
     def to_ask_again(self, clock: int, after: int, limit: int) -> list[LeftOut]:
         """Return what is to be asked for again: all after an update, else so many of what was asked for
@@ -473,7 +472,7 @@ class Records:
             f" SELECT id, size FROM segment WHERE {_TO_MEND} UNION ALL"
             " SELECT * FROM (SELECT id, size FROM left_out WHERE asked <> 0 AND abs(? - asked) > ?"
             " ORDER BY asked LIMIT ?)",
-            (DAMAGED, clock, after, limit),
+            (clock, after, limit),
         )
         return [LeftOut(bytes(id_), int(size)) for id_, size in rows]
 
@@ -602,7 +601,16 @@ class Records:
         """Keep statements; return the ids of those that are new."""
         store = self._require_store()
         with store.together():
-            return [statement_id(data) for data in statements if store.state(data) is not None]
+            new = {statement_id(data): one for data in statements if (one := store.state(data)) is not None}
+        # What they order to be forgotten may be all that was asked for.
+        self._forget_left_out([bytes.fromhex(one.segment) for one in new.values() if one.segment])
+        return list(new)
+
+    def _forget_left_out(self, ids: Iterable[bytes]) -> None:
+        """Ask no more for those of some segments that are here as they should be."""
+        rows = [(id_,) for id_ in ids]
+        query = f"DELETE FROM left_out WHERE id IN (SELECT id FROM segment WHERE id = ? AND {_USABLE})"  # noqa: S608 - constants
+        self._database.many(query, rows)
 
     def _write_anew(self) -> None:
         """Write anew, in a log that counts, what of this server's logs was cut off by a revocation: of a key

@@ -30,6 +30,9 @@ from shala_agent.state import Database, Tables
 Standing = Literal["known", "applied", "held"]
 # Why a segment does not count whose bytes are no longer those that came; they may come again.
 DAMAGED = "its bytes are damaged on the disk here"
+# Whoever carries a segment can leave entries out of it, and id and signature are right all the same. It does
+# not count until the centre's word for that is here, or the entries are.
+HOLLOW = "entries of it are gone that nobody has ordered to be forgotten"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +89,13 @@ class Store:
         if header.zone != self.name:
             raise SegmentRefused(f"it is of the zone '{header.zone}', this is '{self.name}'")
         if self.has(segment.id):
-            if self.is_damaged(segment.id):
+            if self.is_to_mend(segment.id):
                 self._mend(segment)
             return Accepted("known")
         segment = self._redacted(segment)
         limit = self.limit(header.key, segment.log, segment.id)
         reason = "" if limit is None or limit >= header.first else self._why_held(header.key)
+        reason = HOLLOW if self._is_hollow(segment) else reason
         self._insert(segment, reason)
         below = self._below.get(segment.log)
         with self.together():
@@ -119,20 +123,19 @@ class Store:
         return bytes(rows[0][0]) if rows else None
 
     def read(self, id_: bytes) -> Segment | None:
-        """Return a segment. One that is damaged is noted as such, and counts no more: the others do."""
-        if (data := self.data(id_)) is None:
+        """Return a segment. One that is damaged, or of which more is gone than was ordered, is noted as such,
+        and counts no more: the others do.
+        """
+        segment = self._readable(id_)
+        if segment is not None and self._is_hollow(segment):
+            self._hold_to_mend(id_, HOLLOW)
             return None
-        try:
-            return read_segment(data)
-        except SegmentRefused:
-            ((log, held),) = self.database.query("SELECT log, held FROM segment WHERE id = ?", (id_,))
-            if held != DAMAGED:
-                self._hold(id_, bytes(log), DAMAGED)
-            return None
+        return segment
 
-    def is_damaged(self, id_: bytes) -> bool:
-        """Return whether the bytes of a segment were found to be damaged."""
-        return bool(self.database.query("SELECT 1 FROM segment WHERE id = ? AND held = ?", (id_, DAMAGED)))
+    def is_to_mend(self, id_: bytes) -> bool:
+        """Return whether the bytes of a segment were found to be damaged, or too few."""
+        query = "SELECT 1 FROM segment WHERE id = ? AND held IN (?, ?)"
+        return bool(self.database.query(query, (id_, DAMAGED, HOLLOW)))
 
     def authors(self) -> dict[bytes, bytes]:
         """Return which public key writes under each log id by which records name their author."""
@@ -374,13 +377,16 @@ class Store:
 
     def _redact(self, id_: bytes) -> None:
         """Forget entries of a segment for good, if it is here."""
-        whole = self.read(id_)
-        if whole is not None and whole != (rest := self._redacted(whole)):
+        if (whole := self._readable(id_)) is None:
+            return
+        if whole != (rest := self._redacted(whole)):
             self.database.query(
                 "UPDATE segment SET data = ?, size = ? WHERE id = ?", (rest.data, len(rest.data), id_)
             )
             self.forgotten(set(_names(whole, self.to_be_forgotten(id_))))
             self.stale = True
+        if self.is_to_mend(id_) and not self._is_hollow(rest):
+            self.judge(rest.header.key)
 
     def _redacted(self, segment: Segment) -> Segment:
         """Return a segment without what the centre wants forgotten."""
@@ -388,13 +394,15 @@ class Store:
         return redact(segment, counters) if counters else segment
 
     def _release(self, id_: bytes) -> None:
-        self.database.query("UPDATE segment SET held = NULL WHERE id = ?", (id_,))
         if (segment := self.read(id_)) is not None:
+            self.database.query("UPDATE segment SET held = NULL WHERE id = ?", (id_,))
             self._count_in(segment)
 
     def _mend(self, segment: Segment) -> None:
-        """Put the bytes of a segment in the place of damaged ones."""
+        """Put the bytes of a segment in the place of damaged or too few ones."""
         whole = self._redacted(segment)
+        if self._is_hollow(whole):
+            return
         self.remade()
         reason = self._why_held(segment.header.key)
         self.database.query(
@@ -402,6 +410,28 @@ class Store:
             (whole.data, len(whole.data), reason, segment.id),
         )
         self.judge(segment.header.key)
+
+    def _readable(self, id_: bytes) -> Segment | None:
+        """Return a segment with what is there of it."""
+        if (data := self.data(id_)) is None:
+            return None
+        try:
+            return read_segment(data)
+        except SegmentRefused:
+            self._hold_to_mend(id_, DAMAGED)
+            return None
+
+    def _is_hollow(self, segment: Segment) -> bool:
+        """Return whether entries of a segment are gone that nobody has ordered to be forgotten."""
+        if None not in segment.entries:
+            return False
+        gone = {number for number, entry in enumerate(segment.entries, segment.header.first) if entry is None}
+        return not gone <= self.to_be_forgotten(segment.id)
+
+    def _hold_to_mend(self, id_: bytes, reason: str) -> None:
+        ((log, held),) = self.database.query("SELECT log, held FROM segment WHERE id = ?", (id_,))
+        if held != reason:
+            self._hold(id_, bytes(log), reason)
 
     def _hold(self, id_: bytes, log: bytes, reason: str) -> None:
         self.database.query("UPDATE segment SET held = ? WHERE id = ?", (reason, id_))

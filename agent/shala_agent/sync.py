@@ -26,7 +26,7 @@ from shala_agent.ledger import now
 from shala_agent.membership import StatementRefused, statement_id
 from shala_agent.records import Offer, Records
 from shala_agent.segment import MAX_SEGMENT, Segment, SegmentRefused, read_header
-from shala_agent.store import DAMAGED
+from shala_agent.store import DAMAGED, HOLLOW
 from shala_agent.wire import (
     MAX_DOUBTED,
     MAX_OFFERS,
@@ -608,8 +608,11 @@ class _Run:
         found, header = read_header(data)
         if found.hex() != id_:
             raise SegmentRefused("another segment came than was asked for")
-        epoch = self.records.epoch
+        epoch, store = self.records.epoch, self.records.store
+        was_here = store is not None and store.has(found)
         self.records.accept(data, from_centre=True)
+        if was_here and store is not None and store.is_to_mend(found):
+            raise SegmentRefused(HOLLOW)
         self.result.forks += self.records.epoch != epoch  # it is of a copy of this server
         self.result.segments_down += 1
         self.result.records_down += header.last - header.first + 1

@@ -20,6 +20,7 @@ from shala_agent.segment import (
     make_segment,
     read_header,
     read_segment,
+    redact,
 )
 from shala_agent.store import Store
 
@@ -256,6 +257,54 @@ def test_statements_that_come_together_make_all_anew_once(here, there, rebuilds)
     ]
     there.state(redactions)
     assert (says(there), len(rebuilds)) == ({}, 1)
+
+
+# -- entries that somebody has left out ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def whole(here) -> bytes:
+    """A segment of three accounts."""
+    here.write([account("zo"), account("kim"), account("mary")], at=1)
+    (data,) = segments(here, OLD)
+    return data
+
+
+def without(data: bytes, *counters: int) -> bytes:
+    return redact(read_segment(data), counters).data
+
+
+def test_of_what_a_carrier_has_left_entries_out_nothing_counts_until_they_come(here, there, whole):
+    give(there, without(whole, 1, 2))
+    assert (says(there), there.left_out(), there.offers(9)) == ({}, 1, [])
+    give(there, without(whole, 2))
+    assert (says(there), there.left_out()) == ({}, 1)
+    give(there, whole)
+    assert (says(there), there.left_out()) == (says(here), 0)
+
+
+def test_what_is_gone_need_not_come_when_the_centre_has_ordered_it_to_be_forgotten(
+    here, there, whole, rebuilds
+):
+    id_ = read_segment(whole).id.hex()
+    give(there, without(whole, 1, 2))
+    there.state([said("redact", OLD, 1, segment=id_, counters=[3])])
+    there.state([said("enrol", OLD, 2), said("redact", OLD, 1, segment=id_, counters=[1])])
+    assert (says(there), there.left_out(), len(rebuilds)) == ({}, 1, 1)
+    give(there, whole)
+    assert (set(says(there)), there.left_out()) == ({"account/kim"}, 0)
+    there.store.rebuild()
+    assert set(says(there)) == {"account/kim"}
+
+
+def test_a_segment_with_gaps_is_offered_on_when_the_word_for_them_has_come(here, there, whole):
+    segment = read_segment(whole)
+    there.accept(without(whole, 2), from_centre=False)
+    assert there.offer(segment.id) is None
+    there.leave_out(segment.id, 1, 1, "404")
+    there.state([said("redact", OLD, 1, segment=segment.id.hex(), counters=[2])])
+    assert (set(says(there)), there.left_out()) == ({"account/zo", "account/mary"}, 0)
+    assert [one.id for one in there.offers(9)] == [segment.id]
 
 
 def test_the_revocation_of_a_device_whose_records_all_count_makes_nothing_anew(here, there, rebuilds):

@@ -25,7 +25,7 @@ from shala_agent.enrol import enrol_online
 from shala_agent.failure import AgentError
 from shala_agent.membership import Statement, sign_statement
 from shala_agent.records import Change, Records
-from shala_agent.segment import NONE, Entry, SegmentRefused, encode_entry, make_segment
+from shala_agent.segment import NONE, Entry, SegmentRefused, encode_entry, make_segment, read_segment, redact
 from shala_agent.sync import SyncResult, sync
 from shala_central.zone_status import zone_status
 from zone_world import Device, ZoneCentre
@@ -584,6 +584,33 @@ def test_a_restored_centre_hears_of_a_revocation_from_who_has_moved_away_since(s
     assert witness.sync().outcome == "done"
     assert "stolen" in thief.sync().reason
     assert witness.sync().requests == 1
+
+
+def test_what_a_carrier_has_left_out_of_a_segment_comes_from_the_centre(server, served):
+    here, there = server("mz17"), server("mz8")
+    here.learn(0, 10, "a")
+    here.sync()
+    ((data,),) = served.query("SELECT data FROM segment")
+    there.records.accept(redact(read_segment(bytes(data)), [3, 4]).data, from_centre=False)
+    assert there.sync().outcome == "done"
+    assert there.all() == here.all()
+    assert there.sync().requests == 1
+
+
+def test_what_was_forgotten_only_until_a_backup_was_restored_comes_back_to_all(server, served):
+    here, there = server("mz17"), server("mz8")
+    here.learn(0, 10, "a")
+    here.sync()
+    backup = served.backup()
+    assert served.shala("zone", "redact", "mz", "activity", "zo/a-3", "--yes").returncode == 0
+    broken = Broken(f"http://127.0.0.1:{served.port}", there.key, at="get")
+    ((id_, data),) = served.query("SELECT id, data FROM segment")
+    there.records.accept(bytes(data), from_centre=True)  # and the line breaks before it hears why
+    assert there.records.offer(bytes(id_)) is None
+    served.restore(backup)
+    assert sync(there.records, broken, there.folder / "parts").outcome == "partly"
+    assert there.sync().outcome == "done"
+    assert there.visits() == here.visits()
 
 
 def test_what_the_disk_of_the_centre_has_hurt_comes_back_from_whoever_has_it(server, served, monkeypatch):

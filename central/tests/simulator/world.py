@@ -26,6 +26,7 @@ from shala_agent.membership import StatementRefused
 from shala_agent.merge import RecordType
 from shala_agent.records import Change, Records
 from shala_agent.segment import Entry, SegmentRefused, encode_entry, make_segment
+from shala_agent.store import HOLLOW
 from shala_agent.sync import SyncResult, sync
 from shala_central.config import ZoneSettings
 from shala_central.database import Database
@@ -277,10 +278,8 @@ class World:
 
     def _check_wanted(self, school: School, request: Request, id_: bytes, answer: Answer) -> None:
         """Check that no byte goes over a line twice: what is there is not sent, what was cut is resumed."""
-        if (
-            request.method == "GET"
-            and look(school.file).execute("SELECT 1 FROM segment WHERE id = ?", (id_,)).fetchall()
-        ):
+        query = "SELECT 1 FROM segment WHERE id = ? AND held IS NOT ?"  # what is not whole is asked for again
+        if request.method == "GET" and look(school.file).execute(query, (id_, HOLLOW)).fetchall():
             self.violated("I14", f"{school.name} fetches {id_.hex()[:12]}, which it has")
         if answer.status == 409:
             self.violated("I7", f"{school.name} does not go on where {id_.hex()[:12]} was cut")
