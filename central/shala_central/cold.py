@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from backports import zstd
 from shala_agent import write_ahead
 
 from shala_central.copies import COLD, connect, copies_of, is_damage, lost
@@ -78,7 +77,7 @@ class Cold:
             raw = packed if packed is not None else self._file(pool, sha256).read_bytes()
             prefix = self._content(pool, base.hex(), plain, depth + 1) if base else None
             content = _unpacked(raw, prefix)
-        except (OSError, zstd.ZstdError) as error:
+        except (OSError, ValueError) as error:
             raise ColdDamaged(f"{pool}/{sha256[:2]}/{sha256} cannot be unpacked: {error}") from None
         if hashlib.sha256(content).hexdigest() != sha256:
             raise ColdDamaged(f"{pool}/{sha256[:2]}/{sha256} has changed (sha256 differs)")
@@ -286,6 +285,8 @@ def _write(place: Path, packed: bytes) -> None:
 
 
 def _packed(content: bytes, prefix: bytes | None) -> bytes:
+    from backports import zstd  # loaded where it is needed: a pull seldom opens a packed content
+
     both = len(content) + len(prefix or b"")
     options: dict[int, int] = {
         zstd.CompressionParameter.compression_level: LEVEL,
@@ -299,10 +300,15 @@ def _packed(content: bytes, prefix: bytes | None) -> bytes:
 
 
 def _unpacked(raw: bytes, prefix: bytes | None) -> bytes:
+    """Unpack a content. Raises ValueError if it was not packed, or not against this prefix."""
+    from backports import zstd
+
     options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 30}
-    if prefix is None:
-        return zstd.decompress(raw, options=options)
-    return zstd.decompress(raw, options=options, zstd_dict=zstd.ZstdDict(prefix, is_raw=True).as_prefix)
+    given = None if prefix is None else zstd.ZstdDict(prefix, is_raw=True).as_prefix
+    try:
+        return zstd.decompress(raw, options=options, zstd_dict=given)
+    except zstd.ZstdError as error:
+        raise ValueError(str(error)) from None
 
 
 def _size_of(path: Path) -> int:
