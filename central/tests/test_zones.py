@@ -52,6 +52,35 @@ def test_the_tables_of_a_zone_have_the_columns_that_they_have_on_a_server(zone_c
         assert {column.name for column in metadata.tables[name].columns} == there - {"at_centre", "ours"}
 
 
+def test_of_two_workers_that_enrol_a_device_in_two_zones_at_once_the_later_is_refused(zone_centre):
+    key, id_ = bytes(32), b"i" * 16
+    first_has_written, refusals = threading.Event(), []
+
+    def second() -> None:
+        first_has_written.wait(20)
+        with zone_centre.zones() as zones:
+            try:
+                with zones.database.writing() as session:
+                    zones.enrol(session, zones.zone(session, "rj"), key, id_, "mz17")
+            except UsageError as refusal:
+                refusals.append(str(refusal))
+
+    other = threading.Thread(target=second)
+    other.start()
+    with zone_centre.zones() as zones:
+        with zones.database.writing() as session:
+            zones.enrol(session, zones.zone(session, "mz"), key, id_, "mz17")
+            first_has_written.set()
+            other.join(0.5)  # it looks and waits: nothing of this is there yet
+            assert other.is_alive()
+        other.join(20)
+        with zones.database.reading() as session:
+            rows = session.query("SELECT z.name FROM device d JOIN zone z ON z.id = d.zone")
+            said = session.query("SELECT z.name FROM statement s JOIN zone z ON z.id = s.zone")
+    assert refusals == ["'mz17' has just been enrolled in another zone (shala device show mz17)"]
+    assert [tuple(row) for row in rows] == [tuple(row) for row in said] == [("mz",)]
+
+
 def test_several_workers_may_start_on_an_empty_database_at_once(zone_centre, tmp_path):
     settings = ZoneSettings(
         database=zone_centre.postgres.url() if zone_centre.postgres else f"sqlite:///{tmp_path}/new.sqlite",
