@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from shala_agent import write_ahead
+from shala_agent import disk, write_ahead
 from shala_agent.failure import AgentError
 from shala_agent.outcome import OK, Result
 
@@ -244,7 +244,7 @@ def _step(row: tuple[object, ...]) -> StepRecord:
 
 def _unavailable(path: Path, why: str) -> LedgerUnavailable:
     way_out = "run as root? is the disk full?"
-    if write_ahead.read_only(path.parent):
+    if disk.is_read_only(path.parent):
         way_out = "the disk is read-only: see dmesg | tail, then mount it again"
     return LedgerUnavailable(f"the ledger {path} cannot be opened: {why} ({way_out})")
 

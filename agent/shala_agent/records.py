@@ -20,7 +20,7 @@ import msgspec
 import zstandard
 from nacl.signing import SigningKey
 
-from shala_agent import write_ahead
+from shala_agent import disk, write_ahead
 from shala_agent.device import device_id
 from shala_agent.failure import AgentError
 from shala_agent.membership import decode_statement, statement_id
@@ -165,7 +165,7 @@ class Records:
             path.touch(mode=0o600)  # names of children are in it
             self._db = _opened(path)
         except (OSError, sqlite3.DatabaseError) as error:
-            if write_ahead.of_the_disk(error):
+            if disk.is_at_fault(error):
                 why = error.strerror if isinstance(error, OSError) else error
                 raise RecordsUnavailable(f"{path}: {why} ({DISK_WAY_OUT})") from None
             if isinstance(error, OSError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import sqlite3
@@ -22,23 +21,6 @@ def switch(db: sqlite3.Connection, path: Path) -> None:
     if not _keeps_one(db):
         with in_turn(path.parent):
             db.execute("PRAGMA journal_mode = WAL")
-
-
-def of_the_disk(error: Exception) -> bool:
-    """Whether an error is of a disk that is full, read-only or dying, and not of what the file holds."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-    said = str(error)
-    return isinstance(error, sqlite3.OperationalError) and any(
-        one in said for one in ("disk I/O error", "disk is full", "readonly", "unable to open")
-    )
-
-
-def read_only(folder: Path) -> bool:
-    """Whether the disk of a folder, that is there or not yet, is mounted read-only."""
-    while not folder.is_dir():
-        folder = folder.parent
-    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
 def _keeps_one(db: sqlite3.Connection) -> bool:

@@ -108,7 +108,7 @@ def test_a_ledger_that_the_disk_does_not_give_is_one_problem_beside_the_others(s
     )
     assert "nothing was ever collected" in done.output
     assert "the chain has never run" not in done.output
-    monkeypatch.setattr("shala_agent.write_ahead.read_only", lambda _folder: True)
+    monkeypatch.setattr("shala_agent.disk.is_read_only", lambda _folder: True)
     done = CliRunner().invoke(cli.shala_agent, ["--config", str(school.config_path), "doctor"])
     assert "cannot be opened: disk I/O error -> the disk is read-only" in done.output
 
