@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -88,6 +88,14 @@ class Collected:
         outcome = SUSPECT if bad else OK
         sequence = self.head.sequence if self.head else 0
         return Result(outcome, shortened(reasons), {"sealed": self.sealed, "sequence": sequence})
+
+
+class _Part(NamedTuple):
+    """What the server has of an item: the folder in it, or "", where that is, and what it was like."""
+
+    folder: str
+    root: Path
+    seen: os.stat_result
 
 
 class _Beside:
@@ -160,6 +168,10 @@ class _Gathering:
     def shown(self, path: str) -> str:
         """Return by what name a file of the item is spoken of."""
         return path[len(self.prefix) + 1 :] or self.item.name
+
+    def folder_of(self, part: _Part) -> str:
+        """Return the path that a part has in the bag, with a slash at its end."""
+        return f"{self.prefix}/{part.folder}/" if part.folder else f"{self.prefix}/"
 
     def withholds(self, path: str) -> bool:
         """Return whether the policy leaves a file out that the previous collection may have."""
@@ -365,7 +377,7 @@ class _Collector:
 
     def _settle(self) -> None:
         """What was planned is in the mirror: what was drawn of it counts from now on."""
-        self._seen.sketches.settle(self._spool.in_mirror(""))
+        self._seen.sketches.settle()
         self._seen.commit()
 
     @property
@@ -418,7 +430,8 @@ class _Collector:
         if not item.policy.take:
             gathering.beside.finish()
             return SKIPPED, None, ["left out by policy"]
-        if (drawn := self._as_drawn(gathering, step)) is not None:
+        parts = list(self._parts(gathering))
+        if (drawn := self._as_drawn(gathering, step, parts)) is not None:
             gathering.files, gathering.size = drawn.files, drawn.size
             self._report(item.name, drawn.files, drawn.size)
             return OK, None, drawn.reasons
@@ -429,9 +442,9 @@ class _Collector:
         if item.name == GIT_LOG and platform == "gstudio":
             self._take_git_log(gathering)
         taken: set[str] = set()
-        for folder, root, seen in self._parts(gathering):
-            self._take_part(gathering, folder, root, seen)
-            taken.add(folder)
+        for part in parts:
+            self._take_part(gathering, part)
+            taken.add(part.folder)
         for folder in sorted({folder for folder, _ in item.parts if folder} - taken):
             gathering.notes.append(f"the server has no {folder}")
         gathering.beside.finish()
@@ -449,7 +462,9 @@ class _Collector:
             gathering.sketch.finish(_form(item), gathering.files, gathering.size, reasons)
         return outcome, carried, reasons
 
-    def _as_drawn(self, gathering: _Gathering, step: StepRecord | None) -> Header | None:
+    def _as_drawn(
+        self, gathering: _Gathering, step: StepRecord | None, parts: Sequence[_Part]
+    ) -> Header | None:
         """Return what an item comes to that is as it was when it was last taken, None when it is to be
         looked at.
         """
@@ -462,16 +477,15 @@ class _Collector:
             or gathering.writers
             or (step is not None and step.outcome in (FAILED, SUSPECT))
             or header.form != _form(item)
-            or any(map(self._reread.is_due, header.read_days))
-            or header.parts != [_part(gathering, folder, root) for folder, root, _ in self._parts(gathering)]
+            or not all(map(self._reread.is_fresh, header.read_days))
+            or header.parts != [self._drawn_part(gathering, part) for part in parts]
         ):
             return None
-        in_mirror = self._spool.in_mirror("")
-        is_like = sketches.is_like(gathering.prefix, header, in_mirror, without_ctime=item.written_once)
+        is_like = sketches.is_like(gathering.prefix, header, without_ctime=item.written_once)
         return header if is_like else None
 
-    def _parts(self, gathering: _Gathering) -> Iterator[tuple[str, Path, os.stat_result]]:
-        """Yield what the server has of an item: the folder in it, or "", and where that is."""
+    def _parts(self, gathering: _Gathering) -> Iterator[_Part]:
+        """Yield what the server has of an item."""
         had = None
         for folder, source in sorted(gathering.item.parts, key=lambda part: part[0]):
             if folder == had:
@@ -483,7 +497,7 @@ class _Collector:
             except FileNotFoundError:
                 continue
             had = folder
-            yield folder, root, seen
+            yield _Part(folder, root, seen)
 
     def _judge(  # noqa: PLR0911 - one case after the other
         self, gathering: _Gathering, step: str | None
@@ -566,8 +580,13 @@ class _Collector:
         suffix = gathering.item.policy.suffix
         self._take_file(gathering, made, f"{GIT_LOG}{suffix}" if suffix else "")
 
-    def _take_part(self, gathering: _Gathering, folder: str, root: Path, seen: os.stat_result) -> None:
+    def _drawn_part(self, gathering: _Gathering, part: _Part) -> Part:
+        place = self._spool.in_mirror(gathering.folder_of(part))
+        return Part(str(part.root), place, gathering.item.policy.suffix)
+
+    def _take_part(self, gathering: _Gathering, part: _Part) -> None:
         """Take one part of an item."""
+        folder, root, seen = part
         policy = gathering.item.policy
         gathering.found = True
         if stat.S_ISREG(seen.st_mode):
@@ -579,15 +598,15 @@ class _Collector:
         else:
             unread = functools.partial(self._unread, gathering, folder)
             only, leaves_out = gathering.item.only, policy.excluder()
-            part = _part(gathering, folder, root)
-            gathering.sketch.take(part)
+            base = gathering.folder_of(part)
+            gathering.sketch.take(self._drawn_part(gathering, part))
             for entry in walk(root, gathering.notes, unread, policy.suffix, gathering.sketch.enter):
                 if only and entry.relative not in only:
                     continue
                 if leaves_out(entry.relative):
                     gathering.left_out += 1
                 else:
-                    self._take(gathering, entry, f"{part.base}{entry.relative}{policy.suffix}")
+                    self._take(gathering, entry, f"{base}{entry.relative}{policy.suffix}")
 
     def _unread(self, gathering: _Gathering, folder: str, below: str, error: OSError) -> None:
         """Note a folder that cannot be read, and keep what the previous collection has of it."""
@@ -633,8 +652,9 @@ class _Collector:
             if due and not self._is_still_whole(gathering, entry, path, known):
                 return
             gathering.count(path, known.sealed_size)
-            gathering.sketch.add(entry, known.read_day)
+            gathering.sketch.add(entry, known.read_day if self._reread.is_fresh(known.read_day) else None)
             if known.findings:
+                gathering.sketch.give_up()  # it is not ok
                 shown = gathering.shown(path)
                 gathering.findings += [f"{shown} {finding}" for finding in known.findings.split("\n")]
             self._report(item.name, 1, known.sealed_size)
@@ -693,6 +713,8 @@ class _Collector:
                 raise _Refused(refused)
             sight = self._unread_again(spot, entry) or self._read(spot, entry)
             if sight is not None:
+                if sight.findings:
+                    gathering.sketch.give_up()
                 gathering.findings += [f"{shown} {finding}" for finding in sight.findings]
                 self._report(gathering.item.name, 1, entry.stat.st_size)
         except _Refused as refusal:
@@ -782,6 +804,7 @@ class _Collector:
         """Read a file until its content can be believed; return what it holds, or None when it is left for
         later.
         """
+        spot.read_day = None  # what is known of it is not what is planned
         try:
             return self._read_until_steady(spot, entry)
         except Exception:
@@ -1183,10 +1206,6 @@ class _Copy:
             return size
         self.cut = True
         return size - len(tail) + whole
-
-
-def _part(gathering: _Gathering, folder: str, root: Path) -> Part:
-    return Part(str(root), f"{gathering.prefix}/{folder}/" if folder else f"{gathering.prefix}/")
 
 
 def _form(item: Item) -> str:

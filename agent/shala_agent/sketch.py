@@ -6,8 +6,8 @@ and how they were. A folder whose times and inode are the same has the same name
 removed or renamed gives its folder another time. Of the mirror only the folders are looked at: a file that it
 has lost is noticed, one whose bytes went bad is found when it is read again (shala_agent.reread).
 
-A sketch may be thrown away at any time. It counts once it is settled by the run that drew it: when what it
-was drawn from is sealed and in its place. Until then it has no times of the mirror, and nothing is like it.
+A sketch may be thrown away at any time. It has a header, and counts, once it is settled by the run that drew
+it: when what it was drawn from is sealed and in its place.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SCHEMA = (
 )
 RACY_NS = 2_000_000_000  # what changed less than this before it was read may change again in the same tick
 PAGE = 100  # stretches that are read or written at once
-LONGEST = 1000  # names of one stretch
+LONGEST = 250  # names of one stretch
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -47,10 +47,13 @@ def prepare(db: sqlite3.Connection) -> None:
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A folder that an item was taken from, and the path that it has in the bag, with a slash at its end."""
+    """A folder that an item was taken from, and its place in the mirror: a path with a slash at its end, and
+    what the names of files have there at their ends.
+    """
 
     root: str
-    base: str
+    mirror: str
+    suffix: str
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -80,6 +83,7 @@ class Sketch:
     _number: int = 0
     _folder: str = ""
     _entered: bool = False
+    _mirror_ns: int = 0
     _names: list[str] = field(default_factory=list)
     _signs: list[_Signs] = field(default_factory=list)
 
@@ -96,6 +100,8 @@ class Sketch:
         """Note a folder as it was before its names were read; its path is "" or has a slash at its end."""
         self._end_stretch()
         self._folder, self._entered = folder, True
+        # Before it is looked whether the mirror holds the files: what it loses after that is another time.
+        self._mirror_ns = _time_of(self._parts[-1].mirror + folder)
         self._signs.append((0, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino))
         if time.time_ns() - seen.st_ctime_ns <= RACY_NS or not _is_text(folder):
             self.give_up()
@@ -134,10 +140,13 @@ class Sketch:
             names = "/".join(self._names)
             part = len(self._parts) - 1
             self._sketches.write(
-                (self._item, self._number, part, self._folder, self._entered, names, _sum(self._signs))
-            )
+                (
+                    self._item, self._number, part, self._folder, self._entered,
+                    names, _sum(self._signs), self._mirror_ns,
+                )
+            )  # fmt: skip
             self._number += 1
-        self._entered = False
+        self._entered, self._mirror_ns = False, 0
         self._names.clear()
         self._signs.clear()
 
@@ -148,26 +157,25 @@ class Sketches:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self._buffer: list[tuple[object, ...]] = []
-        self._drawn: list[str] = []  # by this run
+        self._drawn: dict[str, Header] = {}  # by this run
 
     # -- drawing ---------------------------------------------------------------------------------------------
 
     def write(self, stretch: tuple[object, ...]) -> None:
-        """Write a stretch of an item: (item, number, part, folder, entered, names, signs)."""
+        """Write a stretch of an item: its row of the table."""
         self._buffer.append(stretch)
         if len(self._buffer) >= PAGE:
             self._flush()
 
     def keep(self, item: str, header: Header) -> None:
-        """Write the header of an item whose stretches are written."""
+        """Take the header of an item whose stretches are written."""
         self._flush()
-        self._db.execute("UPDATE sketch SET header = ? WHERE item = ?", (msgspec.json.encode(header), item))
-        self._drawn.append(item)
+        self._drawn[item] = header
 
     def erase(self, item: str) -> None:
         """Remove the sketch of an item."""
         self._buffer.clear()  # one item is drawn at a time
-        if self._db.execute("SELECT 1 FROM sketch WHERE item = ?", (item,)).fetchone():
+        if self._db.execute("SELECT 1 FROM stretch WHERE item = ? LIMIT 1", (item,)).fetchone():
             self._db.execute("DELETE FROM stretch WHERE item = ?", (item,))
             self._db.execute("DELETE FROM sketch WHERE item = ?", (item,))
 
@@ -176,17 +184,31 @@ class Sketches:
         for table in ("stretch", "sketch"):
             self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - constants
 
-    def settle(self, bag: str) -> None:
-        """Have the sketches that were drawn count: what they show is in the mirror below `bag` now."""
-        for item in self._drawn:
-            header = self.header(item)
-            mirror = [bag + part.base for part in header.parts] if header else []
-            for page in self._pages(item, "number, part, folder", "entered"):
-                self._db.executemany(
-                    "UPDATE stretch SET mirror_ns = ? WHERE item = ? AND number = ?",
-                    [(_time_of(mirror[part] + folder), item, number) for number, part, folder in page],
-                )
+    def settle(self) -> None:
+        """Have the sketches that were drawn count: what they show is in the mirror now."""
+        for item, header in self._drawn.items():
+            if self._is_in_mirror(item, header):
+                self._db.execute("INSERT INTO sketch VALUES (?, ?)", (item, msgspec.json.encode(header)))
         self._drawn.clear()
+
+    def _is_in_mirror(self, item: str, header: Header) -> bool:
+        """Note the times that the new collection gave to folders of the mirror; return whether it has in them
+        what was drawn: it may have lost some of it meanwhile.
+        """
+        changed: set[tuple[int, str]] = set()
+        for page in self._pages(item, "number, part, folder, entered, names, mirror_ns"):
+            times: list[tuple[int, str, int]] = []
+            for number, part, folder, entered, names, before in page:
+                place, suffix = header.parts[part].mirror + folder, header.parts[part].suffix
+                if entered and (now := _time_of(place)) != before:
+                    times.append((now, item, number))
+                    changed.add((part, folder))
+                if (part, folder) in changed and not all(
+                    os.path.lexists(f"{place}{name}{suffix}") for name in _names_in(names)
+                ):
+                    return False
+            self._db.executemany("UPDATE stretch SET mirror_ns = ? WHERE item = ? AND number = ?", times)
+        return True
 
     # -- comparing -------------------------------------------------------------------------------------------
 
@@ -194,17 +216,17 @@ class Sketches:
         """Return what the sketch of an item says of it as a whole, None when there is none."""
         row = self._db.execute("SELECT header FROM sketch WHERE item = ?", (item,)).fetchone()
         try:
-            return msgspec.json.decode(row[0], type=Header) if row and row[0] else None
+            return msgspec.json.decode(row[0], type=Header) if row else None
         except msgspec.MsgspecError:  # of another version
             return None
 
-    def is_like(self, item: str, header: Header, bag: str, *, without_ctime: bool) -> bool:
+    def is_like(self, item: str, header: Header, *, without_ctime: bool) -> bool:
         """Return whether the folders and files of an item, and its folders in the mirror, are as drawn."""
         roots: list[int] = []
         try:
             for part in header.parts:
                 roots.append(os.open(part.root, _FOLDER))
-            places = [(root, bag + part.base) for root, part in zip(roots, header.parts, strict=True)]
+            places = [(root, part.mirror) for root, part in zip(roots, header.parts, strict=True)]
             return all(
                 _is_like(page, places, without_ctime)
                 for page in self._pages(item, "number, part, folder, entered, names, signs, mirror_ns")
@@ -217,21 +239,17 @@ class Sketches:
 
     # -- the database ----------------------------------------------------------------------------------------
 
-    def _pages(self, item: str, columns: str, which: str = "TRUE") -> Iterator[list[tuple[Any, ...]]]:
+    def _pages(self, item: str, columns: str) -> Iterator[list[tuple[Any, ...]]]:
         """Yield some stretches of an item at a time, in their order; `number` is the first column."""
         last = -1
-        query = (
-            f"SELECT {columns} FROM stretch WHERE item = ? AND number > ? AND {which}"  # noqa: S608
-            " ORDER BY number LIMIT ?"
-        )
+        query = f"SELECT {columns} FROM stretch WHERE item = ? AND number > ? ORDER BY number LIMIT ?"  # noqa: S608
         while page := self._db.execute(query, (item, last, PAGE)).fetchall():
             yield page
             last = page[-1][0]
 
     def _flush(self) -> None:
         if self._buffer:
-            self._db.execute("INSERT OR IGNORE INTO sketch VALUES (?, NULL)", self._buffer[0][:1])
-            self._db.executemany("INSERT INTO stretch VALUES (?, ?, ?, ?, ?, ?, ?, NULL)", self._buffer)
+            self._db.executemany("INSERT INTO stretch VALUES (?, ?, ?, ?, ?, ?, ?, ?)", self._buffer)
             self._buffer.clear()
 
 
@@ -250,7 +268,7 @@ def _is_like(page: Sequence[tuple[Any, ...]], places: Sequence[tuple[int, str]],
                 return False
             seen = stat(folder, dir_fd=root, follow_symlinks=False) if folder else os.fstat(root)
             found.append((0, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino))
-        for name in names.split("/") if names else ():
+        for name in _names_in(names):
             seen = stat(folder + name, dir_fd=root, follow_symlinks=False)
             ctime_ns = 0 if without_ctime else seen.st_ctime_ns
             found.append((seen.st_size, seen.st_mtime_ns, ctime_ns, seen.st_ino))
@@ -262,6 +280,10 @@ def _is_like(page: Sequence[tuple[Any, ...]], places: Sequence[tuple[int, str]],
 def _is_text(name: str) -> bool:
     """Return whether a name can be written down: what is no UTF-8 has halves of characters in it."""
     return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _names_in(names: str) -> list[str]:
+    return names.split("/") if names else []
 
 
 def _time_of(folder: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -12,12 +13,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from agent_school import School, rcs, school_in
+from agent_school import School, csv, rcs, school_in
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shala_agent import collect as collect_module
 from shala_agent import reread, sketch
 from shala_agent.acknowledge import acknowledge
+from shala_agent.checks import PROGRESS_COLUMNS
+from shala_agent.failure import AgentError
 from shala_agent.outcome import failed
 from shala_agent.sketch import Sketches
 from shala_agent.spool import Spool
@@ -215,7 +218,7 @@ def test_what_was_sealed_and_not_settled_is_walked_once_more(drawn: School, monk
     drawn.write(DEEP, rcs("later"))
     real = Sketches.settle
 
-    def cut(self, bag):
+    def cut(self):
         raise PowerCut
 
     monkeypatch.setattr(Sketches, "settle", cut)
@@ -256,6 +259,54 @@ def test_a_folder_with_many_files_is_compared_in_pieces(drawn: School, monkeypat
     (drawn.root / REPO / "Nodes/n/8.json,v").write_bytes(rcs("x"))
     assert walked(drawn, monkeypatch) == {REPO}
     assert in_bag(drawn, f"{REPO}/Nodes/n/8.json,v").read_bytes() == rcs("x")
+
+
+def test_what_the_mirror_loses_while_a_run_goes_on_is_missed_by_the_next(drawn: School, monkeypatch):
+    drawn.write(f"{REPO}/Nodes/a/b/c/z.json,v", rcs("new"))
+    real = Sketches.settle
+
+    def lose(self):
+        in_bag(drawn, DEEP).unlink()
+        real(self)
+
+    monkeypatch.setattr(Sketches, "settle", lose)
+    drawn.collect()
+    monkeypatch.setattr(Sketches, "settle", real)
+    assert walked(drawn, monkeypatch) == {REPO}
+    assert in_bag(drawn, DEEP).read_bytes() == rcs()
+
+
+def test_a_file_that_is_left_for_later_is_taken_later(drawn: School, monkeypatch):
+    """Its content is known from a run that had no room to seal it."""
+    exported = "data/gstudio-exported-users-analytics-csvs/2031017-mz17-eb-unit0-20180814-17h33m.csv"
+    new = csv([*PROGRESS_COLUMNS, "Quiz [5a]"], rows=9)
+    five_minutes_ago = time.time() - 300
+    os.utime(drawn.write(exported, new), (five_minutes_ago, five_minutes_ago))
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "write_manifest", _no_room)
+        with pytest.raises(AgentError, match="free some space"):
+            drawn.collect()
+    up = float(Path("/proc/uptime").read_text().split()[0])
+    since = int((up - 600) * os.sysconf("SC_CLK_TCK"))
+    stat = f"77 (python) S {'0 ' * 18}{since} 0"
+    drawn.container.processes = f"{up}|{stat}|python manage.py export_users_analytics "
+    assert "still being written" in str(
+        item(drawn.collect(), "gstudio-exported-users-analytics-csvs").reasons
+    )
+    drawn.container.processes = ""
+    drawn.collect()
+    assert in_bag(drawn, exported).read_bytes() == new
+
+
+def _no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_item_that_is_not_ok_is_not_drawn(drawn: School):
+    drawn.write(f"{REPO}/Nodes/bad.json", b"{")
+    drawn.collect()
+    with closing(sqlite3.connect(drawn.root / "state/seen.sqlite")) as db:
+        assert db.execute("SELECT count(*) FROM stretch WHERE item LIKE '%rcs-repo'").fetchone() == (0,)
 
 
 PLACES = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=3).map("/".join)
