@@ -40,7 +40,7 @@ from shala_agent.segment import (
     runs,
 )
 from shala_agent.state import Record
-from shala_agent.store import DAMAGED, HOLLOW, Store
+from shala_agent.store import DAMAGED, TO_MEND, WHOLE, Store
 
 VERSION = 2
 # Changes in one transaction: a page of the index is written once for all its changes of one transaction; with
@@ -56,8 +56,7 @@ _LACKING, _RECEIVED, _REFUSED, _LISTED = range(4)
 _CUT_HERE, _WRITTEN_ANEW = 1, 2
 # Of what was written anew and is held everywhere nobody has any use.
 _UNSENT = "zone = ? AND at_centre = 0 AND (ours < 2 OR held IS NULL)"
-_USABLE = f"(held IS NULL OR held NOT IN ('{DAMAGED}', '{HOLLOW}'))"
-_TO_MEND = f"NOT {_USABLE} AND id NOT IN (SELECT id FROM left_out)"  # noqa: S608 - constants
+_TO_MEND = f"{TO_MEND} AND id NOT IN (SELECT id FROM left_out)"  # noqa: S608 - constants
 _TELL = (
     "INSERT INTO told (source, type, key, digest) VALUES (?, ?, ?, ?)"
     " ON CONFLICT (source, type, key) DO UPDATE SET digest = excluded.digest"
@@ -333,14 +332,14 @@ class Records:
         """Return segments that the centre is not known to have, the oldest first."""
         store = self._require_store()
         rows = self._database.query(
-            f"SELECT id, size FROM segment WHERE {_UNSENT} AND {_USABLE} ORDER BY rowid LIMIT ?",  # noqa: S608 - constants
+            f"SELECT id, size FROM segment WHERE {_UNSENT} AND {WHOLE} ORDER BY rowid LIMIT ?",  # noqa: S608 - constants
             (store.zone, limit),
         )
         return [Offer(bytes(id_), size) for id_, size in rows]
 
     def offer(self, id_: bytes) -> Offer | None:
         """Return a segment as it is offered, None if it is not here, or not whole."""
-        query = f"SELECT id, size FROM segment WHERE id = ? AND zone = ? AND {_USABLE}"  # noqa: S608 - constants
+        query = f"SELECT id, size FROM segment WHERE id = ? AND zone = ? AND {WHOLE}"  # noqa: S608 - constants
         rows = self._database.query(query, (id_, self._require_store().zone))
         return Offer(bytes(rows[0][0]), rows[0][1]) if rows else None
 
@@ -443,7 +442,7 @@ class Records:
         self._database.query("DELETE FROM left_out")
 
     def left_out(self) -> int:
-        """Return how many segments could not be had, or are damaged here."""
+        """Return how many segments could not be had, or are damaged here, or have entries left out."""
         query = f"SELECT (SELECT count(*) FROM left_out) + (SELECT count(*) FROM segment WHERE {_TO_MEND})"  # noqa: S608 - constants
         return int(self._database.query(query)[0][0])
 
@@ -609,7 +608,7 @@ class Records:
     def _forget_left_out(self, ids: Iterable[bytes]) -> None:
         """Ask no more for those of some segments that are here as they should be."""
         rows = [(id_,) for id_ in ids]
-        query = f"DELETE FROM left_out WHERE id IN (SELECT id FROM segment WHERE id = ? AND {_USABLE})"  # noqa: S608 - constants
+        query = f"DELETE FROM left_out WHERE id IN (SELECT id FROM segment WHERE id = ? AND {WHOLE})"  # noqa: S608 - constants
         self._database.many(query, rows)
 
     def _write_anew(self) -> None:

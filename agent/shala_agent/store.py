@@ -33,6 +33,9 @@ DAMAGED = "its bytes are damaged on the disk here"
 # Whoever carries a segment can leave entries out of it, and id and signature are right all the same. It does
 # not count until the centre's word for that is here, or the entries are.
 HOLLOW = "entries of it are gone that nobody has ordered to be forgotten"
+# Of the table of segments: those that count for nothing, and are not passed on, until their bytes come again.
+TO_MEND = f"held IN ('{DAMAGED}', '{HOLLOW}')"
+WHOLE = f"(held IS NULL OR NOT {TO_MEND})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +137,20 @@ class Store:
 
     def is_to_mend(self, id_: bytes) -> bool:
         """Return whether the bytes of a segment were found to be damaged, or too few."""
-        query = "SELECT 1 FROM segment WHERE id = ? AND held IN (?, ?)"
-        return bool(self.database.query(query, (id_, DAMAGED, HOLLOW)))
+        return bool(self.database.query(f"SELECT 1 FROM segment WHERE id = ? AND {TO_MEND}", (id_,)))  # noqa: S608 - constants
+
+    def lacks(self, id_: bytes) -> bool:
+        """Return whether a segment is not here, or to be mended."""
+        return not self.database.query(f"SELECT 1 FROM segment WHERE id = ? AND {WHOLE}", (id_,))  # noqa: S608 - constants
+
+    def is_hurt(self, id_: bytes) -> bool:
+        """Return whether what is here of a segment is damaged or too little, without noting it."""
+        if (data := self.data(id_)) is None:
+            return False
+        try:
+            return self._is_hollow(read_segment(data))
+        except SegmentRefused:
+            return True
 
     def authors(self) -> dict[bytes, bytes]:
         """Return which public key writes under each log id by which records name their author."""
@@ -386,6 +401,8 @@ class Store:
             self.forgotten(set(_names(whole, self.to_be_forgotten(id_))))
             self.stale = True
         if self.is_to_mend(id_) and not self._is_hollow(rest):
+            why = self._why_held(rest.header.key)  # until it is judged, and where a cut-off stands against it
+            self.database.query("UPDATE segment SET held = ? WHERE id = ?", (why, id_))
             self.judge(rest.header.key)
 
     def _redacted(self, segment: Segment) -> Segment:

@@ -526,7 +526,7 @@ class _Run:
             statements = []
             id_ = bytes.fromhex(item.id)
             self._named.add(id_)
-            if store is None or not store.has(id_):
+            if store is None or store.lacks(id_):
                 self.watch(
                     f"down: {len(self._to_come)} segments, {sum(self._to_come.values()) / 1e6:.1f} MB left"
                 )
@@ -626,7 +626,9 @@ class _Run:
         at_once = AGAIN_AT_ONCE if self.result.moved else 0
         for one in self.records.to_ask_again(int(time.time()), ASK_AGAIN, at_once):
             self._fetch(one.id.hex(), one.size)
-            self.records.set_at_centre([one.id])  # it was named long ago
+            store = self.records.store
+            if store is not None and not store.lacks(one.id):
+                self.records.set_at_centre([one.id])
 
     def _tidy(self) -> None:
         """Remove parts of segments that nobody names any more."""

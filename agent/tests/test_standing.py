@@ -307,6 +307,15 @@ def test_a_segment_with_gaps_is_offered_on_when_the_word_for_them_has_come(here,
     assert [one.id for one in there.offers(9)] == [segment.id]
 
 
+def test_a_segment_with_gaps_below_a_cut_off_is_passed_on_when_the_word_for_them_has_come(here, there, whole):
+    segment = read_segment(whole)
+    there.state([said("revoke", OLD, 2, cut_offs={segment.log.hex(): 0})])
+    there.accept(without(whole, 2), from_centre=False)
+    there.state([said("redact", OLD, 1, segment=segment.id.hex(), counters=[2])])
+    assert (says(there), there.left_out()) == ({}, 0)
+    assert [one.id for one in there.offers(9)] == [segment.id]
+
+
 def test_the_revocation_of_a_device_whose_records_all_count_makes_nothing_anew(here, there, rebuilds):
     here.write([account("zo")], at=1)
     give(there, *segments(here, OLD))

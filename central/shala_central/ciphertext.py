@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import importlib
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -304,4 +303,6 @@ def _opened(path: Path) -> IO[bytes]:
 
 def _age() -> Any:
     """Return pyrage, loaded where it is first needed: most runs have nothing to encrypt."""
-    return importlib.import_module("pyrage")
+    import pyrage  # type: ignore[import-untyped]
+
+    return pyrage

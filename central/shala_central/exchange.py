@@ -7,7 +7,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence, Set
 
-from shala_agent.store import DAMAGED
+from shala_agent.store import TO_MEND, WHOLE
 from shala_agent.wire import FORMAT, Offer, SyncAnswer, SyncRequest, Wanted
 
 from shala_central import __version__, arrivals, recall
@@ -15,7 +15,7 @@ from shala_central.database import Session
 from shala_central.refusal import Refusal
 from shala_central.sessions import dispute, new_nonce, new_token, speaks_for_another, take_number
 from shala_central.uploads import open_parts, require_living, require_membership
-from shala_central.zones import Device, Zones, is_hurt, now
+from shala_central.zones import Device, Zones, now
 
 _AT_ONCE = 500  # segments in one query
 MENDED_AT_ONCE = 20  # damaged segments that are asked for in one answer
@@ -90,9 +90,8 @@ def _here(session: Session, zone: int, ids: Sequence[bytes]) -> Iterator[bytes]:
         some = ids[start : start + _AT_ONCE]
         marks = ", ".join("?" * len(some))
         rows = session.query(
-            "SELECT id FROM segment WHERE zone = ? AND (held IS NULL OR held <> ?)"  # noqa: S608 - marks
-            f" AND id IN ({marks})",
-            (zone, DAMAGED, *some),
+            f"SELECT id FROM segment WHERE zone = ? AND {WHOLE} AND id IN ({marks})",  # noqa: S608 - marks
+            (zone, *some),
         )
         yield from (bytes(id_) for (id_,) in rows)
 
@@ -102,14 +101,15 @@ def _doubt(zones: Zones, device: Device, ids: Set[str]) -> None:
     doubted = [bytes.fromhex(id_) for id_ in ids]
     with zones.database.reading() as session:
         whole = _here(session, device.zone, doubted)  # for all that is known
-        hurt = [id_ for id_ in whole if is_hurt(session, device.zone, id_)]
+        store = zones.store(session, device.zone, device.zone_name)
+        hurt = [id_ for id_ in whole if store.is_hurt(id_)]
     zones.note_hurt(device.zone, device.zone_name, hurt)
 
 
 def _to_mend(session: Session, zone: int, named: Set[str]) -> list[Wanted]:
     """Return what the disk here has hurt, each time others of it: whoever has it brings it."""
-    query = "SELECT id FROM segment WHERE zone = ? AND held = ? ORDER BY id < ?, id LIMIT ?"
-    rows = session.query(query, (zone, DAMAGED, secrets.token_bytes(32), MENDED_AT_ONCE))
+    query = f"SELECT id FROM segment WHERE zone = ? AND {TO_MEND} ORDER BY id < ?, id LIMIT ?"  # noqa: S608 - constants
+    rows = session.query(query, (zone, secrets.token_bytes(32), MENDED_AT_ONCE))
     return [Wanted(id_, 0) for id_ in (bytes(id_).hex() for (id_,) in rows) if id_ not in named]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from shala_agent.segment import Segment
-from shala_agent.store import DAMAGED
+from shala_agent.store import TO_MEND
 
 from shala_central.config import ZoneSettings
 from shala_central.database import Database, Session
@@ -117,9 +117,9 @@ def _full(text: str) -> Refusal:
 def _held(session: Session, zone: int) -> dict[bytes, int]:
     """Return how many segments that cannot be applied each device has brought."""
     rows = session.query(
-        "SELECT a.device, COUNT(*) FROM segment s JOIN arrival a ON a.id = s.id"
-        " WHERE s.zone = ? AND s.held IS NOT NULL AND s.held <> ? GROUP BY a.device",
-        (zone, DAMAGED),
+        "SELECT a.device, COUNT(*) FROM segment s JOIN arrival a ON a.id = s.id"  # noqa: S608 - constants
+        f" WHERE s.zone = ? AND held IS NOT NULL AND NOT {TO_MEND} GROUP BY a.device",
+        (zone,),
     )
     return {bytes(device or b""): int(number) for device, number in rows}
 

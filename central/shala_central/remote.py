@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
-import importlib
 import os
 import re
 import threading
@@ -123,8 +122,10 @@ class Remote:
         self._index = TableFile(index, _SCHEMA, RemoteFailed, _WAY)
         self._lock = threading.Lock()
         # Loaded with a bucket only: most archives have none, and it is large.
-        self._s3 = importlib.import_module("obstore")
-        self._errors = importlib.import_module("obstore.exceptions")
+        import obstore
+        from obstore import exceptions
+
+        self._s3, self._errors = obstore, exceptions
         self._opened: S3Store | None = None
 
     def close(self) -> None:

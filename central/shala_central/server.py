@@ -23,7 +23,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 from anyio import CapacityLimiter
-from shala_agent.store import DAMAGED
+from shala_agent.store import WHOLE
 from shala_agent.wire import (
     DEVICE_HEADER,
     MAX_REQUEST,
@@ -197,8 +197,8 @@ class _Server:
         id_ = _segment_id(request)
         with self._zones.database.reading() as session:
             rows = session.query(
-                "SELECT data FROM segment WHERE id = ? AND zone = ? AND (held IS NULL OR held <> ?)",
-                (id_, device.zone, DAMAGED),
+                f"SELECT data FROM segment WHERE id = ? AND zone = ? AND {WHOLE}",  # noqa: S608 - constants
+                (id_, device.zone),
             )
         if not rows:
             raise Refusal(404, "there is no such segment in this device's zone")

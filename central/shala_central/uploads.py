@@ -5,7 +5,7 @@ an upload goes on with any worker and in any later session; a whole one is verif
 from __future__ import annotations
 
 from shala_agent.segment import MAX_SEGMENT, Segment, SegmentRefused, read_segment
-from shala_agent.store import DAMAGED
+from shala_agent.store import WHOLE
 from shala_agent.wire import Receipt
 
 from shala_central import arrivals
@@ -160,8 +160,8 @@ def _forget(session: Session, device: Device, id_: bytes) -> None:
 
 
 def _is_here(session: Session, device: Device, id_: bytes) -> bool:
-    rows = session.query("SELECT held FROM segment WHERE id = ? AND zone = ?", (id_, device.zone))
-    return bool(rows) and rows[0][0] != DAMAGED
+    query = f"SELECT 1 FROM segment WHERE id = ? AND zone = ? AND {WHOLE}"  # noqa: S608 - constants
+    return bool(session.query(query, (id_, device.zone)))
 
 
 def _wrong_offset(there: int) -> Refusal:

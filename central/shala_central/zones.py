@@ -18,7 +18,7 @@ from nacl.signing import SigningKey
 from shala_agent.membership import FORMAT, Statement, decode_statement, sign_statement, statement_id
 from shala_agent.record_types import types_digest
 from shala_agent.segment import EntryUnreadable, SegmentRefused, decode_entry, read_segment
-from shala_agent.store import DAMAGED
+from shala_agent.store import TO_MEND
 
 from shala_central import arrivals
 from shala_central.centre_key import centre_key
@@ -249,7 +249,8 @@ class Zones:
                     "SELECT id FROM segment WHERE zone = ? AND id > ? ORDER BY id LIMIT 100", (zone.id, last)
                 )
                 ids = [bytes(id_) for (id_,) in rows]
-                found = [id_ for id_ in ids if is_hurt(session, zone.id, id_)]
+                store = self.store(session, zone.id, zone.name)
+                found = [id_ for id_ in ids if store.is_hurt(id_)]
             if not ids:
                 return hurt
             self.note_hurt(zone.id, zone.name, found)
@@ -442,16 +443,6 @@ def _newest_generation(session: Session, key: bytes) -> int:
     return max((decode_statement(bytes(data)).generation for (data,) in said), default=0)
 
 
-def is_hurt(session: Session, zone: int, id_: bytes) -> bool:
-    """Return whether a segment that is here is not what it was."""
-    for (data,) in session.query("SELECT data FROM segment WHERE id = ? AND zone = ?", (id_, zone)):
-        try:
-            read_segment(bytes(data))
-        except SegmentRefused:
-            return True
-    return False
-
-
 def _ends(session: Session, store: CentralStore, key: bytes) -> Iterator[tuple[bytes, int, bytes]]:
     """Yield (log, its greatest counter, id) of those that count and that none of them continues.
 
@@ -460,9 +451,9 @@ def _ends(session: Session, store: CentralStore, key: bytes) -> Iterator[tuple[b
     rows = [
         (bytes(log), bytes(id_), int(last), bytes(previous))
         for log, id_, first, last, previous, held in session.query(
-            'SELECT log, id, "first", "last", previous, held FROM segment'
-            ' WHERE zone = ? AND "key" = ? AND (held IS NULL OR held = ?) ORDER BY log, id',
-            (store.zone, key, DAMAGED),
+            'SELECT log, id, "first", "last", previous, held FROM segment'  # noqa: S608 - constants
+            f' WHERE zone = ? AND "key" = ? AND (held IS NULL OR {TO_MEND}) ORDER BY log, id',
+            (store.zone, key),
         )
         if held is None or (limit := store.limit(key, bytes(log), bytes(id_))) is None or limit >= first
     ]

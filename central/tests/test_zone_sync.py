@@ -597,6 +597,57 @@ def test_what_a_carrier_has_left_out_of_a_segment_comes_from_the_centre(server, 
     assert there.sync().requests == 1
 
 
+def _carried(here: Device, there: Device, *left_out: int) -> bytes:
+    """Bring what is new of one server to another, entries left out; return it whole."""
+    here.records.cut(here.key)
+    (offer,) = here.records.offers(9)
+    segment = here.records.read(offer.id)
+    assert segment is not None
+    there.records.accept(redact(segment, left_out).data, from_centre=False)
+    return segment.data
+
+
+def test_what_a_carrier_has_left_out_comes_as_soon_as_its_author_has_synced(server, served):
+    here, there = server("mz17"), server("mz8")
+    here.learn(0, 10, "a")
+    _carried(here, there, 3, 4)
+    assert there.sync().outcome == "partly"
+    here.sync()
+    assert there.sync().outcome == "done"
+    assert there.all() == here.all()
+    assert there.sync().requests == 1
+
+
+def test_what_the_centre_did_not_have_when_it_was_asked_is_offered_when_it_is_whole(server, served):
+    here, there = server("mz17"), server("mz8")
+    here.learn(0, 10, "a")
+    whole = _carried(here, there, 3, 4)
+    assert there.sync().outcome == "partly"
+    there.records.accept(whole, from_centre=False)
+    assert there.sync().segments_up == 1
+    assert served.query("SELECT count(*) FROM segment") == [(1,)]
+
+
+def test_what_entries_were_left_out_of_at_the_centre_comes_back_from_its_author(server, served, monkeypatch):
+    monkeypatch.setattr("shala_agent.sync.ASK_AGAIN", -1)  # instead of a day
+    here, there = server("mz17"), server("mz8")
+    here.learn(0, 10, "a")
+    here.sync()
+    ((id_, data),) = served.query("SELECT id, data FROM segment")
+    gaps = redact(read_segment(bytes(data)), [3]).data
+    served.query("UPDATE segment SET data = ? WHERE id = ?", gaps, bytes(id_))
+    with served.zones() as zones:
+        with zones.database.reading() as session:
+            zone = zones.zone(session, "mz")
+        assert zones.look_through(zone) == 1
+    assert there.sync().outcome == "partly"
+    here.learn(10, 11, "b")
+    here.sync()
+    assert served.query("SELECT count(*) FROM segment WHERE held IS NULL") == [(2,)]
+    assert there.sync().outcome == "done"
+    assert there.visits() == here.visits()
+
+
 def test_what_was_forgotten_only_until_a_backup_was_restored_comes_back_to_all(server, served):
     here, there = server("mz17"), server("mz8")
     here.learn(0, 10, "a")
