@@ -80,7 +80,7 @@ class Machine:
     def disk(self, folder: str, into: Path) -> Path:
         """Copy a folder from the disk of a machine that is off."""
         into.parent.mkdir(parents=True, exist_ok=True)
-        done = self._docker("cp", "-q", f"{self.name}:{folder}", str(into))
+        done = self._docker("cp", f"{self.name}:{folder}", str(into))
         assert done.returncode == 0, done.stderr
         return into
 

@@ -430,15 +430,17 @@ class _Collector:
         if not item.policy.take:
             gathering.beside.finish()
             return SKIPPED, None, ["left out by policy"]
+        kept_whole = bool(item.writers) and item.when_step_failed == CARRY
+        if kept_whole:
+            self._refuse_written(gathering.writers)
         parts = list(self._parts(gathering))
         if (drawn := self._as_drawn(gathering, step, parts)) is not None:
             gathering.files, gathering.size = drawn.files, drawn.size
             self._report(item.name, drawn.files, drawn.size)
             return OK, None, drawn.reasons
         gathering.sketch.begin()
-        kept_whole = bool(item.writers) and item.when_step_failed == CARRY
-        if kept_whole:
-            self._refuse_written(gathering.writers)
+        if gathering.before is not None and gathering.before.outcome != OK:
+            gathering.sketch.give_up()  # it may well be so again: a sketch of it would be drawn in vain
         if item.name == GIT_LOG and platform == "gstudio":
             self._take_git_log(gathering)
         taken: set[str] = set()
@@ -458,8 +460,9 @@ class _Collector:
         outcome, carried, reasons = self._judge(gathering, step.outcome if step else None)
         if step is not None and step.outcome in (FAILED, SUSPECT):
             reasons += [f"{item.step}: {reason}" for reason in step.reasons]
-        if outcome == OK:
-            gathering.sketch.finish(_form(item), gathering.files, gathering.size, reasons)
+        if outcome != OK:
+            gathering.sketch.give_up()
+        gathering.sketch.finish(_form(item), gathering.files, gathering.size, reasons)
         return outcome, carried, reasons
 
     def _as_drawn(
@@ -477,7 +480,7 @@ class _Collector:
             or gathering.writers
             or (step is not None and step.outcome in (FAILED, SUSPECT))
             or header.form != _form(item)
-            or not all(map(self._reread.is_fresh, header.read_days))
+            or any(map(self._reread.is_due, header.read_days))
             or header.parts != [self._drawn_part(gathering, part) for part in parts]
         ):
             return None
@@ -652,9 +655,10 @@ class _Collector:
             if due and not self._is_still_whole(gathering, entry, path, known):
                 return
             gathering.count(path, known.sealed_size)
-            gathering.sketch.add(entry, known.read_day if self._reread.is_fresh(known.read_day) else None)
+            if due:
+                gathering.sketch.give_up()  # the next run goes on with reading it
+            gathering.sketch.add(entry, known.read_day)
             if known.findings:
-                gathering.sketch.give_up()  # it is not ok
                 shown = gathering.shown(path)
                 gathering.findings += [f"{shown} {finding}" for finding in known.findings.split("\n")]
             self._report(item.name, 1, known.sealed_size)
@@ -713,8 +717,6 @@ class _Collector:
                 raise _Refused(refused)
             sight = self._unread_again(spot, entry) or self._read(spot, entry)
             if sight is not None:
-                if sight.findings:
-                    gathering.sketch.give_up()
                 gathering.findings += [f"{shown} {finding}" for finding in sight.findings]
                 self._report(gathering.item.name, 1, entry.stat.st_size)
         except _Refused as refusal:

@@ -56,7 +56,7 @@ _LACKING, _RECEIVED, _REFUSED, _LISTED = range(4)
 _CUT_HERE, _WRITTEN_ANEW = 1, 2
 # Of what was written anew and is held everywhere nobody has any use.
 _UNSENT = "zone = ? AND at_centre = 0 AND (ours < 2 OR held IS NULL)"
-_TO_MEND = f"{TO_MEND} AND id NOT IN (SELECT id FROM left_out)"  # noqa: S608 - constants
+_TO_MEND = f"zone = ? AND {TO_MEND} AND id NOT IN (SELECT id FROM left_out)"  # noqa: S608 - constants
 _TELL = (
     "INSERT INTO told (source, type, key, digest) VALUES (?, ?, ?, ?)"
     " ON CONFLICT (source, type, key) DO UPDATE SET digest = excluded.digest"
@@ -307,7 +307,7 @@ class Records:
                 return "applied"
             accepted = store.accept(segment)
             self._forget_left_out([segment.id])
-            if from_centre:
+            if from_centre and not store.is_to_mend(segment.id):
                 self.set_received([segment.id])
         return accepted.standing
 
@@ -444,7 +444,7 @@ class Records:
     def left_out(self) -> int:
         """Return how many segments could not be had, or are damaged here, or have entries left out."""
         query = f"SELECT (SELECT count(*) FROM left_out) + (SELECT count(*) FROM segment WHERE {_TO_MEND})"  # noqa: S608 - constants
-        return int(self._database.query(query)[0][0])
+        return int(self._database.query(query, (self._zone,))[0][0])
 
     def doubted(self, limit: int) -> list[bytes]:
         """Return the ids of segments that could not be had, those first that were asked for last."""
@@ -471,7 +471,7 @@ class Records:
             f" SELECT id, size FROM segment WHERE {_TO_MEND} UNION ALL"
             " SELECT * FROM (SELECT id, size FROM left_out WHERE asked <> 0 AND abs(? - asked) > ?"
             " ORDER BY asked LIMIT ?)",
-            (clock, after, limit),
+            (self._zone, clock, after, limit),
         )
         return [LeftOut(bytes(id_), int(size)) for id_, size in rows]
 
@@ -724,6 +724,10 @@ class Records:
             'SELECT id FROM segment WHERE log = ? ORDER BY "first" DESC LIMIT 1', (self._own_log(),)
         )
         return bytes(rows[0][0]) if rows else NONE
+
+    @property
+    def _zone(self) -> int | None:
+        return self.store.zone if self.store is not None else None
 
     def _require_store(self) -> Store:
         if self.store is None:

@@ -33,16 +33,11 @@ class Reread:
         self.today = int(time.time() // DAY)
         # A day yet to come was noted by a clock that had jumped.
         self._fresh = range(self.today - config.reread_days + 1, self.today + 1)
-        self._never = not config.reread_days
-        self._left = config.reread_mb * 1_000_000
-
-    def is_fresh(self, read_day: int | None) -> bool:
-        """Return whether what was last read on this day need not be read again for now."""
-        return read_day in self._fresh or self._never
+        self._left = config.reread_mb * 1_000_000 if config.reread_days else 0
 
     def is_due(self, read_day: int | None) -> bool:
         """Return whether what seems unchanged, and was last read on this day, is to be read in this run."""
-        return self._left > 0 and not self.is_fresh(read_day)
+        return self._left > 0 and read_day not in self._fresh
 
     def read(self, entry: Entry, known: Known, mirror: str) -> Reading | None:
         """Read both; None when the file is just being changed, or is gone."""

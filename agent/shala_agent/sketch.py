@@ -200,6 +200,8 @@ class Sketches:
             times: list[tuple[int, str, int]] = []
             for number, part, folder, entered, names, before in page:
                 place, suffix = header.parts[part].mirror + folder, header.parts[part].suffix
+                if entered:  # what comes now is of this folder or of one above it
+                    changed = {one for one in changed if one[0] == part and folder.startswith(one[1])}
                 if entered and (now := _time_of(place)) != before:
                     times.append((now, item, number))
                     changed.add((part, folder))

@@ -354,7 +354,7 @@ class _Run:
         self._to_come = {
             item.id: item.size
             for item in answer.items
-            if not item.statement and store is not None and not store.has(bytes.fromhex(item.id))
+            if not item.statement and store is not None and store.lacks(bytes.fromhex(item.id))
         }
         self.result.lag_after.more = answer.more
         if not self._seen_first:
@@ -625,9 +625,11 @@ class _Run:
         """
         at_once = AGAIN_AT_ONCE if self.result.moved else 0
         for one in self.records.to_ask_again(int(time.time()), ASK_AGAIN, at_once):
-            self._fetch(one.id.hex(), one.size)
             store = self.records.store
-            if store is not None and not store.lacks(one.id):
+            # What is here and to be mended may never have been at the centre.
+            was_named = store is not None and not store.has(one.id)
+            self._fetch(one.id.hex(), one.size)
+            if was_named and store is not None and not store.lacks(one.id):
                 self.records.set_at_centre([one.id])
 
     def _tidy(self) -> None:

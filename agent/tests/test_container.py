@@ -53,7 +53,7 @@ class Platform:
         for fault, content in (faults or {}).items():
             self.fault(fault, content)
         seed = docker("create", IMAGE)
-        docker("cp", "-q", f"{seed}:{CODE}/.", str(self.root / "code"))
+        docker("cp", f"{seed}:{CODE}/.", str(self.root / "code"))
         docker("rm", seed)
         settings = self.root / "code/gstudio/gnowsys-ndf/gnowsys_ndf/server_settings.py"
         settings.write_text(

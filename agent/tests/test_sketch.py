@@ -191,6 +191,13 @@ def test_an_item_of_which_a_file_is_due_is_walked(drawn: School, monkeypatch):
     assert walked(drawn, monkeypatch) == set()
 
 
+def test_an_item_of_which_a_file_is_due_rests_when_the_run_has_read_enough(drawn: School, monkeypatch):
+    later = reread.time.time() + 365 * 86_400
+    monkeypatch.setattr("shala_agent.reread.time", type("Clock", (), {"time": lambda: later}))
+    monkeypatch.setattr(reread.Reread, "is_due", lambda *_: False)
+    assert walked(drawn, monkeypatch) == set()
+
+
 def test_a_folder_that_may_change_in_the_same_tick_is_not_believed(drawn: School, monkeypatch):
     monkeypatch.setattr(sketch, "RACY_NS", 60_000_000_000)
     drawn.write(f"{REPO}/Nodes/a/b/c/z.json,v", rcs())
@@ -302,11 +309,28 @@ def _no_room(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_an_item_that_is_not_ok_is_not_drawn(drawn: School):
+def test_an_item_that_is_not_ok_is_not_drawn_in_vain(drawn: School, monkeypatch):
     drawn.write(f"{REPO}/Nodes/bad.json", b"{")
+    with closing(drawn.ledger()) as ledger:
+        ledger.finish(ledger.start("by hand"), "mongo-dump", failed("MongoDB: it does not answer"))
     drawn.collect()
     with closing(sqlite3.connect(drawn.root / "state/seen.sqlite")) as db:
-        assert db.execute("SELECT count(*) FROM stretch WHERE item LIKE '%rcs-repo'").fetchone() == (0,)
+        items = db.execute("SELECT DISTINCT item FROM stretch").fetchall()
+    assert not {"data/gstudio/rcs-repo", "data/gstudio/db"} & {item for (item,) in items}
+    drawn_again: list[object] = []
+    monkeypatch.setattr(sketch, "PAGE", 1)
+    monkeypatch.setattr(Sketches, "write", lambda _self, stretch: drawn_again.append(stretch))
+    drawn.collect()
+    assert drawn_again == []
+
+
+def test_an_item_that_is_well_again_is_drawn(drawn: School, monkeypatch):
+    bad = drawn.write(f"{REPO}/Nodes/bad.json", b"{")
+    drawn.collect()
+    bad.write_bytes(b"{}")
+    for _ in range(2):  # it is ok, and it was ok before
+        assert walked(drawn, monkeypatch) == {REPO}
+    assert walked(drawn, monkeypatch) == set()
 
 
 PLACES = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=3).map("/".join)
