@@ -81,7 +81,8 @@ class Agents:
         for number, status in enumerate(json.loads(self._server.stdout.readline())):
             file, noted = (Path(f"{said}-{number}{suffix}") for suffix in ("", ".noted"))
             killed = os.WIFSIGNALED(status)
-            figures = json.loads(noted.read_text()) if noted.exists() else {}
+            # Who was killed may have been so while it wrote them.
+            figures = {} if killed else json.loads(noted.read_text())
             text = file.read_text() if file.exists() else ""  # it was killed before it could speak
             ended.append(Ended(killed, -1 if killed else os.WEXITSTATUS(status), text, **figures))
             file.unlink(missing_ok=True)
