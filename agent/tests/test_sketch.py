@@ -50,6 +50,15 @@ def walked(school: School, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return roots
 
 
+def collect_with(
+    school: School, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, instead: Callable[..., object]
+) -> None:
+    """Collect once with another method in the place of one."""
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, instead)
+        school.collect()
+
+
 def item(collected, name: str):
     return collected.collection.item("gstudio", name)
 
@@ -207,31 +216,25 @@ def test_a_folder_that_may_change_in_the_same_tick_is_not_believed(drawn: School
 
 def test_what_was_drawn_and_not_sealed_does_not_count(drawn: School, monkeypatch):
     drawn.write(DEEP, rcs("later"))
-    real = Spool.seal
 
     def cut(self, seen, *arguments):
         seen.commit()
         raise PowerCut
 
-    monkeypatch.setattr(Spool, "seal", cut)
     with pytest.raises(PowerCut):
-        drawn.collect()
-    monkeypatch.setattr(Spool, "seal", real)
+        collect_with(drawn, monkeypatch, Spool, "seal", cut)
     assert walked(drawn, monkeypatch) == {REPO}
     assert in_bag(drawn, DEEP).read_bytes() == rcs("later")
 
 
 def test_what_was_sealed_and_not_settled_is_walked_once_more(drawn: School, monkeypatch):
     drawn.write(DEEP, rcs("later"))
-    real = Sketches.settle
 
     def cut(self):
         raise PowerCut
 
-    monkeypatch.setattr(Sketches, "settle", cut)
     with pytest.raises(PowerCut):
-        drawn.collect()
-    monkeypatch.setattr(Sketches, "settle", real)
+        collect_with(drawn, monkeypatch, Sketches, "settle", cut)
     assert walked(drawn, monkeypatch) == {REPO}
     assert walked(drawn, monkeypatch) == set()
     assert in_bag(drawn, DEEP).read_bytes() == rcs("later")
@@ -276,9 +279,7 @@ def test_what_the_mirror_loses_while_a_run_goes_on_is_missed_by_the_next(drawn: 
         in_bag(drawn, DEEP).unlink()
         real(self)
 
-    monkeypatch.setattr(Sketches, "settle", lose)
-    drawn.collect()
-    monkeypatch.setattr(Sketches, "settle", real)
+    collect_with(drawn, monkeypatch, Sketches, "settle", lose)
     assert walked(drawn, monkeypatch) == {REPO}
     assert in_bag(drawn, DEEP).read_bytes() == rcs()
 
@@ -289,10 +290,8 @@ def test_a_file_that_is_left_for_later_is_taken_later(drawn: School, monkeypatch
     new = csv([*PROGRESS_COLUMNS, "Quiz [5a]"], rows=9)
     five_minutes_ago = time.time() - 300
     os.utime(drawn.write(exported, new), (five_minutes_ago, five_minutes_ago))
-    with monkeypatch.context() as patch:
-        patch.setattr(Spool, "write_manifest", _no_room)
-        with pytest.raises(AgentError, match="free some space"):
-            drawn.collect()
+    with pytest.raises(AgentError, match="free some space"):
+        collect_with(drawn, monkeypatch, Spool, "write_manifest", _no_room)
     up = float(Path("/proc/uptime").read_text().split()[0])
     since = int((up - 600) * os.sysconf("SC_CLK_TCK"))
     stat = f"77 (python) S {'0 ' * 18}{since} 0"
