@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from multiprocessing.sharedctypes import SynchronizedArray
 from pathlib import Path
@@ -46,12 +47,16 @@ class Sshd:
         passwd.write_text(re.sub(r"(?m)^(root:.*):[^:]*$", r"\1:/bin/sh", Path("/etc/passwd").read_text()))
         plain_shell = f"mount --bind {passwd} /etc/passwd && exec {program} -D -f {config}"
         self._process = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", plain_shell], stderr=subprocess.DEVNULL
+            # A benchmark that is killed leaves no server behind.
+            ["setpriv", "--pdeathsig", "TERM", "unshare", "--mount", "sh", "-c", plain_shell],
+            stderr=subprocess.DEVNULL,
         )
         for _ in range(100):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                break
+                return
             time.sleep(0.05)
+        self.stop()
+        sys.exit(f"{program} does not answer on port {self.port}: try {program} -t -f {config}")
 
     def cpu_seconds(self) -> float:
         """Return what all ended sessions have cost; waits until none is open."""

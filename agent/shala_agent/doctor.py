@@ -202,6 +202,13 @@ def _zone(config: Config, standing: Standing | None, told: bool) -> Iterator[Pro
             "shala-agent sync gets what the centre has; restore records.sqlite for the rest; the disk may be"
             " dying",
         )
+    if standing.hollow:
+        yield Problem(
+            f"entries are missing from {counted(standing.hollow, 'segment')} of the zone's records, and"
+            " nobody ordered them to be forgotten",
+            "shala-agent sync gets them from the centre; what does not come, the centre lacks too: the server"
+            " that wrote them has them",
+        )
     if standing.last is not None and standing.last.outcome == "refused" and not told:
         yield Problem(
             f"the centre refused this server at {standing.last.ended}: {standing.last.reason}",

@@ -40,7 +40,7 @@ from shala_agent.segment import (
     runs,
 )
 from shala_agent.state import Record
-from shala_agent.store import DAMAGED, TO_MEND, WHOLE, Store
+from shala_agent.store import DAMAGED, HOLLOW, TO_MEND, WHOLE, Store
 
 VERSION = 2
 # Changes in one transaction: a page of the index is written once for all its changes of one transaction; with
@@ -453,7 +453,14 @@ class Records:
 
     def damaged(self) -> int:
         """Return how many segments are damaged on the disk here, and not mended yet."""
-        return int(self._database.query("SELECT count(*) FROM segment WHERE held = ?", (DAMAGED,))[0][0])
+        return self._held_for(DAMAGED)
+
+    def hollow(self) -> int:
+        """Return how many segments lack entries that nobody has ordered to be forgotten."""
+        return self._held_for(HOLLOW)
+
+    def _held_for(self, reason: str) -> int:
+        return int(self._database.query("SELECT count(*) FROM segment WHERE held = ?", (reason,))[0][0])
 
     def read(self, id_: bytes) -> Segment | None:
         """Return a segment, None if it is not here or damaged: it is not offered then, but asked for."""

@@ -174,7 +174,9 @@ def _sync_line(standing: Standing) -> str:
         return "sync       switched on, but this server is not enrolled in a zone (shala-agent enrol)"
     lag = f"{standing.lag_entries} records to send ({standing.lag_bytes / 1000:.0f} kB)"
     if standing.damaged:
-        lag += f", {standing.damaged} segments damaged on this disk (shala-agent doctor)"
+        lag += f", {counted(standing.damaged, 'segment')} damaged on this disk (shala-agent doctor)"
+    if standing.hollow:
+        lag += f", {counted(standing.hollow, 'segment')} with entries missing (shala-agent doctor)"
     last = standing.last
     if last is None:
         return f"sync       zone {standing.zone}, {lag}, never synced (shala-agent sync)"

@@ -51,6 +51,7 @@ class Standing(msgspec.Struct, kw_only=True):
     lag_entries: int = 0
     lag_bytes: int = 0
     damaged: int = 0  # segments whose bytes the disk has hurt, and that have not come again
+    hollow: int = 0  # segments of which entries are gone that nobody has ordered to be forgotten
     last: SyncResult | None = None
     problem: str = ""  # why the records cannot be read: nothing else is known then
 
@@ -192,7 +193,7 @@ def standing(config: Config) -> Standing | None:
             if (store := records.store) is not None:
                 found.zone, found.name = store.name, store.member(store.own).name
             found.lag_entries, found.lag_bytes = unsent.entries + records.uncut(), unsent.bytes
-            found.damaged = records.damaged()
+            found.damaged, found.hollow = records.damaged(), records.hollow()
             found.last = last_sync(records)
     except NotEnrolled:
         return found if config.sync.enabled else None

@@ -30,6 +30,7 @@ from shala_agent.failure import UsageError
 from shala_agent.outcome import Result
 from shala_agent.page import shown, write_page
 from shala_agent.records import Change, Records
+from shala_agent.segment import read_segment, redact
 from shala_agent.status import read_status
 from shala_agent.zone import centre_at, changing, device_of, page_path, reading
 from zone_school import Server
@@ -128,7 +129,18 @@ def test_the_doctor_and_the_status_name_what_the_disk_has_hurt(agent, hill: Scho
         (offer,) = records.store.database.query("SELECT id FROM segment")
         assert records.read(bytes(offer[0])) is None
     assert "damaged on the disk here: 1 segment of" in agent("doctor").output
-    assert "1 segments damaged on this disk" in agent("status").output
+    assert "1 segment damaged on this disk" in agent("status").output
+
+
+def test_the_doctor_and_the_status_name_what_somebody_left_entries_out_of(agent, hill: School):
+    agent("sync", "--json")
+    with changing(hill.config, "test") as records:
+        ((id_, data),) = records.store.database.query("SELECT id, data FROM segment")
+        hollow = redact(read_segment(data), [1]).data
+        records.store.database.query("UPDATE segment SET data = ?", (hollow,))
+        assert records.read(bytes(id_)) is None
+    assert "entries are missing from 1 segment of" in agent("doctor").output
+    assert "1 segment with entries missing (shala-agent doctor)" in agent("status").output
 
 
 def test_the_doctor_names_a_centre_that_refuses_this_server(agent, centre: LittleCentre):
