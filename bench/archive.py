@@ -31,12 +31,22 @@ from pathlib import Path
 import msgspec
 from link import Relay, Sshd, free_port
 from peers import Borg, Peer, Restic, RsyncFuzzy, RsyncLinks
-from shala_agent.collection import Collection, ItemResult, bag_info, write_collection
+from shala_agent.collection import (
+    BAGIT,
+    Collection,
+    Head,
+    ItemResult,
+    bag_info,
+    tag_manifest,
+    write_collection,
+)
+from shala_agent.device import SIGNATURE, Device
 from shala_agent.manifest import File, write_line
 from shala_central.archive import Archive
-from shala_central.bag import GSTUDIO_ITEMS
+from shala_central.bag import FILES, GSTUDIO_ITEMS, MANIFEST, TAG_MANIFEST, Survey, survey
 from shala_central.listing import changes_between, lines_in
 from shala_central.records import PullRecord
+from shala_central.verify import NO_LIMITS
 from shala_school import ShalaCentre, ShalaSchool
 from source import SEEDS, SETTLE, Source, allocated, environment
 
@@ -373,6 +383,7 @@ def history(bench: Bench, servers: int = 1000, collections: int = 400) -> None:
         write_line(File(f"data/gstudio/rcs-repo/{n:05d}.json", f"{n:064x}", n, n, 0o644)) for n in range(5000)
     ]
     files, before, newest = b"".join(lines), b"", {}
+    device = Device(bench.work / "history-device.key")
     taken = []
     path = archive.hidden / "history.sqlite"
     with archive.history() as kept:
@@ -382,7 +393,7 @@ def history(bench: Bench, servers: int = 1000, collections: int = 400) -> None:
                 File(beat, hashlib.sha256(beat.encode()).hexdigest(), 4000, number, 0o644)
             )
             pulled = (start + datetime.timedelta(days=number)).isoformat()
-            record = _record(names[0], number, pulled)
+            record = _record(names[0], number, pulled, survey(lines_in(after), NO_LIMITS), device)
             if before:
                 kept.add(names[0], taken[-1], newest, changes_between(lines_in(after), lines_in(before)))
             taken.append(pulled)
@@ -400,10 +411,12 @@ def history(bench: Bench, servers: int = 1000, collections: int = 400) -> None:
                     " WHERE server = ? ORDER BY id",
                     (name, names[0]),
                 )
+    whole = survey(lines_in(before), NO_LIMITS)
     for name in names:
         folder = archive.hidden / "collections" / name / f"2026-{collections:08d}"
         folder.mkdir(parents=True)
-        for file, content in {**_record(name, collections, taken[-1]), "files.txt": before}.items():
+        record = _record(name, collections, taken[-1], whole, device)
+        for file, content in {**record, "files.txt": before}.items():
             (folder / file).write_bytes(content)
         (folder.parent / "current.json").write_text(json.dumps({"record": folder.name}))
         centre.add_named(name, 1)
@@ -417,7 +430,8 @@ def history(bench: Bench, servers: int = 1000, collections: int = 400) -> None:
         figure(f"history.{what}.wall_s", "s", servers * collections, time.monotonic() - began)
 
 
-def _record(name: str, sequence: int, pulled: str) -> dict[str, bytes]:
+def _record(name: str, sequence: int, pulled: str, files: Survey, device: Device) -> dict[str, bytes]:
+    """Return the small files of a record: those that the agent seals, and that of the pull."""
     code, _, server_id = name.partition("-")
     collection = Collection(
         server_name=name,
@@ -429,17 +443,37 @@ def _record(name: str, sequence: int, pulled: str) -> dict[str, bytes]:
         year=2026,
         started=pulled,
         sealed=pulled,
+        device=device.id,
+        previous_manifest_sha256=hashlib.sha256(f"{sequence - 1}".encode()).hexdigest(),
         items=[
             ItemResult(platform="gstudio", name=item, outcome="ok", files=10, bytes=1000)
             for item in GSTUDIO_ITEMS
         ],
     )
-    digest = hashlib.sha256(f"{name} {sequence}".encode()).hexdigest()
-    pull = PullRecord(pulled, 2026, "mz", sequence, digest, 10**8, 5001, 10**4, 1, 2.0)
-    return {
-        "HEAD": json.dumps({"sequence": sequence, "manifest_sha256": digest}).encode(),
-        "bag-info.txt": bag_info(collection, 10**8, 5001),
+    tags = {
+        "bagit.txt": BAGIT,
+        "bag-info.txt": bag_info(collection, files.bytes, files.files),
         "collection.json": write_collection(collection),
+    }
+    digests = {tag: hashlib.sha256(content).hexdigest() for tag, content in tags.items()}
+    listed = tag_manifest(digests | {MANIFEST: files.manifest_sha256, FILES: files.files_sha256})
+    head = Head(
+        server_name=name,
+        sequence=sequence,
+        year=2026,
+        manifest_sha256=files.manifest_sha256,
+        files_sha256=files.files_sha256,
+        tag_manifest_sha256=hashlib.sha256(listed).hexdigest(),
+    )
+    pull = PullRecord(
+        *(pulled, 2026, "mz", sequence, files.manifest_sha256, files.bytes, files.files, 10**4, 1, 2.0),
+        device=device.id,
+        public_key=device.public_key,
+    )
+    return tags | {
+        TAG_MANIFEST: listed,
+        SIGNATURE: device.sign_collection(listed),
+        "HEAD": msgspec.json.encode(head),
         "pull.json": msgspec.json.encode(pull),
     }
 
