@@ -432,6 +432,7 @@ def history(bench: Bench, servers: int = 1000, collections: int = 400) -> None:
 
 def _record(name: str, sequence: int, pulled: str, files: Survey, device: Device) -> dict[str, bytes]:
     """Return the small files of a record: those that the agent seals, and that of the pull."""
+    chance = random.Random(f"{name} {sequence}")
     code, _, server_id = name.partition("-")
     collection = Collection(
         server_name=name,
@@ -446,7 +447,15 @@ def _record(name: str, sequence: int, pulled: str, files: Survey, device: Device
         device=device.id,
         previous_manifest_sha256=hashlib.sha256(f"{sequence - 1}".encode()).hexdigest(),
         items=[
-            ItemResult(platform="gstudio", name=item, outcome="ok", files=10, bytes=1000)
+            ItemResult(
+                platform="gstudio",
+                name=item,
+                outcome="ok",
+                files=chance.randrange(10_000),
+                bytes=chance.randrange(10**9),
+                seconds=chance.randrange(10_000) / 1000,
+                since=f"2026-0{chance.randint(1, 9)}-{chance.randint(10, 28)}T07:41:32.118254+00:00",
+            )
             for item in GSTUDIO_ITEMS
         ],
     )

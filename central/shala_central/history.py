@@ -3,13 +3,15 @@
 One SQLite file. The newest collection of a server is not in it: its record lies in plain files beside the
 archive (shala_central.archive). A row holds what changes to the collection after it lead back to this one, so
 that the newest is always at hand, and an old one costs the changes since. A day on which nothing but the
-heartbeat changed costs about a kilobyte.
+heartbeat changed costs about a kilobyte: a record is packed beside what all of them have in common
+(record-shape-1.txt), so that only what is its own takes room. Rows are read by that file: it never changes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import io
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +26,7 @@ from shala_central.copies import connect, is_damage, lost
 from shala_central.failure import CentralError
 from shala_central.listing import fold
 
-VERSION = 1
+VERSION = 2  # in the first one records were packed by themselves; rows of both kinds are read
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS collection (
   id INTEGER PRIMARY KEY, server TEXT NOT NULL, pulled TEXT NOT NULL, year INTEGER NOT NULL,
@@ -32,6 +34,8 @@ CREATE TABLE IF NOT EXISTS collection (
   record BLOB NOT NULL, changes BLOB NOT NULL, UNIQUE (server, pulled));
 PRAGMA user_version = {VERSION};
 """
+_TO_VERSION = f"PRAGMA user_version = {VERSION}"
+_SHAPED = b"\x01"  # before a record that was packed beside the shape; no zstd frame begins so
 
 
 class HistoryError(CentralError):
@@ -70,7 +74,7 @@ class History:
             write_ahead.switch(self._db, path)
             self._db.execute("PRAGMA synchronous = FULL")
             found = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if found not in (0, VERSION):
+            if not 0 <= found <= VERSION:
                 raise HistoryError(
                     f"{path} is of version {found}, this shala reads {VERSION} (update the centre)"
                 )
@@ -100,10 +104,11 @@ class History:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(server, pulled, pull["year"], pull["sequence"], pull["files"], pull["bytes"]),
-                    _packed(msgspec.msgpack.encode(record)),
+                    _packed_record(record),
                     _packed_changes(changes),
                 ),
             )
+            self._db.execute(_TO_VERSION)
 
     def _ask(self, query: str, *values: object) -> Iterator[tuple]:  # type: ignore[type-arg]
         try:
@@ -137,7 +142,7 @@ class History:
         row = next(self._ask("SELECT record FROM collection WHERE id = ?", version.id), None)
         if row is None:
             raise HistoryError(f"collection {version.sequence} of {version.server} is not kept any more")
-        return msgspec.msgpack.decode(_unpacked(row[0]), type=dict[str, bytes])
+        return msgspec.msgpack.decode(_unpacked_record(row[0]), type=dict[str, bytes])
 
     def mark(self, version: Version, name: str, content: bytes) -> None:
         """Put a file into the record of an earlier collection, or replace it."""
@@ -145,8 +150,9 @@ class History:
         with self._written():
             self._db.execute(
                 "UPDATE collection SET record = ? WHERE id = ?",
-                (_packed(msgspec.msgpack.encode(record)), version.id),
+                (_packed_record(record), version.id),
             )
+            self._db.execute(_TO_VERSION)
 
     def files(self, version: Version, newest: Iterable[bytes]) -> Iterator[bytes]:
         """Given the list of files of the newest collection, yield the lines of that of an earlier one."""
@@ -236,12 +242,16 @@ def _read(lines: bytes) -> Iterator[Change]:
     return read_changes(io.BytesIO(lines))
 
 
-def _unpacked(packed: bytes) -> bytes:
+def _unpacked(packed: bytes, shape: zstandard.ZstdCompressionDict | None = None) -> bytes:
     """Unpack what a row holds. Raises HistoryError."""
     try:
-        return zstandard.ZstdDecompressor().decompressobj().decompress(packed)
+        return zstandard.ZstdDecompressor(dict_data=shape).decompressobj().decompress(packed)
     except zstandard.ZstdError as error:
         raise HistoryError(f"a row of the history cannot be unpacked: {error}") from None
+
+
+def _unpacked_record(packed: bytes) -> bytes:
+    return _unpacked(packed[1:], _shape()) if packed.startswith(_SHAPED) else _unpacked(packed)
 
 
 # A day's changes have some kilobytes: the tables of a high level are made no larger than that is worth.
@@ -264,3 +274,15 @@ def _reason(path: Path, error: sqlite3.DatabaseError) -> str:
 
 def _packed(raw: bytes) -> bytes:
     return zstandard.ZstdCompressor(compression_params=_LEVEL).compress(raw)
+
+
+def _packed_record(record: dict[str, bytes]) -> bytes:
+    packer = zstandard.ZstdCompressor(compression_params=_LEVEL, dict_data=_shape())
+    return _SHAPED + packer.compress(msgspec.msgpack.encode(record))
+
+
+@functools.cache
+def _shape() -> zstandard.ZstdCompressionDict:
+    """Return what records have in common: an empty one of 2026, and never another one."""
+    raw = Path(__file__).with_name("record-shape-1.txt").read_bytes()
+    return zstandard.ZstdCompressionDict(raw, dict_type=zstandard.DICT_TYPE_RAWCONTENT)

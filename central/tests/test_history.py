@@ -5,12 +5,17 @@ from __future__ import annotations
 import datetime
 import hashlib
 import itertools
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
+import zstandard
 from central_school import School, received
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from shala_central import history
 from shala_central.archive import Archive
 from shala_central.checkout import checkout
 from shala_central.failure import CentralError, UsageError
@@ -182,3 +187,54 @@ def test_a_day_without_news_costs_the_history_less_than_two_kilobytes(archive, s
         received(archive, school, {**files, **beat}, f"2026-01-01T00:00:{number:02d}+00:00")
         sizes.append(path.stat().st_size if path.exists() else 0)
     assert (sizes[-1] - sizes[10]) / 30 < 2048
+
+
+# -- how a record is packed ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(archive: Archive, school: School) -> Archive:
+    """An archive with an earlier collection of the school, and its newest."""
+    for number in (1, 2):
+        school.sequence = number
+        received(archive, school, {"gstudio/db/a": bytes([number])}, f"2026-11-{number:02d}T00:00:00+00:00")
+    return archive
+
+
+def test_the_shape_by_which_records_are_read_never_changes():
+    shape = Path(history.__file__).with_name("record-shape-1.txt").read_bytes()
+    assert (
+        hashlib.sha256(shape).hexdigest()
+        == "29276b3dfa718986b50618c82f2bddb962fa52bf275fe3991762e9fa4f57b3b8"
+    )
+
+
+def test_what_all_records_have_in_common_takes_no_room(two: Archive, school: School):
+    with two.history() as kept:
+        record = kept.record(kept.versions(school.name)[0])
+    alone = len(zstandard.compress(msgspec.msgpack.encode(record), 12))
+    with closing(sqlite3.connect(two.hidden / "history.sqlite")) as db:
+        ((size,),) = db.execute("SELECT length(record) FROM collection")
+    assert size < alone * 0.75
+
+
+def test_a_record_that_an_older_shala_packed_by_itself_is_read_and_marked(two: Archive, school: School):
+    with two.history() as kept:
+        (version,) = kept.versions(school.name)
+        record = kept.record(version)
+    with closing(sqlite3.connect(two.hidden / "history.sqlite")) as db, db:
+        db.execute("UPDATE collection SET record = ?", (zstandard.compress(msgspec.msgpack.encode(record)),))
+        db.execute("PRAGMA user_version = 1")
+    with two.history() as kept:
+        assert kept.record(version) == record
+        kept.mark(version, "note.txt", b"said later")
+        assert kept.record(version) == {**record, "note.txt": b"said later"}
+    with closing(sqlite3.connect(two.hidden / "history.sqlite")) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (history.VERSION,)
+
+
+def test_a_history_that_a_newer_shala_has_written_is_left_alone(two: Archive):
+    with closing(sqlite3.connect(two.hidden / "history.sqlite")) as db:
+        db.execute(f"PRAGMA user_version = {history.VERSION + 1}")
+    with pytest.raises(CentralError, match="update the centre"), two.history():
+        pass
