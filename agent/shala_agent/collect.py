@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import datetime
 import errno
-import fcntl
 import functools
 import gc
-import hashlib
 import os
 import re
 import sqlite3
@@ -23,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -31,15 +29,16 @@ from shala_agent import __version__, checks, durable
 from shala_agent.catalogue import CARRY, FRESH, GIT_LOG, JSON, LOG, Catalogue, Item
 from shala_agent.collection import Collection, ContainerImage, Head, ItemResult
 from shala_agent.config import Config
+from shala_agent.copying import STILL_WRITTEN, Copy, NotTaken, age
 from shala_agent.device import FILE, Device
 from shala_agent.extension import read_catalogue
 from shala_agent.failure import AgentError
+from shala_agent.gathering import Beside, Gathering, ItemPart, Spot
 from shala_agent.gitlog import write_git_log
 from shala_agent.identity import Identity, IdentityRefused, read_identity
-from shala_agent.kinds import check_nothing
 from shala_agent.ledger import Ledger, StepRecord, now
-from shala_agent.manifest import File, key_range, path_of
-from shala_agent.outcome import FAILED, OK, SKIPPED, SUSPECT, Findings, Result, counted, shortened
+from shala_agent.manifest import File, path_of
+from shala_agent.outcome import FAILED, OK, SKIPPED, SUSPECT, Result, counted, shortened
 from shala_agent.privacy import NotTreated, Policy
 from shala_agent.reach import SETTINGS, Reach
 from shala_agent.reread import CHANGED, Reread
@@ -54,14 +53,11 @@ from shala_agent.writers import SLACK, Writer, running
 if TYPE_CHECKING:
     from shala_agent.container import Container
 
-CHUNK = 1 << 18  # bytes: what is hashed and written while it is still in the processor's cache
 TRIES = 5  # readings of a file that changes under our hands
 PAUSE = 0.1  # seconds before the second reading; each further one waits longer
-STILL_WRITTEN = 120  # seconds: a file younger than this may have a writer
 CHECKPOINT_FILES = 2000  # after so many copies or
 CHECKPOINT_BYTES = 256 << 20  # so many bytes what was staged is put on the disk and survives a cut
 OVERWRITTEN = "is written once and has changed"
-FICLONE = 0x40049409  # of linux/fs.h: two files share their blocks until one of them is written to
 PLAIN = "plain"  # folder of the state: where a file waits for the form of its policy
 FIRST_YEAR = 2026  # of this agent: a clock before it is wrong
 
@@ -88,146 +84,6 @@ class Collected:
         outcome = SUSPECT if bad else OK
         sequence = self.head.sequence if self.head else 0
         return Result(outcome, shortened(reasons), {"sealed": self.sealed, "sequence": sequence})
-
-
-class _Part(NamedTuple):
-    """What the server has of an item: the folder in it, or "", where that is, and what it was like."""
-
-    folder: str
-    root: Path
-    seen: os.stat_result
-
-
-class _Beside:
-    """What is known of an item, read beside the walk of its files: both are in the order of manifests."""
-
-    def __init__(self, seen: Seen, item: str) -> None:
-        self._seen = seen
-        self._rows = seen.known(item)
-        self._next = next(self._rows, None)
-
-    def at(self, key: str) -> Known | None:
-        """Return what is known of a file; what lies before it is there no more."""
-        row = self._next
-        while row is not None and row.key < key:
-            self._pass(row)
-            row = self._next = next(self._rows, None)
-        if row is None or row.key != key:
-            return None
-        self._next = next(self._rows, None)
-        return row
-
-    def below(self, path: str) -> Iterator[Known]:
-        """Yield what is known of a path and all below it; what lies before is there no more."""
-        first, after = key_range(path)
-        row = self.at(first)
-        if row is not None:
-            yield row
-        while (row := self._next) is not None and row.key < after:
-            self._next = next(self._rows, None)
-            yield row
-
-    def finish(self) -> None:
-        """Note that nothing more is there."""
-        while self._next is not None:
-            self._pass(self._next)
-            self._next = next(self._rows, None)
-
-    def _pass(self, row: Known) -> None:
-        if row.sealed_sha256 is None:
-            self._seen.forget(row.key)
-        else:
-            self._seen.lose(row.key)
-
-
-@dataclass(slots=True)
-class _Gathering:
-    """What is known so far about an item that is being gathered."""
-
-    item: Item
-    prefix: str
-    beside: _Beside
-    sketch: Sketch
-    # Of the previous collection, if that has it in the form that the policy asks for today.
-    before: ItemResult | None = None
-    other_form: bool = False  # the previous collection has it in another one: nothing of that is kept
-    finished: float = float("-inf")  # when the step that makes it last ended
-    writers: list[Writer] = field(default_factory=list)
-    left_out: int = 0  # files that the policy excludes
-    # When the newest whole file of an export was made, and its size; of those exports that have halves.
-    newest_whole: dict[str, tuple[str, int]] = field(default_factory=dict)
-    superseded: int = 0  # such halves, where that one is later
-    findings: Findings = field(default_factory=Findings)
-    notes: Findings = field(default_factory=Findings)
-    found: bool = False
-    files: int = 0
-    size: int = 0
-    lost: int = 0  # files that were to be carried on, and that the mirror has no more
-    tops: set[str] = field(default_factory=set)  # what its folder holds, where the item requires something
-
-    def shown(self, path: str) -> str:
-        """Return by what name a file of the item is spoken of."""
-        return path[len(self.prefix) + 1 :] or self.item.name
-
-    def folder_of(self, part: _Part) -> str:
-        """Return the path that a part has in the bag, with a slash at its end."""
-        return f"{self.prefix}/{part.folder}/" if part.folder else f"{self.prefix}/"
-
-    def withholds(self, path: str) -> bool:
-        """Return whether the policy leaves a file out that the previous collection may have."""
-        inside = path[len(self.prefix) + 1 :].removesuffix(self.item.policy.suffix)
-        folders = [folder for folder, _ in self.item.parts if folder and inside.startswith(f"{folder}/")]
-        relative = inside[len(folders[0]) + 1 :] if folders else inside
-        policy = self.item.policy
-        return bool(relative) and (policy.leaves_out(relative) or bool(policy.refuses(relative)))
-
-    def count(self, path: str, size: int) -> None:
-        """Count a file of the next collection."""
-        self.files += 1
-        self.size += size
-        if self.item.required:
-            self.tops.add(path[len(self.prefix) + 1 :].partition("/")[0])
-
-
-@dataclass(slots=True)
-class _Spot:
-    """One path of the next collection: what is sealed there and still at hand, and whether it is planned."""
-
-    gathering: _Gathering
-    path: str
-    shown: str
-    known: Known | None
-    sealed: File | None
-    found: tuple[str, ...] = ()  # what is to be said of it besides what its check finds
-    planned: bool = False
-    read_day: int | None = None  # when what it holds was read, if its entry is known again by its signs
-
-    @property
-    def inside(self) -> str:
-        """The path inside the item, as the platform has it."""
-        return self.shown.removesuffix(self.gathering.item.policy.suffix)
-
-    def source_sealed(self) -> tuple[int, str] | None:
-        """Return the size and the digest of the file when it was sealed, if they are known."""
-        known, gathering = self.known, self.gathering
-        if known is None or known.sealed_sha256 is None:
-            return None
-        if known.sha256 == known.sealed_sha256 and known.size is not None:
-            return known.size, known.plain_sha256 or known.sha256
-        if gathering.other_form or gathering.item.policy.treats(self.inside):
-            return None
-        return known.sealed_size, known.sealed_sha256
-
-    def keep(self) -> bool:
-        """Plan what is sealed, if it is at hand; return whether it is."""
-        if self.sealed is not None and not self.planned:
-            self.planned = True
-            self.gathering.count(self.path, self.sealed.size)
-        return self.sealed is not None
-
-
-class _Refused(Exception):
-    """Something in a tree that is left out; the text says what and why."""
 
 
 def identify(config: Config, reach: Reach) -> Identity:
@@ -390,7 +246,7 @@ class _Collector:
         began = time.monotonic()
         prefix = f"data/{platform}/{item.name}"
         sketch = Sketch(self._seen.sketches, prefix, item.written_once)
-        gathering = _Gathering(item, prefix, _Beside(self._seen, prefix), sketch)
+        gathering = Gathering(item, prefix, Beside(self._seen, prefix), sketch)
         before = self._previous.item(platform, item.name) if self._previous else None
         gathering.other_form = (before.policy if before else "") != item.policy.said
         gathering.before = None if gathering.other_form else before
@@ -423,7 +279,7 @@ class _Collector:
         )
 
     def _gathered(
-        self, gathering: _Gathering, platform: str, step: StepRecord | None
+        self, gathering: Gathering, platform: str, step: StepRecord | None
     ) -> tuple[str, int | None, list[str]]:
         """Take an item as it is now; return (outcome, the collection it is carried from, reasons)."""
         item = gathering.item
@@ -466,7 +322,7 @@ class _Collector:
         return outcome, carried, reasons
 
     def _as_drawn(
-        self, gathering: _Gathering, step: StepRecord | None, parts: Sequence[_Part]
+        self, gathering: Gathering, step: StepRecord | None, parts: Sequence[ItemPart]
     ) -> Header | None:
         """Return what an item comes to that is as it was when it was last taken, None when it is to be
         looked at.
@@ -487,7 +343,7 @@ class _Collector:
         is_like = sketches.is_like(gathering.prefix, header, without_ctime=item.written_once)
         return header if is_like else None
 
-    def _parts(self, gathering: _Gathering) -> Iterator[_Part]:
+    def _parts(self, gathering: Gathering) -> Iterator[ItemPart]:
         """Yield what the server has of an item."""
         had = None
         for folder, source in sorted(gathering.item.parts, key=lambda part: part[0]):
@@ -500,10 +356,10 @@ class _Collector:
             except FileNotFoundError:
                 continue
             had = folder
-            yield _Part(folder, root, seen)
+            yield ItemPart(folder, root, seen)
 
     def _judge(  # noqa: PLR0911 - one case after the other
-        self, gathering: _Gathering, step: str | None
+        self, gathering: Gathering, step: str | None
     ) -> tuple[str, int | None, list[str]]:
         """Decide the outcome of an item that could be read, given how the step that makes it last ended."""
         item = gathering.item
@@ -545,7 +401,7 @@ class _Collector:
             ),
         )
 
-    def _less_than_good(self, gathering: _Gathering) -> Iterator[str]:
+    def _less_than_good(self, gathering: Gathering) -> Iterator[str]:
         """Say when an item holds much less than when it was last ok."""
         item, before = gathering.item, gathering.before
         if before is None:
@@ -573,7 +429,7 @@ class _Collector:
         if writers:
             raise AgentError(f"{writers[0]} was writing it: what is there is kept for now")
 
-    def _take_git_log(self, gathering: _Gathering) -> None:
+    def _take_git_log(self, gathering: Gathering) -> None:
         made = Path(self._config.paths.state) / "made" / GIT_LOG
         result = write_git_log(self._container, made)
         if result.outcome == FAILED:
@@ -583,11 +439,11 @@ class _Collector:
         suffix = gathering.item.policy.suffix
         self._take_file(gathering, made, f"{GIT_LOG}{suffix}" if suffix else "")
 
-    def _drawn_part(self, gathering: _Gathering, part: _Part) -> Part:
+    def _drawn_part(self, gathering: Gathering, part: ItemPart) -> Part:
         place = self._spool.in_mirror(gathering.folder_of(part))
         return Part(str(part.root), place, gathering.item.policy.suffix)
 
-    def _take_part(self, gathering: _Gathering, part: _Part) -> None:
+    def _take_part(self, gathering: Gathering, part: ItemPart) -> None:
         """Take one part of an item."""
         folder, root, seen = part
         policy = gathering.item.policy
@@ -611,7 +467,7 @@ class _Collector:
                 else:
                     self._take(gathering, entry, f"{base}{entry.relative}{policy.suffix}")
 
-    def _unread(self, gathering: _Gathering, folder: str, below: str, error: OSError) -> None:
+    def _unread(self, gathering: Gathering, folder: str, below: str, error: OSError) -> None:
         """Note a folder that cannot be read, and keep what the previous collection has of it."""
         suffix = gathering.item.policy.suffix if below and not below.endswith("/") else ""
         path = "/".join(part for part in (gathering.prefix, folder, below.rstrip("/")) if part) + suffix
@@ -620,7 +476,7 @@ class _Collector:
             if self._goes_on(gathering, known):
                 gathering.count(path_of(known.key), known.sealed_size)
 
-    def _take_file(self, gathering: _Gathering, path: Path, relative: str) -> None:
+    def _take_file(self, gathering: Gathering, path: Path, relative: str) -> None:
         gathering.sketch.give_up()  # one file is as soon looked at
         parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -631,7 +487,7 @@ class _Collector:
         finally:
             os.close(parent)
 
-    def _take(self, gathering: _Gathering, entry: Entry, path: str) -> None:
+    def _take(self, gathering: Gathering, entry: Entry, path: str) -> None:
         """Plan one file: as it is sealed or staged already when it is unchanged, else by reading it."""
         item = gathering.item
         # Such a name would have the key of another path; it is refused below.
@@ -664,9 +520,9 @@ class _Collector:
             self._report(item.name, 1, known.sealed_size)
             return
         sealed = None if gathering.other_form else self._at_hand(known)
-        self._take_anew(_Spot(gathering, path, gathering.shown(path), known, sealed), entry)
+        self._take_anew(Spot(gathering, path, gathering.shown(path), known, sealed), entry)
 
-    def _is_still_whole(self, gathering: _Gathering, entry: Entry, path: str, known: Known) -> bool:
+    def _is_still_whole(self, gathering: Gathering, entry: Entry, path: str, known: Known) -> bool:
         """Read a file that seems unchanged, and its copy; return whether what is sealed of it stays.
 
         The worse never replaces the better: a source that has gone bad leaves the copy as it is.
@@ -682,7 +538,7 @@ class _Collector:
         if not found.mirror:
             gathering.notes.append(f"{gathering.shown(path)} had gone bad in the mirror: it was taken again")
             gathering.sketch.give_up()  # that is said once
-            self._take_anew(_Spot(gathering, path, gathering.shown(path), known, None, bad), entry)
+            self._take_anew(Spot(gathering, path, gathering.shown(path), known, None, bad), entry)
             return False
         before = (known.findings or "").split("\n")
         if bad and CHANGED not in before:
@@ -692,7 +548,7 @@ class _Collector:
         self._seen.remember(path, signs, gathering.item.check_id, sight, known.plain_sha256)
         return True
 
-    def _take_anew(self, spot: _Spot, entry: Entry) -> None:
+    def _take_anew(self, spot: Spot, entry: Entry) -> None:
         """Plan one file by reading it, unless its content is known and at hand."""
         known = spot.known
         try:
@@ -705,21 +561,21 @@ class _Collector:
                 elif not spot.planned:
                     self._seen.lose(known.key)
 
-    def _take_changed(self, spot: _Spot, entry: Entry) -> None:
+    def _take_changed(self, spot: Spot, entry: Entry) -> None:
         gathering, path, shown = spot.gathering, spot.path, spot.shown
         try:
             if _UNWRITABLE.search(path) or path != path.rstrip():
-                raise _Refused(
+                raise NotTaken(
                     "has a name that no manifest can hold (control characters, a blank at its end): left out"
                 )
             path.encode("utf-8")
             if refused := gathering.item.policy.refuses(spot.inside):
-                raise _Refused(refused)
+                raise NotTaken(refused)
             sight = self._unread_again(spot, entry) or self._read(spot, entry)
             if sight is not None:
                 gathering.findings += [f"{shown} {finding}" for finding in sight.findings]
                 self._report(gathering.item.name, 1, entry.stat.st_size)
-        except _Refused as refusal:
+        except NotTaken as refusal:
             gathering.findings.append(f"{shown!r} {refusal}")
         except UnicodeEncodeError:
             gathering.findings.append(f"{os.fsencode(shown)!r} has a name that is not UTF-8: it was left out")
@@ -734,12 +590,12 @@ class _Collector:
             gathering.findings.append(f"{shown} could not be taken: {_why(error)}")
             spot.keep()
 
-    def _make_room(self, spot: _Spot, size: int) -> None:
+    def _make_room(self, spot: Spot, size: int) -> None:
         """Have room for so many bytes; what the centre has goes for it, the oldest first. Raises NoRoom."""
         self._fit(spot, size)
         self._room.add(size)
 
-    def _make_plain_room(self, spot: _Spot, size: int) -> None:
+    def _make_plain_room(self, spot: Spot, size: int) -> None:
         """Have room for the copies of a file that lie beside the spool until it has its form."""
         copies = size * spot.gathering.item.policy.copies(spot.inside)
         if _on_one_disk(self._scratch, self._spool.root):
@@ -747,13 +603,13 @@ class _Collector:
         elif problem := self._room.lacks_at(self._scratch, copies):
             raise NoRoom(problem)
 
-    def _fit(self, spot: _Spot, size: int, beside: int = 0) -> None:
+    def _fit(self, spot: Spot, size: int, beside: int = 0) -> None:
         if self._room.lacks(size, beside=beside):
             self._give_up(spot, size, beside)
         if problem := self._room.lacks(size, beside=beside):
             raise NoRoom(problem)
 
-    def _give_up(self, spot: _Spot, size: int, beside: int) -> None:
+    def _give_up(self, spot: Spot, size: int, beside: int) -> None:
         """Remove what the centre has until so many bytes fit: lists of changes, then the file's own copy."""
         head, notes = self._head, spot.gathering.notes
         spot.gathering.sketch.give_up()  # what it gives up is said once
@@ -784,7 +640,7 @@ class _Collector:
             return None
         return file
 
-    def _unread_again(self, spot: _Spot, entry: Entry) -> Sight | None:
+    def _unread_again(self, spot: Spot, entry: Entry) -> Sight | None:
         """Plan a file whose content is known without reading it, and return what it holds; None when its
         content is not known, or its bytes are not at hand.
         """
@@ -802,7 +658,7 @@ class _Collector:
         self._plan_staged(spot, staged)
         return sight
 
-    def _read(self, spot: _Spot, entry: Entry) -> Sight | None:
+    def _read(self, spot: Spot, entry: Entry) -> Sight | None:
         """Read a file until its content can be believed; return what it holds, or None when it is left for
         later.
         """
@@ -813,7 +669,7 @@ class _Collector:
             self._drop(spot.path)
             raise
 
-    def _read_until_steady(self, spot: _Spot, entry: Entry) -> Sight | None:
+    def _read_until_steady(self, spot: Spot, entry: Entry) -> Sight | None:
         gathering, shown = spot.gathering, spot.shown
         item = gathering.item
         if _has_writer(gathering, entry.stat):
@@ -821,7 +677,7 @@ class _Collector:
             gathering.notes.append(f"{shown} is still being written: it will be taken the next time")
             return None
         for attempt in range(1, TRIES + 1):
-            copy = _Copy(
+            copy = Copy(
                 self._spool, spot, entry, self._scratch,
                 make_room=self._make_room, make_plain_room=self._make_plain_room,
             )  # fmt: skip
@@ -829,12 +685,12 @@ class _Collector:
             findings = copy.findings()
             # What is broken and at rest for long is not mended by waiting.
             broken = next(filter(checks.is_fault, findings), "")
-            torn = not steady or (item.reading == JSON and broken and _age(copy.stat) < STILL_WRITTEN)
+            torn = not steady or (item.reading == JSON and broken and age(copy.stat) < STILL_WRITTEN)
             if not torn or attempt == TRIES:
                 break
             self._drop(spot.path)
             time.sleep(PAUSE * attempt)
-        if item.reading == FRESH and (findings or not steady) and _age(copy.stat) < STILL_WRITTEN:
+        if item.reading == FRESH and (findings or not steady) and age(copy.stat) < STILL_WRITTEN:
             self._drop(spot.path)
             spot.keep()
             gathering.notes.append(f"{shown} is still being written: it will be taken the next time")
@@ -865,7 +721,7 @@ class _Collector:
         return sight
 
     def _remember(
-        self, spot: _Spot, entry: Entry, read: os.stat_result, sight: Sight, plain_sha256: str | None
+        self, spot: Spot, entry: Entry, read: os.stat_result, sight: Sight, plain_sha256: str | None
     ) -> None:
         item = spot.gathering.item
         signs = _signs(item, read)
@@ -873,7 +729,7 @@ class _Collector:
         if signs == _signs(item, entry.stat):
             spot.read_day = self._reread.today
 
-    def _is_superseded(self, gathering: _Gathering, entry: Entry, findings: Sequence[str]) -> bool:
+    def _is_superseded(self, gathering: Gathering, entry: Entry, findings: Sequence[str]) -> bool:
         """Return whether a file that was cut needs not be taken: a later one of the same export holds it all.
 
         An export that a power cut ended leaves half a file, which stays for ever. What is not whole for
@@ -892,7 +748,7 @@ class _Collector:
             gathering.sketch.give_up()
         return superseded
 
-    def _is_worse(self, spot: _Spot, copy: _Copy, broken: str) -> bool:
+    def _is_worse(self, spot: Spot, copy: Copy, broken: str) -> bool:
         """Return whether the copy of the previous collection stays instead of what was read, and say why."""
         overwritten = OVERWRITTEN if self._is_overwritten(spot, copy) else ""
         if overwritten and copy.size and self._is_acknowledged():
@@ -907,7 +763,7 @@ class _Collector:
             spot.found = (*spot.found, f"{overwritten}, in the mirror too: what it held is lost here")
         return False
 
-    def _was_whole(self, spot: _Spot, copy: _Copy) -> bool:
+    def _was_whole(self, spot: Spot, copy: Copy) -> bool:
         """Return whether the mirror has another content of a file that was read, and a whole one."""
         known, sealed, item = spot.known, spot.sealed, spot.gathering.item
         if known is None or sealed is None or item.reading == LOG or copy.is_same():
@@ -920,7 +776,7 @@ class _Collector:
         mirror = Path(self._spool.in_mirror(spot.path))
         return formed or not any(item.kind.check(mirror, spot.inside, sealed.sha256))
 
-    def _is_overwritten(self, spot: _Spot, copy: _Copy) -> bool:
+    def _is_overwritten(self, spot: Spot, copy: Copy) -> bool:
         """Return whether a file that is written once has lost what it held, and that was whole."""
         if not spot.gathering.item.written_once or spot.source_sealed() is None:
             return False
@@ -932,7 +788,7 @@ class _Collector:
         """Return whether the centre has all that the mirror has."""
         return self._head is not None and self._head.sequence <= self._ledger.mark(ACKNOWLEDGED)
 
-    def _plan_staged(self, spot: _Spot, file: File) -> None:
+    def _plan_staged(self, spot: Spot, file: File) -> None:
         self._seen.stage(file)
         spot.planned = True
         spot.gathering.count(file.path, file.size)
@@ -949,7 +805,7 @@ class _Collector:
         self._seen.commit()
         self._copied_files = self._copied_bytes = 0
 
-    def _goes_on(self, gathering: _Gathering, known: Known) -> bool:
+    def _goes_on(self, gathering: Gathering, known: Known) -> bool:
         """Return whether what is sealed of a file is carried on; what the mirror has lost is left out."""
         if known.sealed_sha256 is None:
             return False
@@ -962,7 +818,7 @@ class _Collector:
         gathering.lost += 1
         return False
 
-    def _keep_missing(self, gathering: _Gathering) -> int:
+    def _keep_missing(self, gathering: Gathering) -> int:
         """Plan what is sealed of the files that an item has no more; return how many these are."""
         kept = 0
         for known in self._seen.missing(gathering.prefix):
@@ -973,14 +829,14 @@ class _Collector:
                 kept += 1
         return kept
 
-    def _keep_previous(self, gathering: _Gathering) -> str:
+    def _keep_previous(self, gathering: Gathering) -> str:
         gathering.lost = 0
         for known in self._seen.known(gathering.prefix):
             self._goes_on(gathering, known)
         gathering.files, gathering.size = self._seen.plan_sealed(gathering.prefix)
         return FAILED
 
-    def _carried_from(self, gathering: _Gathering) -> int | None:
+    def _carried_from(self, gathering: Gathering) -> int | None:
         """Return the sequence whose copy of the item the previous collection holds, or None when it holds
         none.
         """
@@ -989,7 +845,7 @@ class _Collector:
             return None
         return before.carried_from or self._previous.sequence
 
-    def _was_good(self, gathering: _Gathering) -> bool:
+    def _was_good(self, gathering: Gathering) -> bool:
         """Return whether the previous collection holds a good copy of an item, its own or a carried one."""
         before = gathering.before
         if before is None or not before.files:
@@ -1051,165 +907,6 @@ class _Collector:
         return before if not before <= year <= before + 10 else year
 
 
-class _Copy:
-    """One reading of one source file, into the bag, hashed on the way."""
-
-    def __init__(
-        self,
-        spool: Spool,
-        spot: _Spot,
-        entry: Entry,
-        scratch: Path,
-        *,
-        make_room: Callable[[_Spot, int], None],
-        make_plain_room: Callable[[_Spot, int], None],
-    ) -> None:
-        self._spool, self._spot, self._entry, self._scratch = spool, spot, entry, scratch
-        self._make_room, self._make_plain_room = make_room, make_plain_room
-        self._item = spot.gathering.item
-        self._treated = self._item.policy.treats(spot.inside)
-        self.stat = entry.stat
-        self.sha256 = ""
-        self.size = 0
-        self.cut = False
-        self.target: str | None = None  # None: the sealed collection has these bytes at this path already
-
-    def take(self) -> bool:
-        """Read the file once; return whether it stood still meanwhile (for a log: always)."""
-        source = os.open(
-            self._entry.name,
-            os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
-            dir_fd=self._entry.folder,
-        )
-        try:
-            self.stat = os.fstat(source)
-            if not stat.S_ISREG(self.stat.st_mode):
-                raise _Refused("is no plain file: it was left out")
-            limit = self._limit(source)
-            sealed, path = self._spot.sealed, self._spot.path
-            expected = self.stat.st_size if limit is None else limit
-            if self._treated:
-                self._make_plain_room(self._spot, expected)
-                self.target = str(self._scratch / "file")
-                self.sha256, self.size = self._copy_plain(source, limit)
-                return self._item.reading == LOG or _unchanged(self.stat, os.fstat(source))
-            if sealed is not None and sealed.size == expected:
-                # Probably the same bytes under a new time (a dump): reading is cheaper than writing.
-                self.sha256, self.size = _copy(source, None, limit)
-                if self.sha256 == sealed.sha256:
-                    return True
-                os.lseek(source, 0, os.SEEK_SET)
-            if self._item.written_once and self._may_be_shared() and _age(self.stat) > STILL_WRITTEN:
-                self.target = self._spool.link_file(path, source)
-                if self.target is not None:
-                    self.sha256, self.size = _copy(source, None, None)
-                    return _unchanged(self.stat, os.fstat(source))
-            self._make_room(self._spot, expected)
-            descriptor, self.target = self._spool.new_file(path)
-            try:
-                if limit is None and _cloned(source, descriptor):
-                    self.sha256, self.size = _copy(descriptor, None, None)
-                else:
-                    self.sha256, self.size = _copy(source, descriptor, limit)
-                os.utime(descriptor, ns=(self.stat.st_mtime_ns, self.stat.st_mtime_ns))
-            finally:
-                os.close(descriptor)
-            after = os.fstat(source)
-        finally:
-            os.close(source)
-        if self._item.reading == LOG:
-            return True
-        return _unchanged(self.stat, after)
-
-    def is_same(self) -> bool:
-        """Return whether what was read is what the file held when it was sealed."""
-        before = self._spot.source_sealed()
-        return before is not None and before[1] == self.sha256
-
-    def goes_on(self) -> bool:
-        """Return whether what was read begins with all that is sealed."""
-        before = self._spot.source_sealed()
-        if before is None or self.target is None or not 0 < before[0] < self.size:
-            return False
-        with Path(self.target).open("rb", buffering=0) as taken:
-            return _copy(taken.fileno(), None, before[0])[0] == before[1]
-
-    def give_form(self) -> str | None:
-        """Put a file that the policy treats into the bag, and return the digest it had before; else None.
-
-        Raises NotTreated. What has the same content as the last time stays as it is sealed.
-        """
-        if not self._treated or self.target is None:
-            return None
-        plain, plain_sha256, policy = Path(self.target), self.sha256, self._item.policy
-        known, sealed = self._spot.known, self._spot.sealed
-        try:
-            if (
-                sealed is not None
-                and known is not None
-                and known.sha256 == sealed.sha256
-                and (known.plain_sha256, known.check_id) == (plain_sha256, self._item.check_id)
-            ):
-                self.target, self.sha256, self.size = None, sealed.sha256, sealed.size
-                return plain_sha256
-            self._make_room(self._spot, self.size)
-            sealed = self._spot.sealed
-            descriptor, self.target = self._spool.new_file(self._spot.path)
-            with os.fdopen(descriptor, "wb") as formed:
-                policy.treat(plain, self._spot.inside, formed, self._scratch / "formed")
-                formed.flush()
-                os.utime(formed.fileno(), ns=(self.stat.st_mtime_ns, self.stat.st_mtime_ns))
-            with Path(self.target).open("rb", buffering=0) as formed_again:
-                self.sha256, self.size = _copy(formed_again.fileno(), None, None)
-        finally:
-            plain.unlink(missing_ok=True)
-        if sealed is not None and sealed.sha256 == self.sha256:
-            self._spool.drop(self._spot.path)
-            self.target = None
-        return plain_sha256
-
-    def file(self) -> File:
-        """Return the file that was taken, as the manifest lists it."""
-        mode = stat.S_IMODE(self.stat.st_mode) & 0o777
-        return File(self._spot.path, self.sha256, self.size, self.stat.st_mtime_ns, mode)
-
-    def findings(self) -> tuple[str, ...]:
-        """Return what the item's check finds in the bytes that were taken."""
-        known, item = self._spot.known, self._item
-        if item.kind.check is check_nothing:
-            return ()
-        if known is not None and (found := known.found(self.sha256, item.check_id)) is not None:
-            return found
-        taken = Path(self.target) if self.target else self._spool.bag / self._spot.path
-        return tuple(f.replace("\n", " ") for f in item.kind.check(taken, self._spot.inside, self.sha256))
-
-    def _copy_plain(self, source: int, limit: int | None) -> tuple[str, int]:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(self._scratch / "file", flags, 0o600)
-        try:
-            return _copy(source, descriptor, limit)
-        finally:
-            os.close(descriptor)
-
-    def _may_be_shared(self) -> bool:
-        """Return whether the mirror may hold the very file: who pulls must be able to read it, and only its
-        owner to write it.
-        """
-        return bool(self.stat.st_mode & stat.S_IROTH) and not self.stat.st_mode & 0o6022
-
-    def _limit(self, source: int) -> int | None:
-        """Return how many bytes of a log to take: to its last line end while somebody may be writing it."""
-        size = self.stat.st_size
-        if self._item.reading != LOG or not size or self._entry.name.endswith((".gz", ".bz2", ".xz")):
-            return None
-        tail = os.pread(source, min(size, 1 << 16), max(0, size - (1 << 16)))
-        whole = tail.rfind(b"\n") + 1
-        if whole == len(tail) or not whole or _age(self.stat) > STILL_WRITTEN:
-            return size
-        self.cut = True
-        return size - len(tail) + whole
-
-
 def _form(item: Item) -> str:
     """Return how an item is taken, and by which version: with its files, all that it comes to depends on."""
     policy = item.policy
@@ -1228,19 +925,19 @@ def _ended(step: StepRecord | None) -> float:
     return datetime.datetime.fromisoformat(step.ended.replace("Z", "+00:00")).timestamp() + 1
 
 
-def _has_writer(gathering: _Gathering, seen: os.stat_result) -> bool:
+def _has_writer(gathering: Gathering, seen: os.stat_result) -> bool:
     """Return whether somebody may be at work on a file, though it stands still and parses.
 
     A young file of what is made anew is finished when the step that made it has ended since.
     """
     if any(seen.st_mtime >= writer.began - SLACK for writer in gathering.writers):
         return True
-    if gathering.item.reading != FRESH or _age(seen) >= STILL_WRITTEN:
+    if gathering.item.reading != FRESH or age(seen) >= STILL_WRITTEN:
         return False
     return seen.st_mtime > gathering.finished
 
 
-def _newest_whole(gathering: _Gathering, entry: Entry) -> tuple[str, int]:
+def _newest_whole(gathering: Gathering, entry: Entry) -> tuple[str, int]:
     """Return when the newest file of an export that is whole was made, and its size."""
     export = checks.STAMP.sub("", entry.name)
     names = (name for name in os.listdir(entry.folder) if checks.STAMP.sub("", name) == export)  # noqa: PTH208
@@ -1252,7 +949,7 @@ def _newest_whole(gathering: _Gathering, entry: Entry) -> tuple[str, int]:
     return "", 0
 
 
-def _size_if_whole(gathering: _Gathering, folder: int, name: str) -> int | None:
+def _size_if_whole(gathering: Gathering, folder: int, name: str) -> int | None:
     try:
         file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except OSError:
@@ -1291,47 +988,6 @@ def _is_as_sealed(known: Known, item: Item, seen: os.stat_result) -> bool:
         and ctime_ns == (0 if item.written_once else seen.st_ctime_ns)
         and check_id == item.check_id
     )
-
-
-def _unchanged(before: os.stat_result, after: os.stat_result) -> bool:
-    return (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-
-
-def _copy(source: int, target: int | None, limit: int | None) -> tuple[str, int]:
-    """Read from `source` to its end or `limit`, writing to `target` if given; return (sha256, size)."""
-    digest = hashlib.sha256()
-    size = 0
-    while limit is None or size < limit:
-        chunk = os.read(source, CHUNK if limit is None else min(CHUNK, limit - size))
-        if not chunk:
-            break
-        digest.update(chunk)
-        size += len(chunk)
-        if target is not None:
-            written = os.write(target, chunk)
-            while written < len(chunk):
-                written += os.write(target, memoryview(chunk)[written:])
-    return digest.hexdigest(), size
-
-
-def _cloned(source: int, target: int) -> bool:
-    """Make an empty file share the blocks of another, where the file system can; return whether it does."""
-    try:
-        fcntl.ioctl(target, FICLONE, source)
-    except OSError:
-        if os.fstat(target).st_size:  # a clone that was cut short
-            os.ftruncate(target, 0)
-        return False
-    return True
-
-
-def _age(seen: os.stat_result) -> float:
-    """Return how long ago a file was written, in seconds.
-
-    A little in the future counts as now; more than a day is another clock, of which nothing follows.
-    """
-    age = time.time() - seen.st_mtime
-    return max(0.0, age) if age > -86400 else float("inf")
 
 
 def _is_utf8(name: str) -> bool:

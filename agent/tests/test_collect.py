@@ -18,6 +18,7 @@ from agent_school import EARLIER, School, bson, csv, rcs, school_in, sql
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shala_agent import collect as collect_module
+from shala_agent import copying
 from shala_agent import seen as seen_module
 from shala_agent import spool as spool_module
 from shala_agent.acknowledge import acknowledge
@@ -175,8 +176,8 @@ def test_an_unchanged_file_is_not_read_again(school, monkeypatch):
     school.collect()
     school.write("data/nginx-logs/access.log", "GET /\nGET /2\n")
     read = []
-    copy = collect_module._copy
-    monkeypatch.setattr(collect_module, "_copy", lambda *a: read.append(a) or copy(*a))
+    read_through = copying.read_through
+    monkeypatch.setattr(copying, "read_through", lambda *a: read.append(a) or read_through(*a))
     school.collect()
     assert len(read) == 1
 
@@ -373,7 +374,7 @@ def test_a_folder_that_cannot_be_read_costs_only_what_is_in_it(school, monkeypat
 def test_whatever_goes_wrong_with_one_thing_stops_no_other(school, monkeypatch, where):
     school.collect()
     name = "findings" if where == "a file" else "_take_part"
-    owner = collect_module._Copy if where == "a file" else collect_module._Collector
+    owner = copying.Copy if where == "a file" else collect_module._Collector
     deed = getattr(owner, name)
 
     def failing(self, *arguments):
@@ -941,7 +942,7 @@ def test_a_full_disk_changes_nothing_and_says_so(school, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(collect_module, "_copy", full)
+        patch.setattr(copying, "read_through", full)
         with pytest.raises(AgentError, match="No space left"):
             school.collect()
     assert school.spool.sequences() == [1]
@@ -1072,7 +1073,7 @@ def test_a_run_without_news_writes_nothing(school, monkeypatch):
     school.collect()
     before = (school.root / "state/seen.sqlite").stat().st_mtime_ns
     monkeypatch.setattr(spool_module.Spool, "write_manifest", None)
-    monkeypatch.setattr(collect_module, "_copy", None)
+    monkeypatch.setattr(copying, "read_through", None)
     assert not school.collect().sealed
     assert (school.root / "state/seen.sqlite").stat().st_mtime_ns == before
 
@@ -1186,7 +1187,7 @@ def test_what_a_cut_run_has_staged_is_not_read_again(school, monkeypatch):
             school.collect()
     (school.data / "rcs-repo/passing.json").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(collect_module, "_copy", None)
+        patch.setattr(copying, "read_through", None)
         assert item(school.collect(), "rcs-repo").files == 6
     judge(school)
     assert not (school.bag() / "data/gstudio/rcs-repo/passing.json").exists()

@@ -94,7 +94,7 @@ def test_a_plain_copy_leaves_the_disk_its_floor_too(school: School, monkeypatch,
     if disk == "its own":
         monkeypatch.setattr("shala_agent.collect._on_one_disk", lambda *_: False)
     monkeypatch.setattr(room, "free_at", free)
-    monkeypatch.setattr("shala_agent.collect._Copy._copy_plain", lambda *_: copied.append(1))
+    monkeypatch.setattr("shala_agent.copying.Copy._copy_plain", lambda *_: copied.append(1))
     dump = item(school.collect(), "postgres-dump")
     assert dump.outcome == "failed"
     assert "finds no room: 500 MB are free" in dump.reasons[0]
