@@ -634,7 +634,7 @@ class Records:
             if (segment := store.read(id_)) is None:
                 continue
             limit = store.limit(segment.header.key, segment.log, id_)
-            label = store.label(segment.log, id_)
+            label = store.author_label(segment.log, id_)
             lost: dict[Name, tuple[int, Entry]] = {}
             for counter, raw in segment.numbered():
                 if limit is not None and counter > limit:
@@ -689,7 +689,7 @@ class Records:
             if foreign is not None:
                 store.accept(foreign)
             # What was written in the old epoch and not cut has seen all that was, on our branch of it.
-            seen = {**store.seen_before(log, newest), store.label(log, newest): base} if base else {}
+            seen = dict(store.mention(log, newest, base)) if base else {}
             entries = [
                 (number, encode_entry(_with_context(decode_entry(entry), seen)))
                 for number, (_, entry) in enumerate(tail, 1)

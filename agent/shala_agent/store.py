@@ -299,6 +299,42 @@ class Store:
             if counter
         }
 
+    def author_label(self, log: bytes, id_: bytes) -> bytes:
+        """Return the log id by which the author of a segment names it, who also has what counts for nobody.
+
+        What a revocation has cut off is a branch of its own: under the name of the log it would be taken for
+        what others have of that.
+        """
+        begin, _ = self._cut_from(log, id_)
+        return self.label(log, id_) if begin is None else branch_id(log, begin)
+
+    def mention(self, log: bytes, id_: bytes, upto: int) -> Vector:
+        """Return how its author says that a log was seen up to a counter, on the chain that ends with a
+        segment.
+        """
+        begin, before = self._cut_from(log, id_)
+        seen = {self.author_label(log, id_): upto}
+        if begin is None:
+            return {**self.seen_before(log, id_), **seen}
+        if before is None:
+            return seen
+        return {**self.seen_before(log, before.id), self.label(log, before.id): before.last, **seen}
+
+    def _cut_from(self, log: bytes, id_: bytes) -> tuple[bytes | None, Link | None]:
+        """Return the first segment that a revocation has cut off of the chain that ends with one, None where
+        that counts, and the segment before it, if it is here.
+        """
+        begin: bytes | None = None
+        query = 'SELECT id, "first", "last", previous, "key" FROM segment WHERE id = ? AND zone = ?'
+        while rows := self.database.query(query, (id_, self.zone)):
+            *row, key = rows[0]
+            member = self.member(bytes(key))
+            if log not in member.heads or id_ in self._below_heads(log, member):
+                return begin, _link(row)
+            link = _link(row)
+            begin, id_ = id_, link.previous
+        return begin, None
+
     def clip(self, context: Vector) -> Vector:
         """Forget what a context says of a forked log beyond the dispute: which branch is meant is unknown."""
         forked = self._forked().intersection(context)

@@ -259,6 +259,26 @@ def test_statements_that_come_together_make_all_anew_once(here, there, rebuilds)
     assert (says(there), len(rebuilds)) == ({}, 1)
 
 
+def test_who_goes_on_from_a_branch_that_was_cut_off_replaces_nothing_of_the_other_one(here, there, tmp_path):
+    restored = copy_of(here, tmp_path / "restored.sqlite")  # the disk is set back to this
+    here.write([account("zo", first_name="Zo"), account("kim")], at=1)
+    (lost,) = segments(here, OLD)
+    give(there, lost)
+    restored.write([account("mary", first_name="Mary"), account("lal")], at=2)
+    restored.cut(OLD)
+    restored.write([account("mary", first_name="Maria"), account("zo", first_name="Zodin")], at=3)
+    head, log = read_segment(lost).id.hex(), here.log.hex()
+    told = [said("revoke", OLD, 2, cut_offs={log: 2}, heads={log: [head]}), said("enrol", OLD, 3)]
+    for server in (restored, there):
+        server.state(told)
+    give(restored, lost)
+    give(there, *segments(restored, OLD))
+    assert says(there) == says(restored)
+    assert there.record("account", "mary").value == {"first_name": "Maria"}
+    assert not there.record("account", "mary").conflict
+    assert there.record("account", "zo").conflict  # nobody who wrote one of the two has seen the other
+
+
 # -- entries that somebody has left out ----------------------------------------------------------------------
 
 
