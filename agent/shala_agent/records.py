@@ -24,7 +24,7 @@ from shala_agent import disk, write_ahead
 from shala_agent.device import device_id
 from shala_agent.failure import AgentError
 from shala_agent.membership import decode_statement, statement_id
-from shala_agent.merge import Name, State, Value, is_claimed, next_value, shown, written
+from shala_agent.merge import Name, State, Value, Vector, is_claimed, next_value, shown, written
 from shala_agent.record_types import TYPES, types_digest
 from shala_agent.segment import (
     MAX_CONTEXT,
@@ -640,20 +640,24 @@ class Records:
                 if limit is not None and counter > limit:
                     entry = decode_entry(raw)
                     lost[entry.type, entry.key] = (counter, entry)
-            self._append(store, label, lost)
+            self._append(store, label, store.seen_by_author(segment.log, id_), lost)
             self._database.query("UPDATE segment SET ours = ? WHERE id = ?", (_WRITTEN_ANEW, id_))
 
-    def _append(self, store: Store, label: bytes, lost: Mapping[Name, tuple[int, Entry]]) -> None:
+    def _append(
+        self, store: Store, label: bytes, seen: Vector, lost: Mapping[Name, tuple[int, Entry]]
+    ) -> None:
         """Append entries of an older log, with their counters there, to the own one, but for those that
-        somebody has seen who went on from there.
+        somebody has seen who went on from there: also this server, in all that it wrote in its own one.
         """
         states, counter, entries = store.tables.states(lost), self.counter, []
+        own = self._own_log()
         for name, (before, entry) in lost.items():
-            if name not in states or not is_claimed(states[name], label, before):
+            state = states.get(name)
+            if state is None or not (own in state.seen or is_claimed(state, label, before)):
                 counter += 1
-                entries.append((counter, encode_entry(_with_context(entry, {label: before}))))
+                entries.append((counter, encode_entry(_with_context(entry, {**seen, label: before}))))
         if entries:
-            store.tables.apply(self._own_log(), entries, store.clip, states)
+            store.tables.apply(own, entries, store.clip, states)
             self._add_to_tail(entries)
             self._set_meta("counter", counter)
 
@@ -689,7 +693,9 @@ class Records:
             if foreign is not None:
                 store.accept(foreign)
             # What was written in the old epoch and not cut has seen all that was, on our branch of it.
-            seen = dict(store.mention(log, newest, base)) if base else {}
+            seen = (
+                {**store.seen_by_author(log, newest), store.author_label(log, newest): base} if base else {}
+            )
             entries = [
                 (number, encode_entry(_with_context(decode_entry(entry), seen)))
                 for number, (_, entry) in enumerate(tail, 1)

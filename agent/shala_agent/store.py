@@ -308,17 +308,14 @@ class Store:
         begin, _ = self._cut_from(log, id_)
         return self.label(log, id_) if begin is None else branch_id(log, begin)
 
-    def mention(self, log: bytes, id_: bytes, upto: int) -> Vector:
-        """Return how its author says that a log was seen up to a counter, on the chain that ends with a
-        segment.
-        """
+    def seen_by_author(self, log: bytes, id_: bytes) -> Vector:
+        """Return what the author of a segment has seen of its log besides what `author_label` names."""
         begin, before = self._cut_from(log, id_)
-        seen = {self.author_label(log, id_): upto}
         if begin is None:
-            return {**self.seen_before(log, id_), **seen}
+            return self.seen_before(log, id_)
         if before is None:
-            return seen
-        return {**self.seen_before(log, before.id), self.label(log, before.id): before.last, **seen}
+            return {}
+        return {**self.seen_before(log, before.id), self.label(log, before.id): before.last}
 
     def _cut_from(self, log: bytes, id_: bytes) -> tuple[bytes | None, Link | None]:
         """Return the first segment that a revocation has cut off of the chain that ends with one, None where

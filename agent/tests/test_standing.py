@@ -279,6 +279,37 @@ def test_who_goes_on_from_a_branch_that_was_cut_off_replaces_nothing_of_the_othe
     assert there.record("account", "zo").conflict  # nobody who wrote one of the two has seen the other
 
 
+def test_what_was_cut_off_has_seen_what_counts_of_its_log(here, there):
+    here.write([account("zo"), account("kim")], at=1)
+    (head,) = segments(here, OLD)
+    give(there, head)
+    here.write([Change("account", "zo", None)], at=2)
+    here.cut(OLD)
+    id_, log = read_segment(head).id.hex(), here.log.hex()
+    told = [said("revoke", OLD, 2, cut_offs={log: 2}, heads={log: [id_]}), said("enrol", OLD, 3)]
+    for server in (here, there):
+        server.state(told)
+    give(there, *segments(here, OLD))
+    assert set(says(there)) == set(says(here)) == {"account/kim"}
+
+
+def test_who_comes_back_to_a_zone_brings_nothing_older_than_what_it_wrote_elsewhere(here, there):
+    here.write([account("zo", first_name="Zo")], at=1)
+    (head,) = segments(here, OLD)
+    give(there, head)
+    here.write([account("zo", first_name="Zodin")], at=2)
+    here.cut(OLD)
+    enrol(here, OLD, "rj", said("enrol", OLD, 1, "rj"))
+    here.write([account("zo", first_name="Zodina")], at=3)
+    id_, log = read_segment(head).id.hex(), read_segment(head).log.hex()
+    told = [said("revoke", OLD, 2, cut_offs={log: 1}, heads={log: [id_]}), said("enrol", OLD, 3)]
+    enrol(here, OLD, "mz", *told)
+    there.state(told)
+    give(there, *segments(here, OLD))
+    assert there.record("account", "zo").value == {"first_name": "Zodina"}
+    assert says(there) == says(here)
+
+
 # -- entries that somebody has left out ----------------------------------------------------------------------
 
 
