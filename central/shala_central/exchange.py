@@ -41,6 +41,7 @@ def answer(zones: Zones, device: Device, request: SyncRequest, session_key: byte
         is_ours = arrivals.is_ours(session, device.zone, request.cursor)
         standing = take_number(
             session,
+            session_key,
             device,
             request,
             nonce,

@@ -27,6 +27,8 @@ _SKEW = 60  # seconds by which the clocks of two machines with workers may diffe
 _TOKEN = struct.Struct(">Q8s16s")
 _SIGNED = b"shala session 1\n"
 _NONCE = b"shala nonce 1\n"
+_ISSUED = b"shala nonce of a number 1\n"
+_LOOKED_BACK = 1000  # requests that a centre may have forgotten of one device
 
 
 def new_token(key: bytes, device: bytes) -> str:
@@ -37,9 +39,17 @@ def new_token(key: bytes, device: bytes) -> str:
 
 
 def new_nonce(key: bytes, device: bytes, request: SyncRequest) -> str:
-    """Return the nonce that a request is given: the same one for the same request again."""
+    """Return the nonce that a request is given: the same one for the same request again. Its end tells a
+    centre that has forgotten it which number it was given at.
+    """
     text = _NONCE + device + msgspec.json.encode(request)
-    return hashlib.blake2b(text, key=key, digest_size=8).hexdigest()
+    first = hashlib.blake2b(text, key=key, digest_size=8).hexdigest()
+    return first + _issued(key, device, request.epoch, request.number)
+
+
+def _issued(key: bytes, device: bytes, epoch: int, number: int) -> str:
+    text = _ISSUED + device + struct.pack(">QQ", epoch, number)
+    return hashlib.blake2b(text, key=key, digest_size=4).hexdigest()
 
 
 def check_token(key: bytes, device: bytes, token: str) -> None:
@@ -70,6 +80,7 @@ class Standing:
 
 def take_number(
     session: Session,
+    key: bytes,
     device: Device,
     request: SyncRequest,
     nonce: str,
@@ -78,7 +89,8 @@ def take_number(
     max_epochs: int,
 ) -> Standing:
     """Note that a device opens a session, and that it is given `nonce` (docs/protocol.md, section 6).
-    `knows_the_list`: its cursor is one of ours, so that not the centre is what has been restored.
+    `key` is that of all nonces; `knows_the_list`: its cursor is one of ours, so that not the centre is what
+    has been restored.
 
     Raises Refusal where the device counts for another zone in this epoch, or has begun too many.
     """
@@ -96,7 +108,10 @@ def take_number(
         if (request.number, nonce) == (number, given):
             return Standing(repeated=True)
         must_know = knows_the_list or request.number == number + 1
-        if request.number <= number or (must_know and request.nonce not in (shown, given)):
+        is_unknown = request.nonce not in (shown, given)
+        if is_unknown and _is_forgotten(key, device, request, number):
+            continue
+        if request.number <= number or (must_know and is_unknown):
             dispute(session, device, request.epoch)
             return Standing(forked=int(number))
     if len(rows) >= max_epochs and all(row[0] != request.epoch for row in rows):
@@ -108,6 +123,12 @@ def take_number(
         (device.id, request.epoch, device.zone, request.number, request.nonce, nonce),
     )
     return Standing(forgotten=request.nonce not in known)
+
+
+def _is_forgotten(key: bytes, device: Device, request: SyncRequest, number: int) -> bool:
+    """Return whether a request shows a nonce that was given after the greatest number known of its epoch."""
+    numbers = range(number + 1, min(request.number, number + 1 + _LOOKED_BACK))
+    return any(request.nonce.endswith(_issued(key, device.id, request.epoch, one)) for one in numbers)
 
 
 def _has_any(session: Session, zone: int, log: bytes) -> bool:
