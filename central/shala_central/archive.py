@@ -33,6 +33,7 @@ from shala_central.history import History, HistoryError
 from shala_central.listing import lines_of
 from shala_central.objects import Objects
 from shala_central.publish import make_folders, require_exchange, write_file
+from shala_central.reading import to_read
 from shala_central.records import (
     ENCRYPTED,
     PullRecord,
@@ -256,7 +257,7 @@ class Archive:
     @contextlib.contextmanager
     def history(self) -> Iterator[History]:
         """Open the history of all servers while the block runs. Raises HistoryError."""
-        with contextlib.closing(History(self.hidden / "history.sqlite")) as history:
+        with contextlib.closing(History(to_read(self.hidden / "history.sqlite"))) as history:
             yield history
 
     # -- one server ------------------------------------------------------------------------------------------
@@ -312,7 +313,7 @@ class Archive:
             except (OSError, msgspec.MsgspecError, RecordDamaged) as error:
                 raise _damaged_record(name, str(error)) from None
             return Committed(name, record, pull, self.tree_of(pull.year, pull.state, name))
-        if folders_of(folder) and not (self.hidden / "staging" / name / "commit.json").exists():
+        if folders_of(folder) and not self.is_at_work(name):
             raise _damaged_record(name, f"{folder} does not say which is the newest (current.json)")
         if (folder / "current.json").exists():
             raise _damaged_record(name, f"what {folder / 'current.json'} names is gone")
@@ -326,9 +327,12 @@ class Archive:
         return committed
 
     def _record_in_view(self, name: str, folder: Path) -> Path:
-        """Return the record of what readers see, also where a run was cut just after the exchange."""
+        """Return the record of what readers see, also where a run was cut just after the exchange.
+
+        Who may not look into staging, as a mere reader, is given the last record that was put in its place.
+        """
         staging = self.hidden / "staging" / name
-        with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError):
+        with contextlib.suppress(FileNotFoundError, PermissionError, msgspec.MsgspecError):
             intent = msgspec.json.decode((staging / "commit.json").read_bytes(), type=Intent)
             if inode_of(self.tree_of(intent.year, intent.state, name)) == intent.inode:
                 moved = folder / intent.record
@@ -417,8 +421,10 @@ class Archive:
         return str(_damaged_record(name, "it is gone"))
 
     def is_at_work(self, name: str) -> bool:
-        """Return whether a commit of a server has begun and is not done."""
-        return (self.hidden / "staging" / name / "commit.json").exists()
+        """Return whether a commit of a server has begun and is not done, as far as this user may look."""
+        with contextlib.suppress(PermissionError):
+            return (self.hidden / "staging" / name / "commit.json").exists()
+        return False
 
 
 def by_number(name: str) -> tuple[str, int, str]:

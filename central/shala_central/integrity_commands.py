@@ -12,6 +12,7 @@ import msgspec
 from shala_central.backup import PutBack, back_up, damaged_tables, put_back
 from shala_central.cold import ColdFailed
 from shala_central.config import CentralConfig
+from shala_central.copies import HISTORY
 from shala_central.failure import UsageError
 from shala_central.integrity import Scrubbed, SecondCopy, damaged_objects, note_damage, repair, scrub
 from shala_central.options import (
@@ -29,6 +30,7 @@ from shala_central.options import (
     servers_of,
     visible,
 )
+from shala_central.reading import require_own
 from shala_central.report import size
 from shala_central.verify import verify
 
@@ -60,6 +62,7 @@ def archive_verify(
       shala archive verify --sample 5
     """
     archive = open_archive(config)
+    require_own(archive.hidden / HISTORY)  # what it finds is noted for status
     chosen = servers_of(archive, names)
     tables = damaged_tables(archive)
     answers: list[dict[str, Any]] = []

@@ -27,7 +27,9 @@ from shala_agent.manifest import File
 
 from shala_central.ciphertext import SUFFIX, Ciphertexts
 from shala_central.cold import PATCHABLE, Cold, ColdDamaged
+from shala_central.copies import COLD
 from shala_central.publish import FILE_MODE, make_folders, remove_tree, sync_file_system, sync_folder
+from shala_central.reading import only_reads
 from shala_central.remote import Local, LocalDamaged, Remote, RemoteDamaged, Sent
 
 SHARED = "shared"
@@ -56,7 +58,7 @@ class Objects:
         self.ciphertexts = ciphertexts or Ciphertexts(root.parent / "encrypted.sqlite")
         self.remote = remote
         self.on_demand = on_demand and remote is not None
-        self.cold = Cold(root, read_only=read_only)
+        self.cold = Cold(root, read_only=read_only or only_reads(root.parent / COLD))
         self._bytes_root = os.fsencode(root)
         self._shared = tuple(f"{item.rstrip('/')}/" for item in shared_items)
         self._shared_bytes = tuple(item.encode() for item in self._shared)

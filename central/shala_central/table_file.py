@@ -16,6 +16,7 @@ from shala_agent import write_ahead
 
 from shala_central.copies import connect, is_damage, lost
 from shala_central.failure import CentralError
+from shala_central.reading import to_read
 
 
 class TableFile:
@@ -66,7 +67,7 @@ class TableFile:
     def _opened(self) -> sqlite3.Connection:
         if self._db is None:
             self._require()
-            db = connect(self.path, threads=True)
+            db = connect(to_read(self.path), threads=True)
             try:
                 write_ahead.switch(db, self.path)
                 db.execute("PRAGMA synchronous = FULL")

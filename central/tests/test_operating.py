@@ -7,15 +7,17 @@ import errno
 import json
 import os
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
 from central_school import School, received
+from conftest import Centre
 from shala_central import checkout as checkout_module
 from shala_central.archive import Archive
 from shala_central.bag import BagRefused, Broken
 from shala_central.checkout import checkout
-from shala_central.cli import _print_results
+from shala_central.cli import _print_results, shala
 from shala_central.commit import restore
 from shala_central.failure import CentralError, UsageError
 from shala_central.integrity import repair
@@ -342,6 +344,69 @@ def test_who_may_not_read_the_archive_is_told_who_may(day):
             archive.require()
     finally:
         os.seteuid(0)
+
+
+@pytest.fixture
+def a_reader(school, capsys):
+    """Run commands on an archive of three collections as a member of its group: `run(*words, as_owner=...)`."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are root's alone
+        folder = Path(name)
+        folder.chmod(0o755)
+        centre = Centre(folder, schools=[school])
+        school.port = 22
+        archive = centre.archive
+        archive.open()
+        for number in (1, 2, 3):
+            school.sequence, school.items = number, {"db": "ok", "qbank": "ok"}
+            received(archive, school, {**DAY, "gstudio/db/a": b"%d" % number})
+        config = str(centre.config)
+
+        def run(*words: str, as_owner: bool = False) -> tuple[int, str, str]:
+            os.seteuid(0 if as_owner else 65534)  # of root's group: it may read
+            try:
+                code = shala.main(["archive", *words, "--config", config], standalone_mode=False)
+            finally:
+                os.seteuid(0)
+            return (code, *capsys.readouterr())
+
+        run.archive = archive
+        yield run
+
+
+def test_a_member_of_the_group_is_told_what_the_owner_is(school, a_reader):
+    for words in (
+        ("status",),
+        ("show", school.name),
+        ("log", school.name),
+        ("diff", school.name, "1"),
+        ("provenance", f"2026/mz/{school.name}/gstudio/db/a"),
+        ("quarantine", "list"),
+    ):
+        as_owner = a_reader(*words, as_owner=True)
+        assert as_owner[0] == 0
+        assert a_reader(*words) == as_owner
+
+
+def test_a_member_of_the_group_can_have_earlier_collections(school, a_reader):
+    with tempfile.TemporaryDirectory() as out:
+        Path(out).chmod(0o777)
+        a_reader("checkout", school.name, "1", f"{out}/root", as_owner=True)
+        assert a_reader("checkout", school.name, "1", f"{out}/mine")[0] == 0
+        assert Path(out, "mine/gstudio/db/a").read_bytes() == b"1"
+        assert a_reader("export", school.name, "--number", "2", "--to", f"{out}/mine.tar")[0] == 0
+
+
+def test_a_member_of_the_group_sees_what_was_committed_since(school, a_reader):
+    a_reader("log", school.name, as_owner=True)
+    assert "\n         3  " in a_reader("log", school.name)[1]
+    school.sequence = 4
+    received(a_reader.archive, school, {**DAY, "gstudio/db/a": b"4"})
+    assert "\n         4  " in a_reader("log", school.name)[1]
+
+
+def test_a_member_of_the_group_is_told_who_verifies(school, a_reader):
+    with pytest.raises(UsageError, match=r"is not for nobody to use \(run: sudo -u root "):
+        a_reader("verify")
 
 
 # -- what is said --------------------------------------------------------------------------------------------

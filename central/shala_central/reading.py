@@ -1,0 +1,73 @@
+"""Reading: the tables of an archive for who may read them, and write nothing beside them.
+
+SQLite writes beside a table that it only reads. A researcher of the archive's group may not, nor anybody on a
+disk that is mounted read-only: they are given a copy in a temporary folder that is theirs alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from shala_central.failure import CentralError, UsageError, refused
+
+TRIES, SECONDS = 10, 0.2  # to copy a table that is written meanwhile
+_Seen = tuple[tuple[int, int, int], ...]
+_copies: dict[Path, tuple[_Seen, Path, tempfile.TemporaryDirectory[str]]] = {}
+
+
+def only_reads(table: Path) -> bool:
+    """Return whether a table is there and this user may not write it, or nothing beside it."""
+    return os.path.lexists(table) and not all(
+        os.access(place, os.W_OK, effective_ids=True) for place in (table, table.parent)
+    )
+
+
+def require_own(table: Path) -> None:
+    """Raise UsageError where a table is another user's, who may do what this one may not."""
+    if only_reads(table) and not os.statvfs(table).f_flag & os.ST_RDONLY:
+        raise UsageError(refused(table))
+
+
+def to_read(table: Path) -> Path:
+    """Return the table itself, or where this user only reads a copy of it, as it was at one moment.
+
+    Raises UsageError for one that may not be read either, CentralError for one that is written all the time.
+    """
+    if not only_reads(table):
+        return table
+    for _ in range(TRIES):
+        seen = _seen(table)
+        if table in _copies and _copies[table][0] == seen:
+            return _copies[table][1]
+        # Its log belongs to it: the newest rows are there.
+        folder = tempfile.TemporaryDirectory(prefix="shala-read-")
+        try:
+            for file in _files(table):
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copyfile(file, Path(folder.name, file.name))
+        except PermissionError:
+            raise UsageError(refused(table)) from None
+        if _seen(table) == seen:
+            _copies[table] = (seen, Path(folder.name, table.name), folder)
+            return _copies[table][1]
+        time.sleep(SECONDS)
+    raise CentralError(f"{table} is being written (try again when the pull has ended)")
+
+
+def _files(table: Path) -> tuple[Path, Path]:
+    return table, table.with_name(f"{table.name}-wal")
+
+
+def _seen(table: Path) -> _Seen:
+    """Return what changes when somebody writes a table."""
+    found = []
+    for file in _files(table):
+        with contextlib.suppress(FileNotFoundError):
+            stat = file.stat()
+            found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return tuple(found)
