@@ -322,6 +322,8 @@ class Archive:
     def require_committed(self, name: str) -> Committed:
         """Return what is published of a server. Raises UsageError if nothing is, RecordDamaged."""
         committed = self.committed(name)
+        if committed is None and (gone := self.damaged_record(name)):
+            raise RecordDamaged(gone)
         if committed is None:
             raise UsageError(f"nothing of '{name}' is in the archive (shala archive tree shows what is)")
         return committed

@@ -70,7 +70,7 @@ def completeness(archive: Archive, servers: Sequence[Server]) -> list[Completene
     months: dict[str, dict[str, int]] = {}
     with contextlib.suppress(HistoryError), archive.history() as history:
         months = history.months()
-    refused, noted = quarantine_counts(archive), noted_damage(archive)
+    refused, noted, known = quarantine_counts(archive), noted_damage(archive), set(archive.known())
     return [
         _of_server(
             archive,
@@ -78,6 +78,7 @@ def completeness(archive: Archive, servers: Sequence[Server]) -> list[Completene
             months.get(server.name, {}),
             refused.get(server.name, 0),
             noted.get(server.name),
+            is_known=server.name in known,
         )
         for server in servers
     ]
@@ -172,7 +173,13 @@ def grid(entries: Sequence[Completeness], months: Sequence[str]) -> str:
 
 
 def _of_server(
-    archive: Archive, server: Server, months: dict[str, int], quarantined: int, noted: Noted | None
+    archive: Archive,
+    server: Server,
+    months: dict[str, int],
+    quarantined: int,
+    noted: Noted | None,
+    *,
+    is_known: bool,
 ) -> Completeness:
     empty = Completeness(
         name=server.name,
@@ -189,6 +196,8 @@ def _of_server(
     refused = _refused_since(archive, server.name, "")
     try:
         committed = archive.committed(server.name)
+        if committed is None and is_known and (gone := archive.damaged_record(server.name, is_known=True)):
+            raise RecordDamaged(gone)
         collection = committed.collection() if committed is not None else None
     except RecordDamaged:
         lacks = ["its record is damaged", *refused]

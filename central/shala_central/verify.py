@@ -14,7 +14,7 @@ from shala_agent.manifest import File, ManifestError, sort_key
 from shala_central.archive import Archive, Committed
 from shala_central.bag import FILES, BagRefused, survey
 from shala_central.config import Limits
-from shala_central.failure import CentralError, UsageError
+from shala_central.failure import CentralError
 from shala_central.history import HistoryError
 from shala_central.listing import file_of
 from shala_central.objects import digest_of
@@ -49,10 +49,6 @@ def verify(archive: Archive, name: str, share: float = 1.0) -> list[Damage]:
             committed = archive.require_committed(name)
         except RecordDamaged as damaged:
             return [Damage("the record", _without_name(str(damaged), name))]
-        except UsageError:
-            if name not in archive.known() or archive.is_at_work(name):
-                raise
-            return [Damage("the record", "is gone")]
         damage = _damage(archive, committed, share)
         # A collection that was committed meanwhile explains every difference.
         if archive.is_readable(name) and archive.committed(name) == committed:

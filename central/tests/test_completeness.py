@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import xml.etree.ElementTree as ET
 
 import msgspec
@@ -101,6 +102,20 @@ def test_what_is_mended_is_no_more_known_as_damaged(centre, school, tmp_path):
     assert "damaged" in conditions(centre)
     assert repair(archive, school.name).lost == []
     assert "damaged" not in conditions(centre)
+
+
+def test_a_record_that_is_gone_is_damage_and_not_a_server_that_never_delivered(centre, school):
+    archive = centre.archive
+    archive.open()
+    school.sequence, school.port = 1, 22
+    received(archive, school, {"gstudio/db/a": b"one"})
+    centre.schools.append(school)
+    shutil.rmtree(archive.hidden / "collections" / school.name)
+    assert conditions(centre) == ["damaged"]
+    status = centre.shala("archive", "status")
+    assert (status.returncode, "its record is damaged" in status.stdout) == (3, True)
+    log = centre.shala("archive", "log", school.name)
+    assert (log.returncode, "is damaged: it is gone" in log.stderr) == (1, True)
 
 
 def test_the_page_tells_of_every_server_when_it_was_pulled_and_what_it_lacks(centre, school):
