@@ -11,7 +11,7 @@ import math
 import os
 import random
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -66,23 +66,38 @@ class Repaired(msgspec.Struct, frozen=True):
 
 
 class Noted(msgspec.Struct, frozen=True):
-    """What the last look found damaged of a server: when that was, how many files, and the first."""
+    """What the last look found damaged of a server: when that was, how many files, and the first.
+
+    `earlier` says that among it is what only earlier collections need.
+    """
 
     at: str
     files: int
     first: str
+    earlier: bool = False
 
 
-def note_damage(archive: Archive, found: Mapping[str, Sequence[Damage]]) -> None:
+def note_damage(
+    archive: Archive,
+    found: Mapping[str, Sequence[Damage]],
+    *,
+    earlier: Container[str] = (),
+    deep: bool = False,
+) -> None:
     """Keep for `status` what was found damaged of servers; nothing found clears what was noted before.
 
-    Who may only read the archive cannot: then it stays as it was.
+    `earlier` are servers of which something is damaged that only earlier collections need: only a `deep`
+    look, at all that is kept, clears that. Who may only read the archive cannot: then it stays as it was.
     """
     noted = noted_damage(archive)
     for name, damage in found.items():
-        noted.pop(name, None)
+        before = noted.get(name)
+        stays = before is not None and before.earlier and not deep
         if damage:
-            noted[name] = Noted(_now(), len(damage), f"{damage[0].path} {damage[0].problem}")
+            first = f"{damage[0].path} {damage[0].problem}"
+            noted[name] = Noted(_now(), len(damage), first, stays or name in earlier)
+        elif not stays:
+            noted.pop(name, None)
     with contextlib.suppress(OSError):
         write_file(archive.hidden / "damaged.json", msgspec.json.encode(noted))
 
@@ -215,6 +230,7 @@ def _with_concerns(archive: Archive, damage: Sequence[Damage]) -> list[Damage]:
     files: dict[tuple[str, str], list[str]] = {_content(item): [] for item in damage}
     pools = {pool for pool, _ in files}
     found: dict[str, list[Damage]] = {}
+    earlier: set[str] = set()
     for name in archive.servers() if SHARED in pools else sorted(pools.intersection(archive.servers())):
         seen: set[tuple[str, str]] = set()
         with contextlib.suppress(CentralError, ManifestError), archive.history() as history:
@@ -227,9 +243,21 @@ def _with_concerns(archive: Archive, damage: Sequence[Damage]) -> list[Damage]:
                     seen.add(content)
                 if (where := f"{name} {path}") not in files[content] and len(files[content]) < MAX_CONCERNS:
                     files[content].append(where)
+        if seen and not seen <= _in_view(archive, name):
+            earlier.add(name)
     if found:
-        note_damage(archive, found)
+        note_damage(archive, found, earlier=earlier)
     return [msgspec.structs.replace(item, concerns=files[_content(item)]) for item in damage]
+
+
+def _in_view(archive: Archive, name: str) -> set[tuple[str, str]]:
+    """Return (pool, sha256) of all that readers see of a server; nothing where no list tells."""
+    view: set[tuple[str, str]] = set()
+    with contextlib.suppress(CentralError, ManifestError, OSError):
+        if (committed := archive.committed(name)) is not None:
+            for file in map(file_of, committed.view()):
+                view.add((archive.objects.pool_of(name, file.path.removeprefix("data/")), file.sha256))
+    return view
 
 
 def _content(item: Damage) -> tuple[str, str]:
@@ -354,7 +382,7 @@ def repair(archive: Archive, name: str, second: SecondCopy | None = None) -> Rep
         earlier = mend_earlier_years(archive, name)
         recover(archive, name)
     if not lost and not _record_flaws(archive, name):
-        note_damage(archive, {name: []})
+        note_damage(archive, {name: []}, deep=True)
     return Repaired(name, mended, lost, [*sorted(put_back.difference(mended)), *earlier])
 
 

@@ -66,26 +66,30 @@ def archive_verify(
     chosen = servers_of(archive, names)
     tables = damaged_tables(archive)
     answers: list[dict[str, Any]] = []
+    earlier: set[str] = set()  # servers of which something is damaged that is not in view
     with bar(chosen, "Verifying", quiet=as_json) as moving:
         for name in moving:
             damage = verify(archive, name, share=sample / 100)
-            if deep:
-                damage = [*damage, *damaged_objects(archive, name, damage)]
+            if deep and (kept := damaged_objects(archive, name, damage)):
+                damage = [*damage, *kept]
+                earlier.add(name)
             answers.append({"name": name, "damage": damage})
     damaged = [answer for answer in answers if answer["damage"]]
-    note_damage(archive, {str(a["name"]): a["damage"] for a in answers if a["damage"] or sample == 100})
+    found = {str(a["name"]): a["damage"] for a in answers if a["damage"] or sample == 100}
+    # Through a damaged table not all that is kept was read.
+    note_damage(archive, found, earlier=earlier, deep=deep and sample == 100 and not tables)
     if as_json:
         print_json({"servers": answers, "tables": tables})
     else:
         for table_damage in tables:
             click.echo(f"{table_damage.path} {table_damage.problem}")
         for answer in answers:
-            found: list[Any] = answer["damage"]
-            click.echo(f"{answer['name']}: {counted(len(found), 'damaged file') if found else 'ok'}")
-            for item in found[:MAX_SHOWN]:
+            files: list[Any] = answer["damage"]
+            click.echo(f"{answer['name']}: {counted(len(files), 'damaged file') if files else 'ok'}")
+            for item in files[:MAX_SHOWN]:
                 click.echo(f"  {item.path} {item.problem}")
-            if len(found) > MAX_SHOWN:
-                click.echo(f"  and {len(found) - MAX_SHOWN} more (--json has all)")
+            if len(files) > MAX_SHOWN:
+                click.echo(f"  and {len(files) - MAX_SHOWN} more (--json has all)")
         whole = f"{len(answers) - len(damaged)} of {counted(len(answers), 'server')} undamaged"
         hint = (
             f"; left: {len(damaged)} damaged. {ways_to_mend([str(a['name']) for a in damaged])}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import xml.etree.ElementTree as ET
@@ -116,6 +117,28 @@ def test_a_record_that_is_gone_is_damage_and_not_a_server_that_never_delivered(c
     assert (status.returncode, "its record is damaged" in status.stdout) == (3, True)
     log = centre.shala("archive", "log", school.name)
     assert (log.returncode, "is damaged: it is gone" in log.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("look", [("verify", "--deep"), ("scrub", "--days", "1")], ids=lambda look: look[0])
+def test_a_look_that_reads_less_does_not_clear_what_it_did_not_read(centre, school, look):
+    archive = centre.archive
+    archive.open()
+    school.port = 22
+    centre.schools.append(school)
+    for number in (1, 2):
+        school.sequence = number
+        received(archive, school, {"gstudio/db/a": b"%d" % number})
+    digest = hashlib.sha256(b"1").hexdigest()
+    place = archive.objects.root / school.name / digest[:2] / digest
+    place.chmod(0o640)
+    place.write_bytes(b"x")
+    assert centre.shala("archive", *look).returncode == 1
+    assert conditions(centre)[-1] == "damaged"
+    assert centre.shala("archive", "verify").returncode == 0
+    assert conditions(centre)[-1] == "damaged"
+    place.write_bytes(b"1")
+    assert centre.shala("archive", "verify", "--deep").returncode == 0
+    assert "damaged" not in conditions(centre)
 
 
 def test_the_page_tells_of_every_server_when_it_was_pulled_and_what_it_lacks(centre, school):
