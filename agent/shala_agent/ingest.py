@@ -97,7 +97,7 @@ def _accounts_of_dump(work: _Ingest) -> None:
     """Hear the users of the PostgreSQL dump; passwords and mail addresses are not even looked at."""
     folder, _, name = POSTGRES_DUMP.rpartition("/")
     for path in _new_file(work, "dump", folder, name, lambda path: check_sql(path, name)):
-        _hear(work, "dump", _accounts(work, users_of_dump(path), name))
+        _hear(work, "dump", _accounts(work, "dump", users_of_dump(path), name))
 
 
 def check_sql(path: Path, name: str) -> Iterator[str]:
@@ -124,7 +124,7 @@ def users_of_dump(
                 yield {one: _unescaped(row.get(one, "")) for one in wanted}
 
 
-def _accounts(work: _Ingest, users: Iterable[Mapping[str, str]], file: str) -> Iterator[Change]:
+def _accounts(work: _Ingest, source: str, users: Iterable[Mapping[str, str]], file: str) -> Iterator[Change]:
     for user in users:
         name = user["username"]
         if not _USER.fullmatch(name):
@@ -132,8 +132,9 @@ def _accounts(work: _Ingest, users: Iterable[Mapping[str, str]], file: str) -> I
             continue
         home = _HOME.search(name)
         ours = home is not None and home[1] == work.identity.server_id
+        known = None if ours else work.records.record("account", name)
         # A name that ends in another server's id is that one's to speak of, unless nobody has yet.
-        if not ours and work.records.record("account", name) is not None:
+        if home is not None and known is not None:
             continue
         value: Value = {"username": name}
         if _NUMBER.fullmatch(user["id"]):
@@ -141,7 +142,13 @@ def _accounts(work: _Ingest, users: Iterable[Mapping[str, str]], file: str) -> I
         value |= {one: user[one] for one in ("first_name", "last_name") if user.get(one)}
         if ours:
             value |= {"server_id": work.identity.server_id, "school_code": work.identity.school_code}
-        yield Change("account", name, value)
+        change = Change("account", name, value)
+        # Everybody's, as `administrator`, or only given to this platform (accounts.py): this server has its
+        # own word to say of what others wrote once its own row changes.
+        others = known is not None and known.log != work.records.log
+        if others and work.records.told(source, "account", name) is None:
+            work.records.note(source, change)
+        yield change
 
 
 # -- progress ------------------------------------------------------------------------------------------------
@@ -167,7 +174,7 @@ def _progress_accounts(work: _Ingest, path: Path) -> Iterator[Change]:
     )
     # The dump knows all of them and more: here only those that it does not have.
     known = work.records.told
-    for change in _accounts(work, users, path.name):
+    for change in _accounts(work, "progress", users, path.name):
         if known("dump", "account", change.key) is None:
             yield change
 

@@ -24,7 +24,17 @@ from shala_agent import disk, write_ahead
 from shala_agent.device import device_id
 from shala_agent.failure import AgentError
 from shala_agent.membership import decode_statement, statement_id
-from shala_agent.merge import Name, State, Value, Vector, is_claimed, next_value, shown, written
+from shala_agent.merge import (
+    Name,
+    State,
+    Value,
+    Vector,
+    is_claimed,
+    is_conflict,
+    next_value,
+    shown,
+    written,
+)
 from shala_agent.record_types import TYPES, types_digest
 from shala_agent.segment import (
     MAX_CONTEXT,
@@ -272,6 +282,10 @@ class Records:
     def set_told(self, source: str, type_: str, key: str, digest: bytes) -> None:
         """Note what a source said."""
         self._database.query(_TELL, (source, type_, key, digest))
+
+    def note(self, source: str, change: Change) -> None:
+        """Note what a source says, and write nothing: it is heard once it says something else."""
+        self.set_told(source, change.type, change.key, _digest(change))
 
     def cut(self, key: SigningKey) -> int:
         """Make segments of the own changes since the last time; return how many segments. Nothing is cut with
@@ -544,8 +558,7 @@ class Records:
         """Return what a source has not said before, and note that it has now."""
         new = []
         for change in _last_of_each(changes).values():
-            said = b"" if change.value is None else written(change.value).encode()
-            digest = hashlib.blake2b(said, digest_size=12).digest()
+            digest = _digest(change)
             if self.told(source, change.type, change.key) != digest:
                 self.set_told(source, change.type, change.key, digest)
                 new.append(change)
@@ -778,6 +791,8 @@ def _entry_of(change: Change, state: State | None, log: bytes, at: int) -> Entry
     value = None
     if change.value is not None:
         value = next_value(current, change.value, known.policy)
+        if value is None and known.policy == "latest" and state is not None and is_conflict(state, "latest"):
+            value = current  # whoever says what is shown settles what others say
     if value is None and (change.value is not None or current is None):
         return None
     depth, context = 1, None
@@ -788,6 +803,11 @@ def _entry_of(change: Change, state: State | None, log: bytes, at: int) -> Entry
         seen = {name: counter for name, counter in {**first, **state.seen}.items() if name != log}
         context = _bounded(seen) or None
     return Entry(change.type, change.key, known.schema, depth, at, value, context)
+
+
+def _digest(change: Change) -> bytes:
+    said = b"" if change.value is None else written(change.value).encode()
+    return hashlib.blake2b(said, digest_size=12).digest()
 
 
 def _with_context(entry: Entry, seen: dict[bytes, int]) -> Entry:

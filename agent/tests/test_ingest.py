@@ -13,16 +13,21 @@ from nacl.signing import SigningKey
 from shala_agent.bson import DocumentUnreadable, decoded
 from shala_agent.collect import identify
 from shala_agent.ingest import Heard, ingest
+from shala_agent.membership import Statement, sign_statement
+from shala_agent.merge import written
 from shala_agent.records import Change, Records
+from shala_agent.segment import NONE, Entry, encode_entry, make_segment
 
 STUDENT = "green-apple-mz17"
+CENTRE = SigningKey.generate()
+ELSEWHERE = SigningKey.generate()
 
 
 @pytest.fixture
 def records(school: School) -> Iterator[Records]:
     made = Records(school.root / "state/records.sqlite")
     key = SigningKey.generate()
-    made.enrol("mz", bytes(SigningKey.generate().verify_key), bytes(key.verify_key))
+    made.enrol("mz", bytes(CENTRE.verify_key), bytes(key.verify_key))
     for folder in (derived.PROGRESS, derived.ACTIVITY, "data/qbank"):
         shutil.rmtree(school.root / folder)
     yield made
@@ -204,6 +209,63 @@ def test_accounts_of_other_servers_are_theirs_to_speak_of(school: School, record
     hear()
     assert records.record("account", "red-kite-mz18").value["first_name"] == "Zovi"
     assert "school_code" not in records.record("account", "white-lotus-mz19").value
+
+
+def comes_from_elsewhere(records: Records, key: str, value: dict[str, object]) -> None:
+    """Have an account that another server of the zone wrote before it heard of any other."""
+    said = Statement(
+        format=1, kind="enrol", zone="mz", key=bytes(ELSEWHERE.verify_key).hex(), name="mz18", generation=1
+    )
+    records.state([sign_statement(CENTRE, said)])
+    entry = encode_entry(Entry("account", key, 1, 2, 5, written(value)))  # deeper: this one is shown
+    segment = make_segment(ELSEWHERE, "mz", 1, 1, NONE, [entry])
+    assert records.accept(segment.data, from_centre=True) == "applied"
+
+
+def name_of(records: Records, user: str) -> str:
+    return records.record("account", user).value["first_name"]
+
+
+def test_an_account_of_no_server_is_written_anew_when_its_own_row_changes(
+    school: School, records: Records, hear
+):
+    derived.dump(school, [(1, "administrator", "Nipe", "Zora")])
+    hear()
+    records.write([Change("account", "administrator", {"first_name": "Vigu"})], 5)  # as if it were synced
+    derived.dump(school, [(1, "administrator", "Nipe", "Zora"), (17995, STUDENT, "Lari", "Mota")])
+    assert hear().changed == {"account": 1}
+    assert name_of(records, "administrator") == "Vigu"
+    derived.dump(school, [(1, "administrator", "Ravi", "Zora")])
+    assert hear().changed == {"account": 1}
+    assert name_of(records, "administrator") == "Ravi"
+
+
+def test_an_account_of_no_server_that_others_spoke_of_first_is_theirs_until_its_own_row_changes(
+    school: School, records: Records, hear
+):
+    comes_from_elsewhere(records, "ravi", {"username": "ravi", "first_name": "Ravi"})
+    derived.dump(school, [(7, "ravi", "", "")])
+    assert hear().changed == {}
+    derived.dump(school, [(7, "ravi", "Ravinder", "")])
+    assert hear().changed == {"account": 1}
+    assert name_of(records, "ravi") == "Ravinder"
+
+
+def test_two_servers_settle_what_they_say_of_an_account_once_one_of_them_says_it_anew(
+    school: School, records: Records, hear
+):
+    derived.dump(school, [(1, "administrator", "Nipe", "Zora")])
+    hear()
+    said = {"username": "administrator", "user_id": 1, "first_name": "Vigu", "last_name": "Zora"}
+    comes_from_elsewhere(records, "administrator", said)
+    assert records.record("account", "administrator").conflict
+    derived.dump(school, [(1, "administrator", "Nipe", "Zora"), (17995, STUDENT, "Lari", "Mota")])
+    hear()
+    assert records.record("account", "administrator").conflict
+    # Maybe that is the one which is shown already.
+    derived.dump(school, [(1, "administrator", "Vigu", "Zora")])
+    assert hear().changed == {"account": 1}
+    assert not records.record("account", "administrator").conflict
 
 
 def test_a_course_adds_up_units_of_all_servers(school: School, records: Records, hear):
