@@ -47,12 +47,13 @@ State = Annotated[
     str, msgspec.Meta(pattern=r"^[a-z]{2,8}\Z", description='a state code in small letters, such as "mz"')
 ]
 
+# Without TLS only to the machine itself: names of children travel here.
+TLS = r"https://[A-Za-z0-9.-]+(:\d{1,5})?"
+LOOPBACK = r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?"
 Url = Annotated[
     str,
     msgspec.Meta(
-        # Without TLS only to the machine itself: names of children travel here.
-        pattern=r"^(https://[A-Za-z0-9.-]+(:\d{1,5})?(/[\x21-\x7e]*)?"
-        r"|http://(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?/?)?\Z",
+        pattern=rf"^({TLS}(/[\x21-\x7e]*)?|{LOOPBACK}/?)?\Z",
         description='an address such as "https://centre.example.org", or "" for the one of the enrolment',
     ),
 ]

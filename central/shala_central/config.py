@@ -8,7 +8,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
-from shala_agent.config import parsed
+from shala_agent.config import LOOPBACK, TLS, parsed
 from shala_agent.failure import UsageError as AgentUsageError
 
 from shala_central.failure import UsageError, refused
@@ -132,8 +132,9 @@ class ZoneSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     url: Annotated[
         str,
         msgspec.Meta(
-            pattern=r"^(https?://[^\s/@\"]+)?$",
-            description='such as "https://sync.example.org", without a path, or "" for as they came',
+            pattern=rf"^({TLS}|{LOOPBACK})?\Z",  # what sync.url of agent.toml takes
+            description='an address such as "https://sync.example.org", without a path, or "" for as they'
+            " came",
         ),
     ] = ""
     # TLS is nginx's, in front.

@@ -211,6 +211,25 @@ def test_a_url_that_names_no_database_of_ours_is_refused(url):
         Database(url).open()
 
 
+@pytest.mark.parametrize(
+    "url", ["http://example.org", "https://sync.example.org/shala", "https://a_b", "ftp://localhost"]
+)
+def test_an_address_that_no_server_would_take_is_refused(tmp_path, url):
+    path = tmp_path / "central.toml"
+    path.write_text(f'format = 1\n[zones]\nurl = "{url}"\n')
+    with pytest.raises(UsageError) as refusal:
+        read_config(path)
+    expected = 'expected an address such as "https://sync.example.org"'
+    assert str(refusal.value).startswith(f"{path}: zones.url = '{url}': {expected}")
+
+
+@pytest.mark.parametrize("url", ["", "https://sync.example.org:8443", "http://[::1]:8470"])
+def test_an_address_that_servers_take_is_taken(tmp_path, url):
+    path = tmp_path / "central.toml"
+    path.write_text(f'format = 1\n[zones]\nurl = "{url}"\n')
+    assert read_config(path).zones.url == url
+
+
 def test_a_password_is_never_shown(tmp_path):
     database = Database("postgresql://shala:geheim@127.0.0.1:1/zones")
     with pytest.raises(DatabaseProblem) as caught:
