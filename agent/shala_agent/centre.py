@@ -120,6 +120,9 @@ class Centre:
         self.session = ""
         with self._answer("POST", "/v1/sync", msgspec.json.encode(request)) as response:
             answer = _decoded(self._checked(response), SyncAnswer, self.url)
+        # Each answer is a session, a fork, or a beginning anew; `{}` is what others say to anything.
+        if not (answer.fork or (answer.nonce and (answer.session or answer.restart))):
+            raise CentreRefuses(f"what answers at {self.url} is no shala centre (it opens no session)")
         # It goes into a header of ours.
         if not re.fullmatch(r"[\x21-\x7e]{0,200}", answer.session) or len(answer.nonce) > 32:
             raise CentreRefuses(f"{self.url} gave a session that cannot be one (is it a shala centre?)")

@@ -322,7 +322,9 @@ def test_a_list_with_a_hole_is_not_believed(hill: Server, lake: Server, centre: 
     hill.learn("green-apple-mz17", "unit0")
     hill.sync()
     centre.garbage = msgspec.json.encode(
-        wire.SyncAnswer(session="x", items=[wire.Item(9, "0" * 64, 5)], cursor=wire.Cursor(9, "0" * 16))
+        wire.SyncAnswer(
+            nonce="n", session="x", items=[wire.Item(9, "0" * 64, 5)], cursor=wire.Cursor(9, "0" * 16)
+        )
     )
     assert "does not go on from ours" in lake.sync().reason
 
@@ -594,6 +596,8 @@ def test_nobody_there_is_said_in_one_line_and_nothing_is_lost(hill: Server, cent
     "answer",
     [
         b"<html>please log in</html>",
+        b"{}",
+        b'{"status": "ok"}',
         b"{}{",
         b'{"items": [[1, "../../etc", 3]]}',
         b'{"nonce": "\xff"}',
@@ -608,12 +612,12 @@ def test_what_is_no_centre_is_not_believed(hill: Server, centre: LittleCentre, a
 
 
 def test_a_session_that_would_smuggle_a_header_is_refused(hill: Server, centre: LittleCentre):
-    centre.garbage = msgspec.json.encode({"session": "x\r\nHost: elsewhere"})
+    centre.garbage = msgspec.json.encode({"nonce": "n", "session": "x\r\nHost: elsewhere"})
     assert "cannot be one" in hill.sync().reason
 
 
 def test_a_centre_that_promises_more_and_gives_nothing_is_left(hill: Server, centre: LittleCentre):
-    centre.garbage = b'{"more": true}'
+    centre.garbage = b'{"nonce": "n", "session": "x", "more": true}'
     assert hill.sync().outcome == "refused"
     assert len(centre.requests) == 1
 
