@@ -181,8 +181,8 @@ def _zone(config: Config, standing: Standing | None, told: bool) -> Iterator[Pro
     except AgentError as error:
         yield _said(str(error))
     try:
-        with reading(config):
-            pass
+        with reading(config) as opened:
+            opened.check()
     except NotEnrolled:
         if config.sync.enabled:
             yield Problem(

@@ -108,6 +108,7 @@ COMMIT;
 
 
 DISK_WAY_OUT = "is the disk full or read-only?: free some space, then run this again"
+MALFORMED = "database disk image is malformed"  # as SQLite says it
 _TAIL_LEVEL = 1  # of zstd: what is cut soon after need not be small, but leaves its place in the file behind
 _tail_decoder = msgspec.msgpack.Decoder(list[bytes])
 
@@ -118,6 +119,24 @@ class RecordsDamaged(AgentError):
 
 class RecordsUnavailable(AgentError):
     """The record store cannot be opened on this disk as it is; the file may be whole."""
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file, and the way out, where SQLite says that it cannot be used, whenever it does."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if disk.is_at_fault(error):
+            raise RecordsUnavailable(f"{path}: {error} ({DISK_WAY_OUT})") from None
+        if "is locked" in str(error):
+            raise RecordsUnavailable(f"{path}: {error} (wait for it, then run this again)") from None
+        if type(error) is not sqlite3.DatabaseError:  # a mistake of ours is no damage
+            raise
+        raise RecordsDamaged(
+            f"{path}: {error} (update shala; if the file is damaged, move it away, then shala-agent enrol"
+            " --url CENTRE: the zone's records come again, one's own are heard anew)"
+        ) from None
 
 
 class Change(NamedTuple):
@@ -169,26 +188,25 @@ class Records:
     """
 
     def __init__(self, path: Path, *, only_read: bool = False) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path.touch(mode=0o600)  # names of children are in it
-            self._db = _opened(path)
-        except (OSError, sqlite3.DatabaseError) as error:
-            if disk.is_at_fault(error):
-                why = error.strerror if isinstance(error, OSError) else error
-                raise RecordsUnavailable(f"{path}: {why} ({DISK_WAY_OUT})") from None
-            if isinstance(error, OSError):
-                raise
-            if "is locked" in str(error):
-                raise RecordsUnavailable(f"{path}: {error} (wait for it, then run this again)") from None
-            raise RecordsDamaged(
-                f"{path}: {error} (update shala; if the file is damaged, move it away, then shala-agent enrol"
-                " --url CENTRE: the zone's records come again, one's own are heard anew)"
-            ) from None
+        with naming(path):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                path.touch(mode=0o600)  # names of children are in it
+                self._db = _opened(path)
+            except OSError as error:
+                if not disk.is_at_fault(error):
+                    raise
+                raise RecordsUnavailable(f"{path}: {error.strerror} ({DISK_WAY_OUT})") from None
         self._database = _Sqlite(self._db)
         self._store: Store | None = None
         if not only_read:
             self._follow_types()
+
+    def check(self) -> None:
+        """Read every page of the file. Raises RecordsDamaged, or what `naming` names; takes a while."""
+        ((said,),) = self._database.query("PRAGMA quick_check(1)")
+        if said != "ok":
+            raise sqlite3.DatabaseError(f"{MALFORMED}: {' '.join(said.split())}")
 
     def close(self) -> None:
         """Close the file."""

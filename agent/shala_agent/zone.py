@@ -79,17 +79,17 @@ def page_path(config: Config) -> Path:
 @contextmanager
 def changing(config: Config, purpose: str, wait_seconds: float = 0.0) -> Iterator[Records]:
     """Open the records to change them, alone. Raises Busy."""
-    from shala_agent.records import Records
+    from shala_agent.records import Records, naming
 
-    lock = Path(config.paths.state) / "locks/records.lock"
-    with held(lock, purpose, wait_seconds), closing(Records(records_path(config))) as records:
+    lock, path = Path(config.paths.state) / "locks/records.lock", records_path(config)
+    with held(lock, purpose, wait_seconds), naming(path), closing(Records(path)) as records:
         yield records
 
 
 @contextmanager
 def reading(config: Config) -> Iterator[Records]:
     """Open the records of an enrolled server to read them; a sync may go on meanwhile. Raises NotEnrolled."""
-    from shala_agent.records import Records, RecordsDamaged
+    from shala_agent.records import Records, RecordsDamaged, naming
 
     path = records_path(config)
     if not path.exists():
@@ -101,7 +101,7 @@ def reading(config: Config) -> Iterator[Records]:
             f"{path} is empty (shala-agent enrol --url CENTRE, with --token-file if this server never was in"
             " a zone: the zone's records come again, one's own are heard anew)"
         )
-    with closing(Records(path, only_read=True)) as records:
+    with naming(path), closing(Records(path, only_read=True)) as records:
         if records.store is None:
             _not_enrolled()
         yield records

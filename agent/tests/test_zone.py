@@ -492,6 +492,25 @@ def test_the_status_says_of_damaged_records_what_the_doctor_says(agent, hill: Sc
     assert f"{records}: file is not a database -> update shala" in agent("doctor").output
 
 
+def test_records_that_are_damaged_in_the_middle_are_named_with_the_way_out(agent, hill: School, quiet_steps):
+    records = hill.root / "state/records.sqlite"
+    with changing(hill.config, "test") as opened:
+        opened.write([Change("account", f"user{n}-mz17", {"first_name": "x" * 500}) for n in range(500)], 1)
+    raw = bytearray(records.read_bytes())
+    raw[len(raw) // 4 :] = b"\xff" * (len(raw) - len(raw) // 4)
+    records.write_bytes(raw)
+    way_out = "move it away, then shala-agent enrol --url CENTRE"
+    for command in (("sync",), ("records", "list", "--limit", "999"), ("records", "export", "--format=json")):
+        said = str(agent(*command).exception)
+        assert said.startswith(f"{records}: database disk image is malformed"), command
+        assert way_out in said
+    said = agent("doctor").output
+    assert f"{records}: database disk image is malformed" in said
+    assert way_out in said
+    agent("run")
+    assert f"{records}: database disk image is malformed" in agent("status").output
+
+
 def test_empty_records_beside_a_key_are_a_problem_and_stay_as_they_are(agent, hill: School):
     records = hill.root / "state/records.sqlite"
     remove_store(records)
