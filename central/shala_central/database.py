@@ -74,7 +74,8 @@ class Database:
     @property
     def folder(self) -> Path | None:
         """Where the file is; None for PostgreSQL's."""
-        return Path(self.url.database or "").parent if self.url.get_backend_name() == "sqlite" else None
+        path = _sqlite_file(self.url)
+        return path.parent if path is not None else None
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Session]:
@@ -156,6 +157,15 @@ class Session:
 
     def _own(self, sql: str) -> str:
         return sql.replace("?", "%s") if self._is_postgresql else sql
+
+
+def sqlite_file(url: str) -> Path | None:
+    """Return where the file of a URL is; None for PostgreSQL's. Raises UsageError."""
+    return _sqlite_file(_checked(url))
+
+
+def _sqlite_file(url: URL) -> Path | None:
+    return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
 
 
 def _checked(url: str) -> URL:

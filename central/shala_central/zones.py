@@ -6,6 +6,7 @@ of the table `device` say the same for lists and for the door of the server.
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import time
@@ -23,7 +24,7 @@ from shala_agent.store import TO_MEND
 from shala_central import arrivals
 from shala_central.centre_key import centre_key
 from shala_central.config import ZoneSettings
-from shala_central.database import Database, Session
+from shala_central.database import Database, Session, sqlite_file
 from shala_central.failure import CentralError, UsageError
 from shala_central.haves import Ranges
 from shala_central.quotas import Quotas
@@ -82,6 +83,8 @@ class Zones:
     @classmethod
     def open(cls, settings: ZoneSettings, *, make: bool = True) -> Zones:
         """Open (make if it may be, or upgrade) what a configuration names. Raises CentralError."""
+        if make:
+            _require_known_folder(settings)
         database = Database(settings.database, make=make).open()
         with database.reading() as session:
             known = _meta(session, "centre")
@@ -410,6 +413,18 @@ def names_of(raw: bytes) -> tuple[str, str]:
 def names_user(type_: str, key: str, user: str) -> bool:
     """Return whether a record is a user's: her account, or one of another type whose key begins with her."""
     return key == user if type_ == "account" else key.partition("/")[0] == user
+
+
+def _require_known_folder(settings: ZoneSettings) -> None:
+    """Raise UsageError where a centre that has its key already would make its database in a folder that is
+    not there: a slip of the pen, and an empty centre would be served.
+    """
+    path = sqlite_file(settings.database)
+    if path is not None and os.path.lexists(settings.key_file) and not os.path.lexists(path.parent):
+        raise UsageError(
+            f"no database at {path}, and {settings.key_file} is the key of one (correct zones.database; for a"
+            f" new one: mkdir -p {path.parent})"
+        )
 
 
 def _check_name(name: str, what: str) -> None:

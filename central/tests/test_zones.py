@@ -262,6 +262,22 @@ def test_a_mistyped_path_makes_no_database(tmp_path, command):
     assert [path.name for path in tmp_path.iterdir()] == ["central.toml"]
 
 
+@pytest.mark.parametrize("command", [("serve",), ("org", "create", "clix")])
+def test_who_has_its_key_makes_no_database_in_a_folder_that_is_not_there(tmp_path, command):
+    place = tmp_path / "srv"
+    centre = ZoneCentre(tmp_path, f"sqlite:///{place}/zones.sqlite")
+    centre.shala("org", "create", "first")  # who has none yet makes its folder, too
+    assert place.is_dir()
+    centre.database = f"sqlite:///{tmp_path}/typo/zones.sqlite"
+    done = centre.shala(*command)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"shala: no database at {tmp_path}/typo/zones.sqlite, and {centre.key_file} is the key of one"
+        f" (correct zones.database; for a new one: mkdir -p {tmp_path}/typo)\n"
+    )
+    assert not (tmp_path / "typo").exists()
+
+
 def test_a_database_without_tables_is_none_to_read_from(zone_centre, tmp_path):
     url = zone_centre.postgres.url() if zone_centre.postgres else f"sqlite:///{tmp_path}/empty.sqlite"
     (tmp_path / "empty.sqlite").touch()
