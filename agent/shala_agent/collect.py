@@ -110,8 +110,8 @@ def identify(config: Config, reach: Reach) -> Identity:
     expected = config.identity.server_name
     if expected and identity.server_name != expected:
         raise IdentityRefused(
-            f"{path} says {identity.server_name}, the inventory says {expected}"
-            " (correct the schools list or the settings, then run playbooks/provision.yml)"
+            f"{path} says {identity.server_name}, the inventory says {expected} (identity.server_name of"
+            " agent.toml; correct the schools list or the settings, then run playbooks/provision.yml)"
         )
     return identity
 
