@@ -34,6 +34,8 @@ from shala_central.quarantine import close_release
 from shala_central.records import (
     ENCRYPTED,
     PUBLISHED,
+    PULL,
+    PULL_DIGEST,
     VIEW,
     PullRecord,
     digests_of_lists,
@@ -41,6 +43,7 @@ from shala_central.records import (
     is_whole,
     lists_are_whole,
     published_in,
+    pull_files,
     pull_of,
     read_pull,
 )
@@ -229,7 +232,7 @@ def _copy_record(archive: Archive, name: str, committed: Committed) -> Path:
     remove_tree(record)
     record.mkdir(mode=0o750)
     for file in committed.record.iterdir():
-        if file.name not in (VIEW, ENCRYPTED, PUBLISHED, "pull.json"):
+        if file.name not in (VIEW, ENCRYPTED, PUBLISHED, PULL, PULL_DIGEST):
             (record / file.name).hardlink_to(file)
     return record
 
@@ -254,7 +257,8 @@ def _publish(archive: Archive, name: str, record: Path, pull: PullRecord, *, fre
     lists = (files, view) if view.is_file() else (files,)
     published = write_published(archive, name, record, lists[-1])
     pull = msgspec.structs.replace(pull, **digests_of_lists(record))
-    (record / "pull.json").write_bytes(msgspec.json.encode(pull) + b"\n")
+    for file, content in pull_files(pull).items():
+        (record / file).write_bytes(content)
     stored = archive.objects.ciphertexts.lines
     # Before the record names it: what a bucket is to have is there for good.
     for listed in lists if archive.objects.remote is not None else ():

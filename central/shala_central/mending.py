@@ -25,6 +25,8 @@ from shala_central.records import (
     ENCRYPTED,
     LISTS,
     PUBLISHED,
+    PULL,
+    PULL_DIGEST,
     SEALED,
     VIEW,
     RecordDamaged,
@@ -34,6 +36,7 @@ from shala_central.records import (
     folders_of,
     has_sealed_list,
     has_view,
+    pull_files,
     read_pull,
     what_is_left,
 )
@@ -68,7 +71,7 @@ def mend_record(archive: Archive, name: str, others: Sequence[Path] = ()) -> boo
     for other in (other for other in good if read_pull(other).is_of_same_collection(pull)):
         # What one damaged file hides of another is mended with it. A list and its digest belong together:
         # readers see what they saw in the copy.
-        _copy_files(other, record, [*SEALED, *((*LISTS, "pull.json") if bad & set(LISTS) else ())])
+        _copy_files(other, record, [*SEALED, *((*LISTS, PULL, PULL_DIGEST) if bad & {*LISTS, PULL} else ())])
         break
     return not flaws(record)
 
@@ -95,16 +98,18 @@ def _mend_unreadable(archive: Archive, name: str, folder: Path, others: Sequence
             make_folders(folder)
             place = here or folder / other.name
             place.mkdir(mode=0o750, exist_ok=True)
-            _copy_files(other, place, (*SEALED, *LISTS, "pull.json"))
+            _copy_files(other, place, (*SEALED, *LISTS, PULL, PULL_DIGEST))
             break
     else:
         tree = next(archive.root.glob(f"[0-9][0-9][0-9][0-9]/*/{name}"), None)
         if here is None or tree is None or (here / VIEW).exists():
             return
-        if {flaw.name for flaw in flaws(here)} - {"pull.json"}:
+        if {flaw.name for flaw in flaws(here)} - {PULL}:
             return
         pull = what_is_left(here, tree.parent.name)
-        write_file(here / "pull.json", msgspec.json.encode(pull) + b"\n")
+        (here / PULL_DIGEST).unlink(missing_ok=True)  # cut before the new one is there, there is none
+        for file, content in pull_files(pull).items():
+            write_file(here / file, content)
     mend_pointer(archive, name)
 
 
@@ -166,7 +171,7 @@ def _copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
     """Put files of one record in the place of another's, each whole or not at all."""
     for name in names:
         if not (source / name).is_file():
-            if name in LISTS:  # its digest is copied, too: that there is none
+            if name in (*LISTS, PULL_DIGEST):  # its digest is copied, too: that there is none
                 (target / name).unlink(missing_ok=True)
             continue
         staged = target.parent / f".{name}.part"  # what is left of one that was cut is no part of a record

@@ -24,6 +24,7 @@ from shala_central.objects import digest_of
 
 HEAD = "HEAD"
 PULL = "pull.json"
+PULL_DIGEST = "pull.sha256"  # its digest; a record of an older shala has none
 VIEW = "view.txt"  # the list of what is in view, where that is not all of the collection
 # Where some of what is in view is encrypted: its paths at the school, and the list of the files that are
 # published. That list can be made again from the paths, and so is kept of the newest alone.
@@ -95,7 +96,7 @@ def flaws(record: Path) -> list[Flaw]:
     """Return what is wrong with a record: each file is compared with the digest that another one gives it.
 
     The school's signature covers the tag manifest, that the tag files; HEAD names both lists, and pull.json
-    the manifest and the list of what is in view. Payload is not looked at.
+    the manifest and the list of what is in view; it has its own digest beside it. Payload is not looked at.
     """
     return list(_flaws(record))
 
@@ -109,6 +110,8 @@ def _flaws(record: Path) -> Iterator[Flaw]:
         yield Flaw(PULL, "of the record is missing")
     except RecordDamaged:
         yield Flaw(PULL, "of the record cannot be read")
+    if pull is not None and not has_pull(record):
+        yield Flaw(PULL, f"of the record is not the one that {PULL_DIGEST} names")
     try:
         head = msgspec.json.decode((record / HEAD).read_bytes(), type=Head)
     except FileNotFoundError:
@@ -192,6 +195,21 @@ def has_sealed_list(record: Path) -> bool:
         return False
 
 
+def pull_files(pull: PullRecord) -> dict[str, bytes]:
+    """Return the files of a record that tell how its collection came, in the order in which to write them."""
+    raw = msgspec.json.encode(pull) + b"\n"
+    return {PULL: raw, PULL_DIGEST: hashlib.sha256(raw).hexdigest().encode() + b"\n"}
+
+
+def has_pull(record: Path) -> bool:
+    """Return whether pull.json of a record is the one that was written; an older shala noted no digest."""
+    try:
+        wanted = (record / PULL_DIGEST).read_bytes().strip()
+    except FileNotFoundError:
+        return True
+    return _digest_or_none(record / PULL).encode() == wanted
+
+
 def has_view(record: Path) -> bool:
     """Return whether VIEW of a record is still the one that was published; an older shala noted no digest."""
     try:
@@ -215,7 +233,7 @@ def is_whole(record: Path) -> bool:
 
 def lists_are_whole(record: Path) -> bool:
     """Return whether the lists of a record are those that the school sealed and that were published."""
-    return has_sealed_list(record) and has_published_list(record)
+    return has_sealed_list(record) and has_pull(record) and has_published_list(record)
 
 
 def chosen_in(record: Path) -> Path:

@@ -19,6 +19,7 @@ from shala_central.records import (
     ENCRYPTED,
     HEAD,
     PUBLISHED,
+    PULL_DIGEST,
     VIEW,
     PullRecord,
     RecordDamaged,
@@ -199,8 +200,9 @@ def record_of(archive: Archive, version: Version) -> dict[str, bytes]:
         with archive.history() as history:
             record = history.record(version)
     else:
-        folder, large = archive.require_committed(version.server).record, (FILES, VIEW, PUBLISHED)
-        record = {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in large}
+        folder = archive.require_committed(version.server).record
+        others = (FILES, VIEW, PUBLISHED, PULL_DIGEST)
+        record = {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in others}
     for name in (HEAD, "collection.json", "bag-info.txt"):
         if name not in record:
             raise RecordDamaged(
@@ -280,7 +282,8 @@ def remember(history: History, name: str, record: Path, newest: Path) -> bool:
     """
     if not (record / FILES).is_file():
         return False
-    names = [file.name for file in record.iterdir() if file.name not in (FILES, PUBLISHED)]
+    # pull.json is written anew below.
+    names = [file.name for file in record.iterdir() if file.name not in (FILES, PUBLISHED, PULL_DIGEST)]
     files = {file: (record / file).read_bytes() for file in names}
     old = lines_of(record / FILES)
     # Of a list that a disk has damaged stays what can be read: so much content of it is kept.

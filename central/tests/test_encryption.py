@@ -416,6 +416,7 @@ def test_a_torn_list_of_what_is_published_does_not_keep_prune_from_other_servers
         pull = json.loads((record / "pull.json").read_bytes())
         pull["published_sha256"] = ""
         (record / "pull.json").write_text(json.dumps(pull))
+        (record / "pull.sha256").unlink()
     pruned = prune(archive, keep_days=1000, keep_months=0)
     assert list(pruned.left_alone) == [school.name]
     assert pruned.packed > 0

@@ -14,7 +14,7 @@ from central_school import School, deliver, overwrite
 from shala_central.archive import Archive
 from shala_central.backup import back_up
 from shala_central.checkout import checkout
-from shala_central.commit import changing, restore
+from shala_central.commit import changing, republish, restore
 from shala_central.failure import CentralError
 from shala_central.integrity import SecondCopy, damaged_objects, repair
 from shala_central.mending import mend_earlier_years
@@ -230,6 +230,32 @@ def test_the_commands_name_a_damaged_record_and_go_on(centre, fleet_of_centre):
     assert mended.returncode == 3
     assert f"{school.name}: 1 mended" in mended.stdout
     assert f"pull --again {other.name}" in mended.stdout
+
+
+def test_a_pull_record_that_was_changed_is_named_and_mended_from_another_copy(fleet, school, copy):
+    pull = record_folder(fleet, school) / "pull.json"
+    good = pull.read_bytes()
+    overwrite(pull, good.replace(b'"address":"', b'"address":"10.9.9.9'))
+    assert pull.read_bytes() != good
+    assert [found.path for found in verify(fleet, school.name)] == ["pull.json"]
+    with pytest.raises(CentralError, match="is damaged"):
+        republish(fleet, school.name)  # which would give it a digest of its own
+    repaired = repair(fleet, school.name, SecondCopy(fleet, copy))
+    assert (repaired.mended, repaired.lost) == (["pull.json"], [])
+    assert (record_folder(fleet, school) / "pull.json").read_bytes() == good
+    assert verify(fleet, school.name) == []
+
+
+def test_a_record_of_an_older_shala_without_the_digest_of_its_pull_is_whole(fleet, school):
+    (record_folder(fleet, school) / "pull.sha256").unlink()
+    assert verify(fleet, school.name) == []
+
+
+def test_how_an_earlier_collection_came_is_kept_without_a_digest_of_what_is_written_anew(fleet, school):
+    school.sequence += 1
+    deliver(fleet, school, {**GOOD, "gstudio/qbank/new": b"n"})
+    with fleet.history() as history:
+        assert "pull.sha256" not in history.record(history.versions(school.name)[-1])
 
 
 RECIPIENT = "age17qlygu53999tup3ggj36spscfgznqm34ywt0pht00cjuyyfcsgzs8cuu90"
