@@ -157,7 +157,9 @@ def _accounts(work: _Ingest, source: str, users: Iterable[Mapping[str, str]], fi
 def _progress(work: _Ingest) -> None:
     """Hear the newest whole CSV of each unit."""
     units: dict[str, list[tuple[str, str]]] = {}
-    for name in _listing(work, PROGRESS_FOLDER):
+    listing = _listing(work, PROGRESS_FOLDER)
+    work.records.forget_told("progress", "file", listing)
+    for name in listing:
         if (parts := _PROGRESS_NAME.fullmatch(name)) is not None:
             units.setdefault(parts[3], []).append((parts[4], name))
     for unit, files in sorted(units.items()):
@@ -198,7 +200,9 @@ def _progress_rows(work: _Ingest, path: Path, unit: str) -> Iterator[Change]:
 def _activity(work: _Ingest) -> None:
     """Hear the newest whole CSV of each user."""
     users: dict[str, list[tuple[str, str]]] = {}
-    for name in _listing(work, ACTIVITY_FOLDER):
+    listing = _listing(work, ACTIVITY_FOLDER)
+    work.records.forget_told("activity", "file", listing)  # such a file is named after its user
+    for name in listing:
         if (parts := _ACTIVITY_NAME.fullmatch(name)) is not None:
             users.setdefault(parts[2], []).append((parts[3], name))
     for user, files in sorted(users.items()):

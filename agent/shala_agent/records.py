@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import secrets
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -300,6 +300,13 @@ class Records:
     def set_told(self, source: str, type_: str, key: str, digest: bytes) -> None:
         """Note what a source said."""
         self._database.query(_TELL, (source, type_, key, digest))
+
+    def forget_told(self, source: str, type_: str, but: Container[str]) -> None:
+        """Forget of what a source spoke, but for these keys: a key may be a child's name."""
+        rows = self._database.query("SELECT key FROM told WHERE source = ? AND type = ?", (source, type_))
+        if gone := [(source, type_, key) for (key,) in rows if key not in but]:
+            with self._transaction():
+                self._database.many("DELETE FROM told WHERE source = ? AND type = ? AND key = ?", gone)
 
     def note(self, source: str, change: Change) -> None:
         """Note what a source says, and write nothing: it is heard once it says something else."""

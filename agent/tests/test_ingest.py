@@ -100,6 +100,25 @@ def test_hearing_the_same_again_changes_nothing(school: School, records: Records
     assert counter(records) == before
 
 
+def test_of_a_file_that_is_gone_no_name_is_kept(school: School, records: Records, hear):
+    everything(school)
+    derived.visits(school, "red-kite-mz17", [derived.visit("2018-06-05 12:39:48.808000")])
+    hear()
+
+    def names() -> set[str]:
+        return {key for (key,) in records._database.query("SELECT key FROM told WHERE type = 'file'")}
+
+    before = names()
+    for folder in (derived.PROGRESS, derived.ACTIVITY):
+        for path in (school.root / folder).glob(f"*{STUDENT}*" if folder == derived.ACTIVITY else "*"):
+            path.unlink()
+    assert hear().changed == {}
+    gone = before - names()
+    assert len(gone) == 2
+    assert not any(STUDENT in name for name in names())
+    assert any("red-kite-mz17" in name for name in names())
+
+
 def test_a_changed_row_is_one_new_entry(school: School, records: Records, hear):
     rows = [derived.progress_row(f"user{n}-mz17") for n in range(5)]
     derived.progress(school, rows)
