@@ -154,7 +154,8 @@ def approve(
     known = zones.device(session, hashlib.sha256(key).digest())
     _require_not_elsewhere(session, zone, request.name, hashlib.sha256(key).digest())
     if known is None or known.revoked is not None:
-        _admit(zones, session, zone, key, request.name, known, replaces=replaces)
+        again = "shala device approve ... --replace"
+        _admit(zones, session, zone, key, request.name, known, replaces=replaces, again=again)
     return _answer(zones, session, zone, key, zones.url, everything=True)
 
 
@@ -198,6 +199,7 @@ def _admit(  # noqa: PLR0917 - all of them, three times
     known: Device | None,
     *,
     replaces: bool,
+    again: str = "shala device create --replace",
 ) -> None:
     id_ = hashlib.sha256(key).digest()
     holders = [zones.device(session, other) for other in _holder(session, name, id_)]
@@ -205,9 +207,7 @@ def _admit(  # noqa: PLR0917 - all of them, three times
         session.lock_zone(lock)
     for other in _holder(session, name, id_):
         if not replaces:
-            raise UsageError(
-                f"the name '{name}' is another device's (was the disk changed? shala device create --replace)"
-            )
+            raise UsageError(f"the name '{name}' is another device's (was the disk changed? {again})")
         holder = zones.device(session, other)
         if holder is not None:
             zones.revoke(session, holder, "replaced by another device of this name")

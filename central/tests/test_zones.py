@@ -699,6 +699,18 @@ def test_a_server_without_a_network_is_enrolled_by_files(served, tmp_path):
     assert served.query("SELECT COUNT(*) FROM record")[0][0] == 1
 
 
+def test_a_request_of_a_changed_disk_is_told_how_it_is_approved(served, join, tmp_path):
+    join("2031017-mz17")
+    anew = Device("2031017-mz17", tmp_path / "new", served)
+    request, approval = tmp_path / "request", tmp_path / "approval"
+    request.write_bytes(msgspec.json.encode(anew.enrol_request()))
+    command = ("device", "approve", str(request), "--zone", "mz", "--output", str(approval))
+    done = served.shala(*command)
+    assert (done.returncode, approval.exists()) == (2, False)
+    assert "is another device's (was the disk changed? shala device approve ... --replace)" in done.stderr
+    assert served.shala(*command, "--replace").returncode == 0
+
+
 @pytest.mark.parametrize("raw", [b"", b"{}", b"x" * 100_000, b'{"key":"", "name":"x","signature":""}'])
 @pytest.mark.parametrize("zone_centre", ["sqlite"], indirect=True)
 def test_a_request_file_that_is_none_is_refused(zone_centre, tmp_path, raw):
