@@ -44,7 +44,7 @@ up() {
 One round is done. To look further:
   docker exec -u shala -it shala-lab-centre-1 bash           a shell at the centre; then: shala archive show 2031017-mz17
   docker exec -u shala shala-lab-centre-1 shala archive status --html /tmp/status.html   how complete it is, as a page; then:
-  docker cp shala-lab-centre-1:/tmp/status.html build/       ... and open build/status.html
+  docker exec shala-lab-centre-1 cat /tmp/status.html > build/status.html    ... and open build/status.html
   docker exec -u shala shala-lab-centre-1 shala zone status  how far each server of a zone is
   docker cp shala-lab-2031008-mz8:/var/lib/shala/progress.html build/    the teacher's page: her students' progress on all servers of the zone
   docker exec -it shala-lab-2031017-mz17 bash               a shell on a school server; then: shala-agent status
