@@ -36,6 +36,7 @@ from shala_central.quarantine import in_quarantine, releases_of
 from shala_central.quarantine_commands import times_seen, whether_released
 from shala_central.records import PullRecord, RecordDamaged
 from shala_central.report import size, table
+from shala_central.target import writing_to
 from shala_central.tree import Entry, list_tree
 from shala_central.versions import pulls_of, shown
 
@@ -245,9 +246,10 @@ def archive_status(limit: str | None, html_file: Path | None, config: CentralCon
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
     if html_file is not None:
         # It names schools and what they lack: for its owner and group, as the archive is.
-        descriptor = os.open(html_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(page(entries, f"made {made}"))
+        with writing_to(archive, html_file):
+            descriptor = os.open(html_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(page(entries, f"made {made}"))
     untold = any("damaged" in entry.conditions and not entry.sequence for entry in entries)
     code = PARTLY if untold else 0
     if as_json:

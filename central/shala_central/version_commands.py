@@ -29,6 +29,7 @@ from shala_central.options import (
     visible,
 )
 from shala_central.report import size, table
+from shala_central.target import writing_to
 from shala_central.versions import diff, handles, items_of, newest_of, version_of, versions_of
 
 
@@ -143,7 +144,8 @@ def archive_checkout(  # noqa: PLR0917 - click's
     archive = open_archive(config)
     version = version_of(archive, name, number)
     identities = read_identities(identity) if identity is not None else ()
-    files, written = checkout(archive, version, folder, item.strip("/"), identities)
+    with writing_to(archive, folder):
+        files, written = checkout(archive, version, folder, item.strip("/"), identities)
     if as_json:
         print_json(
             {"name": name, "collection": version, "folder": str(folder), "files": files, "bytes": written}
@@ -252,7 +254,8 @@ def archive_export(  # noqa: PLR0917 - click's
     if not versions:
         raise UsageError("no chosen server has a collection (shala archive status shows which have)")
     identities = read_identities(identity) if identity is not None else ()
-    done = export(archive, versions, items, target, identities)
+    with writing_to(archive, target):
+        done = export(archive, versions, items, target, identities)
     if as_json:
         print_json(done)
     else:

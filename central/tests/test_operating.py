@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import signal
 import tarfile
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from central_school import School, received
 from conftest import Centre
 from shala_central import checkout as checkout_module
+from shala_central import export as export_module
 from shala_central.archive import Archive
 from shala_central.bag import BagRefused, Broken
 from shala_central.checkout import checkout
@@ -322,6 +324,86 @@ def test_a_server_that_is_named_twice_is_exported_once(centre, school, day, tmp_
     with tarfile.open(tmp_path / "out.tar") as tar:
         names = tar.getnames()
     assert len(names) == len(set(names)) == len(DAY) + 5
+
+
+# -- what is written outside the archive ---------------------------------------------------------------------
+
+
+def writes(school: School, folder: Path) -> list[tuple[Path, list[str]]]:
+    """Return the commands that write something outside the archive, each with what it writes."""
+    return [
+        (folder / "out", ["checkout", school.name, "1", str(folder / "out")]),
+        (folder / "out.tar", ["export", school.name, "--to", str(folder / "out.tar")]),
+        (folder / "out.html", ["status", "--html", str(folder / "out.html")]),
+    ]
+
+
+def test_nothing_is_written_into_the_archive_itself(centre, school, day, tmp_path):
+    archive = day(DAY)
+    (tmp_path / "link").symlink_to(archive.root)
+    before = everything(archive.root)
+    for folder in (archive.root, archive.root / "2026/mz", tmp_path / "link"):
+        for target, words in writes(school, folder):
+            done = centre.shala("archive", *words)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert f"{target} is in the archive itself" in done.stderr
+            assert done.stderr.count("\n") == 1
+    assert everything(archive.root) == before
+
+
+def test_a_target_that_cannot_be_written_is_named_as_it_was_given(centre, school, day):
+    day(DAY)
+    for target, words in writes(school, Path("/proc")):
+        done = centre.shala("archive", *words)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"shala: {target} cannot be written: ")
+        assert done.stderr.endswith("(name another place)\n")
+
+
+def test_a_target_without_room_is_named(centre, school, day, tmp_path, monkeypatch):
+    day(DAY)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkout_module, "_copy_out", fail)
+    monkeypatch.setattr(export_module, "_add", fail)
+    for target, words in writes(school, tmp_path)[:2]:
+        with pytest.raises(UsageError, match=f"^{target} cannot be written: No space left on device"):
+            shala.main(["archive", *words, "--config", str(centre.config)], standalone_mode=False)
+
+
+def test_an_archive_that_cannot_be_read_is_not_blamed_on_the_target(
+    centre, school, day, tmp_path, monkeypatch
+):
+    archive = day(DAY)
+    beside = archive.root.with_name("out")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EACCES, "Permission denied", str(archive.root / "object"))
+
+    monkeypatch.setattr(checkout_module, "_copy_out", fail)
+    words = ["archive", "checkout", school.name, "1", str(beside), "--config", str(centre.config)]
+    with pytest.raises(PermissionError):
+        shala.main(words, standalone_mode=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda one: one.name)
+def test_what_ends_a_command_leaves_nothing_of_what_it_wrote_and_says_so(
+    centre, school, day, tmp_path, monkeypatch, number
+):
+    day(DAY)
+
+    def end(*_: object) -> None:
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(checkout_module, "_copy_out", end)
+    monkeypatch.setattr(export_module, "_add", end)
+    config, before = str(centre.config), everything(tmp_path)
+    for target, words in writes(school, tmp_path)[:2]:
+        with pytest.raises(CentralError, match=f"^interrupted; {target} is not written"):
+            shala.main(["archive", *words, "--config", config], standalone_mode=False)
+    assert everything(tmp_path) == before
 
 
 # -- rights --------------------------------------------------------------------------------------------------
