@@ -56,13 +56,14 @@ class Repaired(msgspec.Struct, frozen=True):
     """What was mended of a server and what could not be: paths below its folder.
 
     `mended` are contents and files of the record that are good again, `put_back` files of the trees that were
-    gone or others, and stand there again.
+    gone or others, and stand there again, `removed` such as belonged to no collection.
     """
 
     name: str
     mended: list[str]
     lost: list[str]
     put_back: list[str] = msgspec.field(default_factory=list)
+    removed: list[str] = msgspec.field(default_factory=list)
 
 
 class Noted(msgspec.Struct, frozen=True):
@@ -379,11 +380,13 @@ def repair(archive: Archive, name: str, second: SecondCopy | None = None) -> Rep
         put_back = set(strays(archive, name))
         relink(archive, name)
         put_back -= set(strays(archive, name))
+        removed = {path for path in put_back if not os.path.lexists(committed.tree / path)}
         earlier = mend_earlier_years(archive, name)
         recover(archive, name)
     if not lost and not _record_flaws(archive, name):
         note_damage(archive, {name: []}, deep=True)
-    return Repaired(name, mended, lost, [*sorted(put_back.difference(mended)), *earlier])
+    back = [*sorted(put_back.difference(mended, removed)), *earlier]
+    return Repaired(name, mended, lost, back, sorted(removed.difference(mended)))
 
 
 def _record_flaws(archive: Archive, name: str) -> set[str]:

@@ -198,14 +198,16 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
     else:
         _print_put_back(tables)
         for answer in answers:
-            if answer.mended or answer.put_back or answer.lost:
+            if answer.mended or answer.put_back or answer.removed or answer.lost:
+                removed = f" {len(answer.removed)} removed," if answer.removed else ""
                 click.echo(
                     f"{answer.name}: {len(answer.mended)} mended, {len(answer.put_back)} put back in view,"
-                    f" {len(answer.lost)} left"
+                    f"{removed} {len(answer.lost)} left"
                 )
                 for word, paths in (
                     ("mended", answer.mended),
                     ("put back", answer.put_back),
+                    ("removed", answer.removed),
                     ("left", answer.lost),
                 ):
                     for path in paths[:MAX_SHOWN]:
@@ -223,7 +225,7 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
     left_over = [answer for answer in answers if answer.lost]
     if not left_over and not failed:
         return 0 if all(one.copied or one.listed for one in tables) else PARTLY
-    done_some = any(answer.mended or answer.put_back for answer in answers)
+    done_some = any(answer.mended or answer.put_back or answer.removed for answer in answers)
     return PARTLY if len(left_over) < len(answers) or done_some else FAILED
 
 

@@ -181,13 +181,14 @@ def test_the_next_collection_follows_a_record_whose_origin_is_lost(fleet, school
     assert (last.year, last.sequence) == (2026, 2)
 
 
-def test_a_file_that_vanished_from_the_tree_is_put_back_and_counted(fleet, school):
+def test_a_file_that_vanished_is_put_back_and_a_stranger_is_removed_and_both_are_counted(fleet, school):
     tree = fleet.committed(school.name).tree
     (tree / "gstudio/db").chmod(0o750)
     (tree / "gstudio/db/a").unlink()
     (tree / "gstudio/db/stranger").write_bytes(b"?")
     done = repair(fleet, school.name)
-    assert (done.mended, done.put_back) == ([], ["gstudio/db/a", "gstudio/db/stranger"])
+    assert (done.mended, done.put_back) == ([], ["gstudio/db/a"])
+    assert done.removed == ["gstudio/db/stranger"]
     assert repair(fleet, school.name).put_back == []
     assert verify(fleet, school.name) == []
 
