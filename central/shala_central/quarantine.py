@@ -234,14 +234,35 @@ def close_release(archive: Archive, name: str) -> None:
                 remove_tree(folder)
 
 
-def discard(archive: Archive, name: str) -> int:
-    """Remove what is in quarantine of a server; return how many refused collections that was.
+def folder_meant(archive: Archive, wanted: str) -> str:
+    """Return the folder in quarantine that is meant by its name, or by that of a server that has only one.
+
+    Raises UsageError for a server of which there are more.
+    """
+    found = [Path(str(entry["folder"])).name for entry in in_quarantine(archive, wanted)]
+    if len(found) > 1:
+        raise UsageError(
+            f"{len(found)} collections of {wanted} are in quarantine (name one: {', '.join(found)})"
+        )
+    return found[0] if found else Path(wanted).name
+
+
+def server_of(archive: Archive, folder: str) -> str:
+    """Return the server of a folder in quarantine, by its name; "" where there is none of that name."""
+    match = QUARANTINE_FOLDER.fullmatch(folder)
+    return match[1] if match and (archive.hidden / "quarantine" / folder).is_dir() else ""
+
+
+def discard(archive: Archive, name: str, folder: str = "") -> int:
+    """Remove what is in quarantine of a server, or of it one folder; return how many collections that was.
 
     Raises CentralError while it is pulled.
     """
     with archive.locked(name):
         _forget_unfinished(archive, name)
-        found = in_quarantine(archive, name)
+        found = [
+            entry for entry in in_quarantine(archive, name) if folder in ("", Path(str(entry["folder"])).name)
+        ]
         for entry in found:
             remove_tree(Path(str(entry["folder"])))
         return len(found)

@@ -19,7 +19,14 @@ from shala_central.options import (
     print_json,
     visible,
 )
-from shala_central.quarantine import discard, in_quarantine, let_in, quarantine_counts
+from shala_central.quarantine import (
+    discard,
+    folder_meant,
+    in_quarantine,
+    let_in,
+    quarantine_counts,
+    server_of,
+)
 
 
 @click.group("quarantine", cls=Group)
@@ -66,7 +73,8 @@ def quarantine_list(names: tuple[str, ...], config: CentralConfig, as_json: bool
 def quarantine_release(folder: str, config: CentralConfig, as_json: bool) -> int:
     """Let a refused collection in, if what stood against it was a rule.
 
-    FOLDER is the one in which it is kept, as shala archive quarantine list names it.
+    FOLDER is the one in which it is kept, as shala archive quarantine list names it; the name of a server
+    will do where it has only one.
 
     Rules are: numbers and years only go up, one device stays one device. Only those are lifted that it was
     refused for, and only for this collection: if it breaks another one, or comes signed by yet another
@@ -77,7 +85,8 @@ def quarantine_release(folder: str, config: CentralConfig, as_json: bool) -> int
     Example:
       shala archive quarantine release 2031017-mz17-00000003-20261121T153800.000000Z
     """
-    release = let_in(open_archive(config, writing=True), Path(folder).name)
+    archive = open_archive(config, writing=True)
+    release = let_in(archive, folder_meant(archive, folder))
     if as_json:
         print_json(release)
         return 0
@@ -89,18 +98,22 @@ def quarantine_release(folder: str, config: CentralConfig, as_json: bool) -> int
 
 
 @quarantine_group.command("discard", short_help="Throw refused collections away.")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME|FOLDER...")
 @config_option
 @json_option
 def quarantine_discard(names: tuple[str, ...], config: CentralConfig, as_json: bool) -> int:
-    """Throw away the refused collections of servers.
+    """Throw away the refused collections of servers, or only what one FOLDER keeps.
 
     \b
-    Example:
+    Examples:
       shala archive quarantine discard 2031017-mz17
+      shala archive quarantine discard 2031017-mz17-00000003-20261121T153800.000000Z
     """
     archive = open_archive(config, writing=True)
-    gone = {name: discard(archive, name) for name in _refused(archive, names)}
+    folders = {name: server for name in names if (server := server_of(archive, Path(name).name))}
+    servers = [name for name in names if name not in folders]
+    gone = {name: discard(archive, name) for name in (_refused(archive, servers) if servers else ())}
+    gone |= {Path(name).name: discard(archive, server, Path(name).name) for name, server in folders.items()}
     if as_json:
         print_json({"discarded": gone})
     else:

@@ -492,6 +492,31 @@ def test_a_member_of_the_group_is_told_who_verifies(school, a_reader):
         a_reader("verify")
 
 
+# -- what is refused -----------------------------------------------------------------------------------------
+
+
+def test_release_and_discard_take_a_server_and_a_folder(centre, school, day):
+    archive = day(DAY)
+    for number in (1, 2, 3):
+        quarantine(archive, school.name, number, BagRefused(["old"], broken=[RULE]), {"HEAD": b"%d" % number})
+    one, two, three = (Path(str(entry["folder"])).name for entry in in_quarantine(archive, school.name))
+    many = centre.shala("archive", "quarantine", "release", school.name)
+    assert (many.returncode, many.stdout) == (2, "")
+    assert (
+        f"3 collections of {school.name} are in quarantine (name one: {one}, {two}, {three})" in many.stderr
+    )
+    assert centre.shala("archive", "quarantine", "discard", one).returncode == 0
+    again = centre.shala("archive", "quarantine", "discard", one)
+    assert (again.returncode, "is in quarantine" in again.stderr) == (2, True)
+    path = str(archive.hidden / "quarantine" / two)
+    assert centre.shala("archive", "quarantine", "discard", path).returncode == 0
+    assert [Path(str(entry["folder"])).name for entry in in_quarantine(archive, school.name)] == [three]
+    released = centre.shala("archive", "quarantine", "release", school.name)
+    assert (released.returncode, f"{three} will be let in" in released.stdout) == (0, True)
+    assert centre.shala("archive", "quarantine", "discard", school.name).returncode == 0
+    assert in_quarantine(archive, school.name) == []
+
+
 # -- what is said --------------------------------------------------------------------------------------------
 
 
