@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 def archive_tree(path: str, depth: int, config: CentralConfig, as_json: bool) -> int:
     """Print the tree of the archive with sizes: year, state, server, platform, item.
 
-    PATH is a place in it; LEVEL 0 is a year, 4 an item.
+    PATH is a place in it, from its root or from that of the disk; LEVEL 0 is a year, 4 an item.
 
     \b
     Examples:
@@ -61,7 +61,7 @@ def archive_tree(path: str, depth: int, config: CentralConfig, as_json: bool) ->
       shala archive tree --depth 2
     """
     archive = open_archive(config)
-    entries = list_tree(archive, path, depth)
+    entries = list_tree(archive, _inside(archive, path), depth)
     if as_json:
         print_json({"root": str(archive.root), "entries": entries})
         return 0
@@ -73,6 +73,14 @@ def archive_tree(path: str, depth: int, config: CentralConfig, as_json: bool) ->
         " More: shala archive tree PATH --depth 5, shala archive show NAME"
     )
     return 0
+
+
+def _inside(archive: Archive, path: str) -> str:
+    """Return a path from the root of the archive, also of one from that of the disk, as show prints it."""
+    place = Path(path)
+    if not place.is_absolute() or not place.is_relative_to(archive.root):
+        return path
+    return "" if place == archive.root else str(place.relative_to(archive.root))
 
 
 def _print_tree(root: str, entries: Sequence[Entry]) -> None:
@@ -301,10 +309,7 @@ def archive_provenance(path: str, config: CentralConfig, as_json: bool) -> int:
     from shala_central.provenance import provenance
 
     archive = open_archive(config)
-    inside = Path(path)
-    if inside.is_absolute() and inside.is_relative_to(archive.root):
-        path = str(inside.relative_to(archive.root))
-    found = provenance(archive, path)
+    found = provenance(archive, _inside(archive, path))
     if as_json:
         print_json(found)
         return 0

@@ -520,6 +520,16 @@ def test_release_and_discard_take_a_server_and_a_folder(centre, school, day):
 # -- what is said --------------------------------------------------------------------------------------------
 
 
+def test_the_path_that_show_prints_can_be_given_to_tree(centre, school, day):
+    archive = day(DAY)
+    tree = archive.committed(school.name).tree
+    assert str(tree) in centre.shala("archive", "show", school.name).stdout
+    below = centre.shala("archive", "tree", str(tree.relative_to(archive.root)))
+    assert below.returncode == 0
+    for place, said in ((tree, below.stdout), (archive.root, centre.shala("archive", "tree").stdout)):
+        assert centre.shala("archive", "tree", str(place)).stdout == said
+
+
 def test_what_readers_see_of_an_earlier_collection_is_one_line(centre, school, day):
     items = [f"gstudio/item{number}" for number in range(6)]
     day({f"{item}/a": b"1" for item in items})
