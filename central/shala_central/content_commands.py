@@ -64,11 +64,17 @@ def archive_prune(dry_run: bool, config: CentralConfig, as_json: bool) -> int:
         return code
     for version in pruned.versions:
         click.echo(f"{version.server}  collection {version.sequence} of {version.pulled[:10]}")
-    word = "would go" if dry_run else "gone"
-    click.echo(
-        f"{word}: {counted(len(pruned.versions), 'collection')}, {counted(pruned.objects, 'object')};"
-        f" room: {size(pruned.bytes)}, and {size(pruned.packed)} by packing"
-    )
+    collections, objects = counted(len(pruned.versions), "collection"), counted(pruned.objects, "object")
+    if dry_run:
+        click.echo(
+            f"would go: {collections}; {objects} that nothing needs even now, {size(pruned.bytes)}"
+            " (what only those collections need, and what packing frees, is not estimated)"
+        )
+    else:
+        click.echo(
+            f"gone: {collections}, {objects};"
+            f" room: {size(pruned.bytes)}, and {size(pruned.packed)} by packing"
+        )
     complain_of(f"{name} is left alone: {reason}" for name, reason in pruned.left_alone.items())
     complain_of(f"{table.path} {table.problem}" for table in tables)
     return code

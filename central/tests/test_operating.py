@@ -530,6 +530,15 @@ def test_the_path_that_show_prints_can_be_given_to_tree(centre, school, day):
         assert centre.shala("archive", "tree", str(place)).stdout == said
 
 
+def test_a_dry_run_of_prune_says_what_it_does_not_estimate(centre, school, day):
+    centre.archive_settings = "keep_days = 0\nkeep_months = 0\n"
+    for number in range(3):
+        day({**DAY, "gstudio/db/a": b"%d" % number}, pulled=f"2025-0{number + 1}-01T04:00:00+00:00")
+    said = centre.shala("archive", "prune", "--dry-run").stdout
+    assert "would go: 1 collection; 0 objects that nothing needs even now, 0 B (what only those" in said
+    assert "is not estimated" in said
+
+
 def test_what_readers_see_of_an_earlier_collection_is_one_line(centre, school, day):
     items = [f"gstudio/item{number}" for number in range(6)]
     day({f"{item}/a": b"1" for item in items})
