@@ -443,6 +443,13 @@ def _counts(named: Counter[str]) -> str:
     return ", ".join(f"{number:,} {type_}" for type_, number in named.items())
 
 
+def _require_entries(there: bool, zone: str, type_: str, key: str, others: Counter[str]) -> None:
+    """Raise UsageError where nothing of a record is there; `others` are those that name the same user."""
+    if not there:
+        way_out = f"it has {_counts(others)}: {_redact_all(zone, key)}" if others else _not_there(type_)
+        raise UsageError(f"the zone {zone} has no entry of {type_} {key} ({way_out})")
+
+
 def _redact_all(zone: str, user: str) -> str:
     return shlex.join(["shala", "zone", "redact", zone, "account", visible(user), "--with-dependents"])
 
@@ -496,6 +503,9 @@ def zone_redact(  # noqa: PLR0917 - click's
     del here["account"]
     if here and not with_dependents:
         named = {zone_name: here, **named}
+    with zones.database.reading() as session:
+        is_there = zones.has_entries(session, zone, type_, key, dependents=with_dependents)
+    _require_entries(is_there, zone_name, type_, key, here)
     if not yes:
         also = f" and what hangs on it ({_counts(here)})" if with_dependents and here else ""
         confirm(f"Forget {type_} {key}{also} in {zone_name} for good?")
@@ -507,9 +517,7 @@ def zone_redact(  # noqa: PLR0917 - click's
     with zones.database.writing() as session:
         zone = zones.zone(session, zone_name)
         number = zones.redact(session, zone, type_, key, reason, dependents=with_dependents)
-    if not number:
-        way_out = f"it has {_counts(here)}: {_redact_all(zone_name, key)}" if here else _not_there(type_)
-        raise UsageError(f"the zone {zone_name} has no entry of {type_} {key} ({way_out})")
+    _require_entries(bool(number), zone_name, type_, key, here)
     if not (is_empty := zones.database.has_empty_log()):
         complain_of(
             ["the database's log still holds it while somebody reads (it goes with the next redaction)"]

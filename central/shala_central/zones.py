@@ -18,7 +18,7 @@ from typing import Any
 from nacl.signing import SigningKey
 from shala_agent.membership import FORMAT, Statement, decode_statement, sign_statement, statement_id
 from shala_agent.record_types import types_digest
-from shala_agent.segment import EntryUnreadable, SegmentRefused, decode_entry, read_segment
+from shala_agent.segment import EntryUnreadable, Segment, SegmentRefused, decode_entry, read_segment
 from shala_agent.store import TO_MEND
 
 from shala_central import arrivals
@@ -278,6 +278,24 @@ class Zones:
         )
         return [(type_, key) for type_, key in rows if names_user(type_, key, user)]
 
+    def has_entries(
+        self, session: Session, zone: Zone, type_: str, key: str, *, dependents: bool = False
+    ) -> bool:
+        """Return whether a redaction would find anything; it might where a segment is damaged."""
+        query = "SELECT 1 FROM record WHERE zone = ? AND type = ? AND key = ?"
+        if session.query(query, (zone.id, type_, key)):
+            return True
+        # What is held back, or of a type that is not known here, is in no record.
+        ids = session.query("SELECT id FROM segment WHERE zone = ? ORDER BY id", (zone.id,))
+        for (id_,) in ids:
+            rows = session.query("SELECT data FROM segment WHERE id = ?", (id_,))
+            try:
+                if _counters_of(read_segment(bytes(rows[0][0])), type_, key, dependents=dependents):
+                    return True
+            except SegmentRefused:
+                return True
+        return False
+
     def redact(
         self, session: Session, zone: Zone, type_: str, key: str, reason: str, *, dependents: bool = False
     ) -> int:
@@ -304,11 +322,7 @@ class Zones:
                         f"segment {bytes(id_).hex()} is damaged, nothing was forgotten: {error}"
                         " (restore a backup of the database first)"
                     ) from None
-                counters = [
-                    counter
-                    for counter, raw in segment.numbered()
-                    if (name := names_of(raw)) == (type_, key) or (dependents and names_user(*name, key))
-                ]
+                counters = _counters_of(segment, type_, key, dependents=dependents)
                 if counters:
                     number += len(counters)
                     session.query("DELETE FROM part WHERE segment = ?", (segment.id,))
@@ -425,6 +439,15 @@ def _require_known_folder(settings: ZoneSettings) -> None:
             f"no database at {path}, and {settings.key_file} is the key of one (correct zones.database; for a"
             f" new one: mkdir -p {path.parent})"
         )
+
+
+def _counters_of(segment: Segment, type_: str, key: str, *, dependents: bool) -> list[int]:
+    """Return which entries of a segment are of a record, or with `dependents` of the user whose it is."""
+    return [
+        counter
+        for counter, raw in segment.numbered()
+        if (name := names_of(raw)) == (type_, key) or (dependents and names_user(*name, key))
+    ]
 
 
 def _check_name(name: str, what: str) -> None:

@@ -1080,6 +1080,18 @@ def test_a_redaction_that_nobody_confirms_is_one_line_and_changes_nothing(served
     assert served.query("SELECT key FROM record") == [("zo",)]
 
 
+@pytest.mark.parametrize("more", [(), ("--with-dependents",)], ids=["", "with dependents"])
+def test_a_redaction_of_what_is_not_there_asks_nothing(served, join, more):
+    aizawl = join()
+    aizawl.write(account("zo"))
+    aizawl.sync()
+    done = served.shala("zone", "redact", "mz", "account", "nope", *more, stdin="y\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "shala: the zone mz has no entry of account nope (shala zone status tells what has not arrived)\n"
+    )
+
+
 def test_a_redaction_goes_on_with_a_yes(served, join):
     aizawl = join()
     aizawl.write(account("zo"))
