@@ -180,20 +180,25 @@ def list_records(config_path: Path, type_: str, limit: int, everything: bool, as
 
 
 @records.command()
-@click.argument("name")
+@click.argument("type_", metavar="TYPE[/KEY]")
+@click.argument("key", metavar="[KEY]", default="")
 @_json
 @click.pass_obj
-def show(config_path: Path, name: str, as_json: bool) -> None:
+def show(config_path: Path, type_: str, key: str, as_json: bool) -> None:
     """Show one record: what it says, who wrote it, and what stands against it.
+
+    Type and key are given as `records list` shows them, or apart, as at the centre.
 
     \b
     Example:  shala-agent records show account/green-apple-mz17
+              shala-agent records show account green-apple-mz17
     """
     from shala_agent.merge import parsed
     from shala_agent.page import day
     from shala_agent.zone import reading
 
-    type_, _, key = name.partition("/")
+    if not key:
+        type_, _, key = type_.partition("/")
     with reading(read_config(config_path)) as opened:
         authors = opened.authors()
         record = opened.record(_known(type_), key) if type_ and key else None
@@ -201,6 +206,7 @@ def show(config_path: Path, name: str, as_json: bool) -> None:
         listed = (
             f"shala-agent records list --type {type_}" if key else "shala-agent records list shows TYPE/KEY"
         )
+        name = f"{type_}/{key}" if key else type_
         raise UsageError(f"there is no record '{name}' here ({listed})")
     said = _row(record, authors)
     said["siblings"] = [
@@ -214,7 +220,9 @@ def show(config_path: Path, name: str, as_json: bool) -> None:
     if as_json:
         _print_json({"format": 1, **said})
         return
-    click.echo(f"{name}  {said['server']} {said['day']}, change {record.counter}, schema {record.schema}")
+    click.echo(
+        f"{type_}/{key}  {said['server']} {said['day']}, change {record.counter}, schema {record.schema}"
+    )
     for field, value in (record.value or {}).items():
         click.echo(f"  {field}: {_plain(value)}")
     if record.value is None:

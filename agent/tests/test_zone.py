@@ -318,6 +318,16 @@ def test_records_are_listed_shown_and_exported(agent):
     assert type(agent("records", "list", "--type", "accounts").exception).__name__ == "UsageError"
 
 
+def test_a_record_is_shown_by_its_name_as_here_and_as_at_the_centre(agent):
+    agent("sync")
+    here = agent("records", "show", f"progress/{STUDENT}/eb-unit0").output
+    assert here.startswith(f"progress/{STUDENT}/eb-unit0  2031017-mz17 ")
+    assert agent("records", "show", "progress", f"{STUDENT}/eb-unit0").output == here
+    assert "there is no record 'account/nobody'" in str(
+        agent("records", "show", "account", "nobody").exception
+    )
+
+
 def test_no_cell_of_an_export_is_a_formula(agent, hill: School):
     derived.progress(hill, [derived.progress_row(STUDENT, first_name="=HYPERLINK(1)")], unit="eb-unit1")
     agent("sync")
