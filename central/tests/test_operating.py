@@ -431,7 +431,7 @@ def test_who_may_not_read_the_archive_is_told_who_may(day):
 @pytest.fixture
 def a_reader(school, capsys, monkeypatch):
     """Run commands on an archive of three collections as a member of its group: `run(*words, as_owner=...)`."""
-    monkeypatch.setattr(tempfile, "tempdir", "/var/tmp")  # where everybody may write  # noqa: S108
+    monkeypatch.setattr(tempfile, "tempdir", "/var/tmp")  # where everybody may write
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are root's alone
         folder = Path(name)
         folder.chmod(0o755)
