@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from shala_central.archive import Archive
+from shala_central.cold import ColdDamaged
 from shala_central.copies import (
     BEFORE,
     COLD,
@@ -30,14 +31,18 @@ from shala_central.copies import (
     copies_of,
     damage_of,
     damaged,
+    is_damage,
     made,
     problem_of,
+    structure_problem_of,
 )
 from shala_central.failure import CentralError
 from shala_central.history import History, HistoryError
 from shala_central.publish import make_folders, remove_tree, sync_file_system, sync_folder
 from shala_central.records import PullRecord, flaws, folders_of, has_sealed_list, read_pull
 from shala_central.remote import Remote
+from shala_central.row_mending import mend_rows
+from shala_central.rows import name_of, seal
 from shala_central.verify import Damage
 from shala_central.versions import files_of, remember, versions_of
 
@@ -51,7 +56,8 @@ _TURN = ".backup"
 class PutBack(msgspec.Struct, frozen=True):
     """A table that was damaged. `copied` is when the copy was made that stands in its place, "" without one.
 
-    `lost` says what is not in it. The index of a bucket is made anew instead: `listed`.
+    `lost` says what is not in it. The index of a bucket is made anew instead: `listed`. Where rows alone are
+    damaged, so many `rows` are put back, and `left` are damaged still; None where all of it is put back.
     """
 
     name: str
@@ -59,6 +65,13 @@ class PutBack(msgspec.Struct, frozen=True):
     copied: str
     lost: list[str]
     listed: bool = False
+    rows: int | None = None
+    left: int = 0
+
+    @property
+    def is_good(self) -> bool:
+        """Return whether the table is one again."""
+        return self.listed or (not self.left if self.rows is not None else bool(self.copied))
 
 
 def back_up(archive: Archive, *, keep_packed: bool = True) -> list[Damage]:
@@ -77,6 +90,7 @@ def back_up(archive: Archive, *, keep_packed: bool = True) -> list[Damage]:
                 if problem := damage_of(table):
                     damage.append(Damage(name, problem))
                 elif table.exists():
+                    seal(table)
                     _copy(archive, folder, name)
                     if name == COLD and not keep_packed:
                         (folder / f"{name}{BEFORE}").unlink(missing_ok=True)
@@ -104,6 +118,8 @@ def damaged_tables(archive: Archive) -> list[Damage]:
 def put_back(archive: Archive) -> list[PutBack]:
     """Put the newest good copy in the place of each damaged table, which is kept beside the copies.
 
+    Of a table of which rows alone are damaged those alone are put back.
+
     Whoever has the archive open must open it again.
 
     Raises CentralError while somebody pulls, or where a table cannot be read or written now.
@@ -117,12 +133,41 @@ def put_back(archive: Archive) -> list[PutBack]:
             if item.path == REMOTE:
                 answers.append(_list_anew(archive, table, item.problem))
                 continue
+            if mended := _put_rows_back(archive, table, item.problem):
+                answers.append(mended)
+                continue
             copy = next((copy for copy in copies_of(table) if not problem_of(copy)), None)
             if copy is None:
                 answers.append(PutBack(item.path, item.problem, "", ["there is no good copy of it"]))
                 continue
             answers.append(PutBack(item.path, item.problem, made(copy), _put_back(archive, table, copy)))
     return answers
+
+
+def _put_rows_back(archive: Archive, table: Path, problem: str) -> PutBack | None:
+    """Put damaged rows back, and make the indexes anew; return None where that is not what is damaged."""
+    if structure_problem_of(table) or not problem_of(table):
+        return None
+    try:
+        done = mend_rows(table, copies_of(table))
+    except sqlite3.DatabaseError as error:
+        if is_damage(error):
+            return None
+        raise CentralError(
+            f"{table} is not put back: {error} (free some space, then shala archive repair)"
+        ) from None
+    lost = [f"{name_of(row)}: no copy has it whole" for row in done.left]
+    if table.name == HISTORY:
+        names = {row["server"] for row in [*done.back, *done.left]}.intersection(archive.servers())
+        with contextlib.suppress(HistoryError):  # a row that is left may stop all reading
+            lost += [line for name in sorted(names) for line in _untold(archive, name)]
+    elif table.name == COLD:
+        for row in done.back:
+            try:
+                archive.objects.cold.read(row["pool"], row["sha256"].hex(), archive.objects.plain)
+            except ColdDamaged as damage:
+                lost.append(str(damage))
+    return PutBack(table.name, problem, done.copied, lost, rows=len(done.back), left=len(done.left))
 
 
 def _list_anew(archive: Archive, index: Path, problem: str) -> PutBack:

@@ -18,11 +18,12 @@ from pathlib import Path
 
 from shala_agent import write_ahead
 
+from shala_central import rows
 from shala_central.copies import COLD, connect, copies_of, is_damage, lost
 from shala_central.failure import CentralError
 from shala_central.publish import sync_folder
 
-VERSION = 1
+VERSION = rows.VERSIONS[rows.PACKED]  # in the first one rows had no sums
 CHAIN = 16  # so many newer versions may have to be unpacked to come to an old one
 DEEPEST = 4 * CHAIN
 IN_TABLE = 256 << 10  # bytes: what is packed to less lies in the table and takes no block of its own
@@ -31,7 +32,7 @@ SMALLEST = 8  # bytes that zstd wants of what it packs against
 LEVEL = 9
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS cold (pool TEXT, sha256 BLOB, size INTEGER, base BLOB, height INTEGER, packed BLOB,
-  PRIMARY KEY (pool, sha256)) WITHOUT ROWID;
+  sum BLOB, PRIMARY KEY (pool, sha256)) WITHOUT ROWID;
 PRAGMA user_version = {VERSION};
 """
 
@@ -171,13 +172,14 @@ class Cold:
         in_table = len(packed) <= IN_TABLE
         if not in_table:
             _write(self._file(pool, sha256), packed)
+        key = (pool, bytes.fromhex(sha256), size, bytes.fromhex(base) if base else None)
+        content = packed if in_table else None
         with self._written() as db:
+            rows.add_column(db)
             db.execute(
-                "INSERT OR REPLACE INTO cold VALUES (?, ?, ?, ?, ?, ?)",
-                (
-                    *(pool, bytes.fromhex(sha256), size, bytes.fromhex(base) if base else None, height),
-                    packed if in_table else None,
-                ),
+                "INSERT OR REPLACE INTO cold (pool, sha256, size, base, height, packed, sum)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*key, height, content, rows.sum_of(*key, content)),
             )
             if base:
                 # A base may be plain now; when it is packed itself, it knows how many stand on it.
@@ -188,16 +190,16 @@ class Cold:
 
     def _height(self, pool: str, sha256: str) -> int:
         """Return how many packed contents stand one on the other above this one."""
-        rows = self._query(
+        found = self._query(
             "SELECT max(height) + 1 FROM cold WHERE pool = ? AND base = ?", pool, bytes.fromhex(sha256)
         )
-        return int(rows[0][0] or 0) if rows else 0
+        return int(found[0][0] or 0) if found else 0
 
     def _row(self, pool: str, sha256: str) -> tuple[bytes | None, bytes | None] | None:
-        rows = self._query(
+        found = self._query(
             "SELECT base, packed FROM cold WHERE pool = ? AND sha256 = ?", pool, bytes.fromhex(sha256)
         )
-        return rows[0] if rows else None
+        return found[0] if found else None
 
     def _query(self, query: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
         if self._db is None and not self._path.exists():
@@ -243,7 +245,12 @@ class Cold:
                 write_ahead.switch(db, self._path)
                 db.execute("PRAGMA synchronous = FULL")
                 db.execute("PRAGMA secure_delete = ON")  # what is removed may have to be nowhere in plain
-                if not db.execute("PRAGMA user_version").fetchone()[0]:
+                found = db.execute("PRAGMA user_version").fetchone()[0]
+                if not 0 <= found <= VERSION:
+                    raise ColdFailed(
+                        f"{self._path} is of version {found}, this shala reads {VERSION} (update the centre)"
+                    )
+                if not found:
                     db.executescript(_SCHEMA)
                 db.execute("CREATE INDEX IF NOT EXISTS by_base ON cold (pool, base) WHERE base IS NOT NULL")
             except BaseException:

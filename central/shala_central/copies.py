@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
+from shala_central import rows
 from shala_central.failure import CentralError
 
 HISTORY, COLD, ENCRYPTED = "history.sqlite", "cold.sqlite", "encrypted.sqlite"
@@ -73,22 +75,40 @@ def damage_of(table: Path) -> str:
 
 
 def problem_of(table: Path) -> str:
-    """Return why a file is no table any more, or ""; reads all of it.
+    """Return why a file is no table any more, or which rows are not what was written, or ""; reads all of it.
 
     Raises CentralError where that cannot be done now.
     """
+    return _problem_of(table, lambda db: _flaw(db, "quick") or rows.problem_in(db) or _flaw(db, "integrity"))
+
+
+def structure_problem_of(table: Path) -> str:
+    """Return why a file is no table any more, or ""; of what is in its rows it says nothing.
+
+    Raises CentralError as problem_of.
+    """
+    return _problem_of(table, lambda db: _flaw(db, "quick"))
+
+
+def _problem_of(table: Path, look: Callable[[sqlite3.Connection], str]) -> str:
     if not _is_there(table):
         return "is gone"
     try:
         with contextlib.closing(connect(table)) as opened:
-            answer = opened.execute("PRAGMA quick_check(1)").fetchone()[0]
+            problem = look(opened)
     except sqlite3.DatabaseError as error:
         if not is_damage(error):
             raise CentralError(
                 f"{table} cannot be looked at now: {error} (is another run at work in it, or the disk full?)"
             ) from None
-        return f"is damaged: {error}"
-    return "" if answer == "ok" else f"is damaged: {answer}".replace("\n", " ")
+        problem = str(error)
+    return f"is damaged: {problem}" if problem else ""
+
+
+def _flaw(db: sqlite3.Connection, check: str) -> str:
+    """Return what SQLite finds: `quick` looks at the structure alone, `integrity` at the indexes too."""
+    answer = db.execute(f"PRAGMA {check}_check(1)").fetchone()[0]
+    return "" if answer == "ok" else str(answer).replace("\n", " ")
 
 
 def is_damage(error: sqlite3.DatabaseError) -> bool:

@@ -22,19 +22,22 @@ import zstandard
 from shala_agent import write_ahead
 from shala_agent.manifest import Change, File, compose_all, read_changes, write_line
 
+from shala_central import rows
 from shala_central.copies import connect, is_damage, lost
 from shala_central.failure import CentralError
 from shala_central.listing import fold
 
-VERSION = 2  # in the first one records were packed by themselves; rows of both kinds are read
+# In the first one records were packed by themselves, and rows had no sums; rows of both kinds are read.
+VERSION = rows.VERSIONS[rows.COLLECTION]
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS collection (
   id INTEGER PRIMARY KEY, server TEXT NOT NULL, pulled TEXT NOT NULL, year INTEGER NOT NULL,
   sequence INTEGER NOT NULL, files INTEGER NOT NULL, bytes INTEGER NOT NULL,
-  record BLOB NOT NULL, changes BLOB NOT NULL, UNIQUE (server, pulled));
+  record BLOB NOT NULL, changes BLOB NOT NULL, sum BLOB, UNIQUE (server, pulled));
 PRAGMA user_version = {VERSION};
 """
 _TO_VERSION = f"PRAGMA user_version = {VERSION}"
+_MEND = "shala archive repair puts back the copy of last night"
 _SHAPED = b"\x01"  # before a record that was packed beside the shape; no zstd frame begins so
 
 
@@ -97,22 +100,23 @@ class History:
         Adding it twice is adding it once.
         """
         pull = msgspec.json.decode(record["pull.json"])
+        row = (
+            *(server, pulled, pull["year"], pull["sequence"], pull["files"], pull["bytes"]),
+            _packed_record(record),
+            _packed_changes(changes),
+        )
         with self._written():
             self._db.execute(
                 "INSERT OR IGNORE INTO collection"
-                " (server, pulled, year, sequence, files, bytes, record, changes)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    *(server, pulled, pull["year"], pull["sequence"], pull["files"], pull["bytes"]),
-                    _packed_record(record),
-                    _packed_changes(changes),
-                ),
+                " (server, pulled, year, sequence, files, bytes, record, changes, sum)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*row, rows.sum_of(*row)),
             )
             self._db.execute(_TO_VERSION)
 
-    def _ask(self, query: str, *values: object) -> Iterator[tuple]:  # type: ignore[type-arg]
+    def _ask(self, query: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
         try:
-            yield from self._db.execute(query, values)
+            return self._db.execute(query, values).fetchall()
         except sqlite3.DatabaseError as error:
             raise HistoryError(_reason(self._path, error)) from None
 
@@ -120,18 +124,19 @@ class History:
     def _written(self) -> Iterator[None]:
         try:
             with self._db:
+                rows.add_column(self._db)
                 yield
         except sqlite3.DatabaseError as error:
             raise HistoryError(_reason(self._path, error)) from None
 
     def versions(self, server: str) -> list[Version]:
         """Return the earlier collections of a server, oldest first."""
-        rows = self._ask(
+        found = self._ask(
             "SELECT id, server, pulled, year, sequence, files, bytes FROM collection"
             " WHERE server = ? ORDER BY id",
             server,
         )
-        return [Version(*row) for row in rows]
+        return [Version(*row) for row in found]
 
     def servers(self) -> set[str]:
         """Return the names of the servers that have earlier collections."""
@@ -139,48 +144,72 @@ class History:
 
     def record(self, version: Version) -> dict[str, bytes]:
         """Return the files of the record of an earlier collection, by name."""
-        row = next(self._ask("SELECT record FROM collection WHERE id = ?", version.id), None)
-        if row is None:
+        found = self._ask("SELECT record FROM collection WHERE id = ?", version.id)
+        if not found:
             raise HistoryError(f"collection {version.sequence} of {version.server} is not kept any more")
-        return msgspec.msgpack.decode(_unpacked_record(row[0]), type=dict[str, bytes])
+        with self._reading(version.server, version.sequence):
+            return _read_record(found[0][0])
 
     def mark(self, version: Version, name: str, content: bytes) -> None:
         """Put a file into the record of an earlier collection, or replace it."""
-        record = {**self.record(version), name: content}
         with self._written():
-            self._db.execute(
-                "UPDATE collection SET record = ? WHERE id = ?",
-                (_packed_record(record), version.id),
-            )
+            record = {**self.record(version), name: content}
+            self._replace(version.id, record=_packed_record(record))
             self._db.execute(_TO_VERSION)
+
+    def _replace(self, number: int, **columns: bytes) -> None:
+        """Replace what a row holds, in the transaction that goes on. Raises HistoryError if it is damaged."""
+        (row,) = rows.read(self._db, "WHERE id = ?", number)
+        if not rows.is_whole(row):  # else a new sum would say that it is whole
+            raise HistoryError(f"{self._path}: {rows.name_of(row)} is damaged ({_MEND})")
+        row |= columns
+        row["sum"] = rows.sum_of_row(row)
+        self._db.execute(
+            "UPDATE collection SET record = ?, changes = ?, sum = ? WHERE id = ?",
+            (row["record"], row["changes"], row["sum"], number),
+        )
+
+    @contextlib.contextmanager
+    def _reading(self, server: str, sequence: int) -> Iterator[None]:
+        """Name the row that cannot be unpacked."""
+        try:
+            yield
+        except ValueError as error:
+            raise HistoryError(
+                f"{self._path}: collection {sequence} of {server} cannot be unpacked: {error} ({_MEND})"
+            ) from None
 
     def files(self, version: Version, newest: Iterable[bytes]) -> Iterator[bytes]:
         """Given the list of files of the newest collection, yield the lines of that of an earlier one."""
-        rows = self._ask(
-            "SELECT changes FROM collection WHERE server = ? AND id >= ? ORDER BY id DESC",
+        found = self._ask(
+            "SELECT changes, sequence FROM collection WHERE server = ? AND id >= ? ORDER BY id DESC",
             *(version.server, version.id),
         )
-        return fold(newest, [io.BytesIO(_unpacked(row[0])) for row in rows])
+        return fold(newest, [io.BytesIO(self._changes(version.server, *row)) for row in found])
 
     def changes(self, version: Version) -> Iterator[Change]:
         """Yield what leads from the collection after an earlier one back to it."""
-        row = next(self._ask("SELECT changes FROM collection WHERE id = ?", version.id), None)
-        return _read(_unpacked(row[0])) if row is not None else iter(())
+        found = self._ask("SELECT changes FROM collection WHERE id = ?", version.id)
+        return _read(self._changes(version.server, found[0][0], version.sequence)) if found else iter(())
+
+    def _changes(self, server: str, packed: bytes, sequence: int) -> bytes:
+        with self._reading(server, sequence):
+            return _unpacked(packed)
 
     def months(self) -> dict[str, dict[str, int]]:
         """Return {server: {YYYY-MM: how many of its earlier collections were pulled in it}}."""
         found: dict[str, dict[str, int]] = {}
-        rows = self._ask(
+        counted = self._ask(
             "SELECT server, substr(pulled, 1, 7) AS month, count(*) FROM collection GROUP BY server, month"
         )
-        for server, month, count in rows:
+        for server, month, count in counted:
             found.setdefault(server, {})[month] = count
         return found
 
     def digests(self, server: str) -> Iterator[File]:
         """Yield every file that an earlier collection of a server needs and the newest may not have."""
-        for (packed,) in self._ask("SELECT changes FROM collection WHERE server = ?", server):
-            for change in _read(_unpacked(packed)):
+        for row in self._ask("SELECT changes, sequence FROM collection WHERE server = ?", server):
+            for change in _read(self._changes(server, *row)):
                 if isinstance(change, File):
                     yield change
 
@@ -188,19 +217,18 @@ class History:
         """Remove collections; those before them stay as they are."""
         for version in versions:
             with self._written():
-                row = self._db.execute(
-                    "SELECT changes FROM collection WHERE id = ?", (version.id,)
-                ).fetchone()
+                query = "SELECT changes, sequence FROM collection WHERE id = ?"
+                row = self._db.execute(query, (version.id,)).fetchone()
                 older = self._db.execute(
-                    "SELECT id, changes FROM collection WHERE server = ? AND id < ? ORDER BY id DESC LIMIT 1",
+                    "SELECT id, changes, sequence FROM collection WHERE server = ? AND id < ?"
+                    " ORDER BY id DESC LIMIT 1",
                     (version.server, version.id),
                 ).fetchone()
                 if row is not None and older is not None:
-                    both = _put_together([_unpacked(row[0]), _unpacked(older[1])])
-                    self._db.execute(
-                        "UPDATE collection SET changes = ? WHERE id = ?",
-                        (_packed(b"".join(map(write_line, both))), older[0]),
-                    )
+                    self._replace(version.id)  # which stands, whole
+                    lists = [self._changes(version.server, *row), self._changes(version.server, *older[1:])]
+                    both = b"".join(map(write_line, _put_together(lists)))
+                    self._replace(older[0], changes=_packed(both))
                 self._db.execute("DELETE FROM collection WHERE id = ?", (version.id,))
 
 
@@ -243,15 +271,27 @@ def _read(lines: bytes) -> Iterator[Change]:
 
 
 def _unpacked(packed: bytes, shape: zstandard.ZstdCompressionDict | None = None) -> bytes:
-    """Unpack what a row holds. Raises HistoryError."""
+    """Unpack what a row holds. Raises ValueError."""
     try:
         return zstandard.ZstdDecompressor(dict_data=shape).decompressobj().decompress(packed)
     except zstandard.ZstdError as error:
-        raise HistoryError(f"a row of the history cannot be unpacked: {error}") from None
+        raise ValueError(str(error)) from None
 
 
-def _unpacked_record(packed: bytes) -> bytes:
-    return _unpacked(packed[1:], _shape()) if packed.startswith(_SHAPED) else _unpacked(packed)
+def _read_record(packed: bytes) -> dict[str, bytes]:
+    """Unpack a record. Raises ValueError."""
+    raw = _unpacked(packed[1:], _shape()) if packed.startswith(_SHAPED) else _unpacked(packed)
+    return msgspec.msgpack.decode(raw, type=dict[str, bytes])
+
+
+def is_readable(record: bytes, changes: bytes) -> bool:
+    """Return whether what a row holds can be unpacked."""
+    try:
+        _read_record(record)
+        _unpacked(changes)
+    except (ValueError, TypeError, AttributeError):  # a damaged row may hold none of bytes
+        return False
+    return True
 
 
 # A day's changes have some kilobytes: the tables of a high level are made no larger than that is worth.
@@ -269,7 +309,7 @@ def _reason(path: Path, error: sqlite3.DatabaseError) -> str:
     # Of these only a file that is none any more is worth bringing an older one back.
     if not is_damage(error):
         return f"{path}: {error} (is the disk full, or the file somebody else's?)"
-    return f"{path}: {error} (shala archive repair puts back the copy of last night)"
+    return f"{path}: {error} ({_MEND})"
 
 
 def _packed(raw: bytes) -> bytes:

@@ -175,9 +175,8 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
 
     The copy is only read; its disk may be mounted read-only. What no copy has can be asked of the school
     again, if its newest collection holds it: shala pull --again. A damaged history.sqlite, cold.sqlite or
-    encrypted.sqlite is replaced by its copy in .shala/backup; remote.sqlite is made anew, of a listing of the
-    bucket. Exit code 3 if something is left, 1 if nothing
-    could be mended.
+    encrypted.sqlite is replaced by its copy in .shala/backup, or single rows of it by theirs; remote.sqlite
+    is made anew, of a listing of the bucket. Exit code 3 if something is left, 1 if nothing could be mended.
 
     \b
     Examples:
@@ -224,17 +223,29 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
         )
     left_over = [answer for answer in answers if answer.lost]
     if not left_over and not failed:
-        return 0 if all(one.copied or one.listed for one in tables) else PARTLY
+        return 0 if all(one.is_good for one in tables) else PARTLY
     done_some = any(answer.mended or answer.put_back or answer.removed for answer in answers)
+    done_some = done_some or any(one.rows for one in tables)
     return PARTLY if len(left_over) < len(answers) or done_some else FAILED
 
 
 def _print_put_back(tables: Sequence[PutBack]) -> None:
     for one in tables:
-        copied = f"the copy of {one.copied[:16]} is put back" if one.copied else "left"
-        click.echo(f"{one.name}: {'made anew, of a listing of the bucket' if one.listed else copied}")
+        copy = f"the copy of {one.copied[:16]}"
+        if one.listed:
+            done = "made anew, of a listing of the bucket"
+        elif one.rows is not None:
+            done = (
+                f"{counted(one.rows, 'row')} of {copy} put back"
+                if one.copied
+                else "its indexes are made anew"
+            )
+            done = f"{done}, {counted(one.left, 'damaged row')} left" if one.left else done
+        else:
+            done = f"{copy} is put back" if one.copied else "left"
+        click.echo(f"{one.name}: {done}")
         for lost in one.lost[:MAX_SHOWN]:
-            click.echo(f"  not in it: {lost}" if one.copied else f"  {lost}")
+            click.echo(f"  not in it: {lost}" if one.copied and one.rows is None else f"  {visible(lost)}")
 
 
 def ways_to_mend(names: Sequence[str]) -> str:

@@ -223,6 +223,7 @@ def test_a_record_that_an_older_shala_packed_by_itself_is_read_and_marked(two: A
         (version,) = kept.versions(school.name)
         record = kept.record(version)
     with closing(sqlite3.connect(two.hidden / "history.sqlite")) as db, db:
+        db.execute("ALTER TABLE collection DROP COLUMN sum")
         db.execute("UPDATE collection SET record = ?", (zstandard.compress(msgspec.msgpack.encode(record)),))
         db.execute("PRAGMA user_version = 1")
     with two.history() as kept:

@@ -1,0 +1,278 @@
+"""A bit that changes within a row of a table: named, never copied, put back, and nothing else lost."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from central_school import School, received
+from shala_central.archive import Archive
+from shala_central.backup import back_up, damaged_tables, put_back
+from shala_central.checkout import checkout
+from shala_central.failure import CentralError
+from shala_central.history import HistoryError
+from shala_central.integrity import damaged_objects, scrub
+from shala_central.retention import prune
+from shala_central.versions import files_of, versions_of
+
+WRONG = "1 row is not what was written"
+
+
+@pytest.fixture
+def archive(centre) -> Archive:
+    centre.archive.open()
+    return centre.archive
+
+
+@pytest.fixture
+def deliver(archive: Archive, school: School) -> Callable[..., None]:
+    """Let the school deliver collections, by their numbers."""
+
+    def days(*numbers: int) -> None:
+        for number in numbers:
+            school.sequence = number
+            received(archive, school, files_on(number), f"2026-11-{number:02d}T00:00:00+00:00")
+
+    return days
+
+
+def files_on(number: int) -> dict[str, bytes]:
+    return {"gstudio/db/a": b"%d " % number * 3000, "gstudio/logs/l": b"line %d\n" % number * 500}
+
+
+def run(table: Path, statement: str, *values: object) -> list[tuple]:
+    with closing(sqlite3.connect(table)) as db, db:
+        return db.execute(statement, values).fetchall()
+
+
+def settled(table: Path) -> bytes:
+    run(table, "PRAGMA wal_checkpoint(TRUNCATE)")
+    return table.read_bytes()
+
+
+def flip(table: Path, within: bytes, *, key: str, at: int = -3) -> None:
+    """Change one bit of the row that has these bytes, `at` so far from their end; only `key` says which."""
+    raw, before = settled(table), rows_of(table)
+    begin = raw.find(within)
+    while begin >= 0:  # freed pages have them too
+        damaged = bytearray(raw)
+        damaged[begin + len(within) + at] ^= 1
+        table.write_bytes(damaged)
+        changed = [row for row, now in zip(before, rows_of(table), strict=True) if row != now]
+        if len(changed) == 1 and key in map(str, changed[0]):
+            break
+        begin = raw.find(within, begin + 1)
+    assert begin >= 0
+    assert run(table, "PRAGMA quick_check(1)") == [("ok",)], "the structure is whole"
+
+
+def of_collection(table: Path, column: str, number: int) -> bytes:
+    """Return the end of a value of a collection: the rest may lie on another page."""
+    ((value,),) = run(table, f"SELECT CAST({column} AS BLOB) FROM collection WHERE sequence = ?", number)
+    return bytes(value)[-40:]
+
+
+def rows_of(table: Path) -> list[tuple]:
+    name = "collection" if "history" in table.name else "cold"
+    with closing(sqlite3.connect(table)) as db:
+        db.text_factory = bytes
+        return db.execute(f"SELECT * FROM {name}").fetchall()
+
+
+def numbers(archive: Archive, school: School) -> list[int]:
+    return [version.sequence for version in versions_of(archive, school.name)]
+
+
+def all_come_back(archive: Archive, school: School, folder: Path) -> None:
+    for version in versions_of(archive, school.name):
+        target = folder / str(version.sequence)
+        checkout(archive, version, target)
+        found = {
+            str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()
+        }
+        assert found == files_on(version.sequence)
+
+
+@pytest.mark.parametrize("column", ["record", "changes", "pulled", "sum"])
+def test_a_bit_that_changes_in_a_collection_is_named_never_copied_and_put_back_with_nothing_lost(
+    centre, archive, school, deliver, tmp_path, column
+):
+    deliver(1, 2, 3)
+    assert back_up(archive) == []
+    deliver(4, 5)
+    table, copy = archive.hidden / "history.sqlite", archive.hidden / "backup/history.sqlite"
+    before, copied = rows_of(table), copy.read_bytes()
+    flip(table, of_collection(table, column, 2), key=str(b"2026-11-02T00:00:00+00:00"))
+    verified = centre.shala("archive", "verify")
+    assert (verified.returncode, WRONG in verified.stdout) == (3, True)
+    assert f"collection 2 of {school.name}" in verified.stdout
+    for _ in range(2):
+        scrubbed = centre.shala("archive", "scrub", "--days", "1")
+        assert (scrubbed.returncode, WRONG in scrubbed.stdout) == (1, True)
+    assert copy.read_bytes() == copied
+    mended = centre.shala("archive", "repair")
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+    assert "history.sqlite: 1 row of the copy of 20" in mended.stdout
+    assert rows_of(table) == before
+    assert damaged_tables(archive) == []
+    all_come_back(archive, school, tmp_path / "out")
+
+
+@pytest.mark.parametrize("column", ["packed", "sha256"])
+def test_a_bit_that_changes_in_what_is_packed_is_named_never_copied_and_put_back_with_nothing_lost(
+    centre, archive, school, deliver, tmp_path, column
+):
+    deliver(1, 2)
+    prune(archive, keep_days=10_000, keep_months=0)
+    assert back_up(archive) == []
+    table, copy = archive.hidden / "cold.sqlite", archive.hidden / "backup/cold.sqlite"
+    ((sha256, value),) = run(table, f"SELECT sha256, {column} FROM cold ORDER BY sha256 LIMIT 1")
+    deliver(3, 4)
+    prune(archive, keep_days=10_000, keep_months=0)
+    before, copied = rows_of(table), copy.read_bytes()
+    assert len(before) > len(rows_of(copy))
+    flip(table, value[-40:], key=str(sha256))
+    assert WRONG in centre.shala("archive", "verify").stdout
+    for _ in range(2):
+        assert WRONG in centre.shala("archive", "scrub").stdout
+    assert copy.read_bytes() == copied
+    with pytest.raises(CentralError, match=f"nothing is removed while .*{WRONG}"):
+        prune(Archive(archive.root), keep_days=0, keep_months=0)
+    mended = centre.shala("archive", "repair")
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+    assert rows_of(table) == before
+    archive = Archive(archive.root, archive.objects.shared_items)
+    assert scrub(archive, 1).damage == damaged_objects(archive, school.name) == []
+    all_come_back(archive, school, tmp_path / "out")
+
+
+def test_what_was_merged_into_a_damaged_collection_since_the_copy_is_merged_into_it_again(
+    archive, school, deliver, tmp_path
+):
+    deliver(1, 2, 3, 4, 5, 6)
+    assert back_up(archive) == []
+    table = archive.hidden / "history.sqlite"
+    with archive.history() as history:
+        history.forget(history.versions(school.name)[2:4])
+    before = rows_of(table)
+    flip(table, of_collection(table, "changes", 2), key=str(b"2026-11-02T00:00:00+00:00"))
+    (done,) = put_back(archive)
+    assert (done.rows, done.left, done.lost) == (1, 0, [])
+    assert rows_of(table) == before
+    assert numbers(archive, school) == [1, 2, 5, 6]
+    all_come_back(archive, school, tmp_path / "out")
+
+
+def test_a_damaged_collection_that_no_copy_has_is_named_and_stays(centre, archive, school, deliver):
+    deliver(1, 2)
+    assert back_up(archive) == []
+    deliver(3, 4)
+    table = archive.hidden / "history.sqlite"
+    for number in (1, 3):
+        value = of_collection(table, "changes", number)
+        flip(table, value, key=str(b"2026-11-%02dT00:00:00+00:00" % number))
+    assert "2 rows are not what was written" in damaged_tables(archive)[0].problem
+    mended = centre.shala("archive", "repair")
+    assert mended.returncode == 3, mended.stdout
+    assert "1 damaged row left" in mended.stdout
+    assert f"collection 3 of {school.name}: no copy has it whole" in mended.stdout
+    assert f"(collection 3 of {school.name})" in damaged_tables(archive)[0].problem
+    assert numbers(archive, school) == [1, 2, 3, 4]
+    with archive.history() as history, pytest.raises(HistoryError, match=r"collection 3 .* is damaged"):
+        history.mark(history.versions(school.name)[2], "note.txt", b"a new sum would hide it")
+
+
+def test_a_bit_that_changes_in_an_index_is_named_and_mended_without_a_copy(archive, school, deliver):
+    deliver(1, 2, 3)
+    table = archive.hidden / "history.sqlite"
+    raw, before = settled(table), rows_of(table)
+    begin = 0
+    while not damaged_tables(archive):  # until it is in the index and in use
+        begin = raw.index(b"2026-11-02T", begin + 1)
+        table.write_bytes(raw[:begin] + b"3" + raw[begin + 1 :])
+        if rows_of(table) != before:
+            table.write_bytes(raw)
+    assert "index" in damaged_tables(archive)[0].problem
+    assert [len(found.path) > 0 for found in back_up(archive)] == [True]
+    (done,) = put_back(archive)
+    assert (done.rows, done.is_good) == (0, True)
+    assert damaged_tables(archive) == back_up(archive) == []
+    assert rows_of(table) == before
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_rows_that_an_older_shala_has_written_get_their_sums_with_the_next_copy(
+    archive, school, deliver, tmp_path, version
+):
+    deliver(1, 2, 3)
+    prune(archive, keep_days=10_000, keep_months=0)
+    archive.objects.cold._opened().close()
+    archive.objects.cold._db = None
+    tables = [archive.hidden / name for name in ("history.sqlite", "cold.sqlite")]
+    rows = [rows_of(table) for table in tables]
+    for table, name in zip(tables, ("collection", "cold"), strict=True):
+        run(table, f"ALTER TABLE {name} DROP COLUMN sum")
+        run(table, f"PRAGMA user_version = {version}")
+    all_come_back(archive, school, tmp_path / "read")
+    assert damaged_tables(archive) == []
+    assert [len(rows_of(table)[0]) - len(old[0]) for table, old in zip(tables, rows, strict=True)] == [-1, -1]
+    assert back_up(archive) == []
+    assert [rows_of(table) for table in tables] == rows
+    assert {run(table, "PRAGMA user_version")[0][0] for table in tables} == {2}
+    deliver(4, 5)
+    prune(archive, keep_days=10_000, keep_months=0)
+    assert damaged_tables(archive) == back_up(archive) == []
+    for table in tables:
+        (archive.hidden / "backup" / table.name).unlink()
+    assert put_back(archive) == []
+
+
+@pytest.mark.parametrize("name", ["collection", "cold"])
+def test_the_first_writer_of_an_older_table_gives_its_rows_a_place_for_the_sum(
+    archive, school, deliver, tmp_path, name
+):
+    deliver(1, 2, 3)
+    prune(archive, keep_days=10_000, keep_months=0)
+    archive.objects.cold._opened().close()
+    archive.objects.cold._db = None
+    table = archive.hidden / ("history.sqlite" if name == "collection" else "cold.sqlite")
+    run(table, f"ALTER TABLE {name} DROP COLUMN sum")
+    run(table, "PRAGMA user_version = 1")
+    deliver(4)
+    prune(archive, keep_days=10_000, keep_months=0)
+    ((with_sum, without),) = run(table, f"SELECT count(sum), count(*) - count(sum) FROM {name}")
+    assert with_sum
+    assert without
+    assert damaged_tables(archive) == []
+    all_come_back(archive, school, tmp_path / "out")
+
+
+def test_a_row_without_a_sum_that_cannot_be_unpacked_is_damaged_too(archive, school, deliver):
+    deliver(1, 2, 3)
+    table = archive.hidden / "history.sqlite"
+    run(table, "UPDATE collection SET sum = NULL, changes = ? WHERE sequence = 1", b"no zstd")
+    assert WRONG in damaged_tables(archive)[0].problem
+    assert "no copy" in back_up(archive)[0].problem
+
+
+def test_a_collection_that_cannot_be_unpacked_is_one_line_with_the_way_out(centre, archive, school, deliver):
+    deliver(1, 2, 3)
+    table = archive.hidden / "history.sqlite"
+    run(table, "UPDATE collection SET record = ?, changes = ? WHERE sequence = 1", b"no zstd", b"no zstd")
+    way = r"/history\.sqlite: collection 1 of .* cannot be unpacked: .* \(shala archive repair"
+    first = versions_of(archive, school.name)[0]
+    with pytest.raises(HistoryError, match=way), archive.history() as history:
+        history.record(first)
+    with pytest.raises(HistoryError, match=way):
+        list(files_of(archive, first))
+    shown = centre.shala("archive", "show", school.name, "--number", "1")
+    assert shown.returncode != 0
+    assert "Traceback" not in shown.stderr
+    assert "Exception ignored" not in shown.stderr
+    for command in (["diff", school.name, "1", "2"], ["verify", "--deep"], ["prune", "--dry-run"]):
+        done = centre.shala("archive", *command)
+        assert "Traceback" not in done.stderr, done.stderr
+        assert "Exception ignored" not in done.stderr
