@@ -26,7 +26,7 @@ from shala_central.history import HistoryError
 from shala_central.listing import file_of, readable
 from shala_central.mending import mend_earlier_years, mend_record, strays
 from shala_central.objects import SHARED, ObjectDamaged, Objects, digest_of
-from shala_central.publish import sync_file_system, write_file
+from shala_central.publish import sync_file_system, sync_folder, write_file
 from shala_central.records import RecordDamaged, flaws, folders_of, is_whole, lists_are_whole
 from shala_central.remote import Local, Remote, in_parallel
 from shala_central.verify import Damage
@@ -374,9 +374,14 @@ def repair(archive: Archive, name: str, second: SecondCopy | None = None) -> Rep
             os.utime(staged, ns=(file.mtime_ns, file.mtime_ns))
             sync_file_system(archive.staging(name))
             archive.objects.add(staged, name, path, file.sha256)
+            _drop_packed(archive.objects, archive.objects.pool_of(name, path), [file.sha256])
             _send_anew(archive, archive.objects.pool_of(name, path), file.sha256)
             mended.append(path)
         mended += _mend_bucket(archive, name)
+        with contextlib.suppress(ColdFailed):  # that is told of the table
+            for pool in (name, SHARED):
+                packed = [digest for digest, _ in archive.objects.cold.stored(pool)]
+                mended += _drop_packed(archive.objects, pool, packed)
         put_back = set(strays(archive, name))
         relink(archive, name)
         put_back -= set(strays(archive, name))
@@ -416,6 +421,22 @@ def _send_anew(archive: Archive, pool: str, sha256: str) -> bool:
     remote.doubt(pool, sha256)
     archive.objects.send([Local(pool, sha256, place.stat().st_size, place)])
     return True
+
+
+def _drop_packed(objects: Objects, pool: str, digests: Sequence[str]) -> list[str]:
+    """Remove packed contents of which there is a good plain object too; return those that were damaged.
+
+    Who reads takes the plain one, scrubbing reads both.
+    """
+    damaged = []
+    for digest in digests:
+        place = objects.root / pool / digest[:2] / digest
+        if place.is_file() and digest_of(place) == digest:
+            if _packed_problem(objects, pool, digest):
+                damaged.append(f"{_name(pool, digest)}, packed")
+            sync_folder(place.parent)
+            objects.cold.remove(pool, [digest])
+    return damaged
 
 
 def _mend_bucket(archive: Archive, name: str) -> list[str]:

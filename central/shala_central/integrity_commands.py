@@ -175,8 +175,8 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
 
     The copy is only read; its disk may be mounted read-only. What no copy has can be asked of the school
     again, if its newest collection holds it: shala pull --again. A damaged history.sqlite, cold.sqlite or
-    encrypted.sqlite is replaced by its copy in .shala/backup, or single rows of it by theirs; remote.sqlite
-    is made anew, of a listing of the bucket. Exit code 3 if something is left, 1 if nothing could be mended.
+    encrypted.sqlite, or a damaged row, is replaced by its copy in .shala/backup; remote.sqlite is made
+    anew, of a listing of the bucket. Exit code 3 if something is left, 1 if nothing could be mended.
 
     \b
     Examples:

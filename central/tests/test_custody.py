@@ -540,6 +540,54 @@ def test_what_the_second_copy_holds_packed_mends_and_the_copy_is_only_read(
     assert (tmp_path / "out/gstudio/db/big").read_bytes() == contents[0]
 
 
+def padded(number: int) -> bytes:
+    return big(number) + bytes(100_000)  # else it cannot be made smaller
+
+
+def damage_packed(archive: Archive, sha256: str) -> None:
+    """Damage a content that lies packed in a file of its own."""
+    (place,) = archive.objects.root.rglob(f"{sha256}.cold")
+    place.chmod(0o640)
+    raw = place.read_bytes()
+    place.write_bytes(raw[:2000] + bytes([raw[2000] ^ 1]) + raw[2001:])
+
+
+@pytest.fixture
+def second_of_packed(archive, school, day, tmp_path) -> SecondCopy:
+    """Pack a database in a file of its own and one against it, copy the archive, and damage that file."""
+    for number, content in enumerate((padded(1), padded(2), b"another")):
+        day({"gstudio/db/big": content, "gstudio/logs/l": b"%d" % number})
+    prune(archive, keep_days=1000, keep_months=0)
+    archive.objects.cold.settle()
+    subprocess.run(["cp", "-a", str(archive.root), str(tmp_path / "copy")], check=True)
+    damage_packed(archive, hashlib.sha256(padded(2)).hexdigest())
+    return SecondCopy(archive, tmp_path / "copy")
+
+
+def test_a_damaged_packed_content_that_was_mended_is_damaged_nowhere_any_more(
+    archive, school, second_of_packed, tmp_path
+):
+    assert len(scrub(archive, 1).damage) == 2
+    assert repair(archive, school.name).mended == []
+    done = repair(archive, school.name, second_of_packed)
+    assert (done.mended, done.lost) == (["gstudio/db/big"] * 2, [])
+    assert scrub(archive, 1).damage == damaged_objects(archive, school.name) == []
+    for number, content in ((1, padded(1)), (2, padded(2))):
+        checkout(archive, version_of(archive, school.name, number), tmp_path / str(number))
+        assert (tmp_path / str(number) / "gstudio/db/big").read_bytes() == content
+
+
+def test_a_damaged_packed_content_beside_a_good_plain_one_is_removed(
+    archive, school, second_of_packed, monkeypatch
+):
+    with monkeypatch.context() as patch:  # as an older shala has mended it
+        patch.setattr("shala_central.integrity._drop_packed", lambda *_: [])
+        repair(archive, school.name, second_of_packed)
+    assert len(scrub(archive, 1).damage) == 1
+    assert [name.endswith(", packed") for name in repair(archive, school.name).mended] == [True]
+    assert scrub(archive, 1).damage == damaged_objects(archive, school.name) == []
+
+
 def test_a_second_copy_whose_packed_contents_are_lost_still_gives_its_plain_ones(
     archive, school, day, tmp_path, caplog
 ):
