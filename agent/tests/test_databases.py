@@ -58,4 +58,5 @@ def test_the_platforms_dump_is_closed_to_others_and_written_only_when_it_is_anot
     assert shared.stat().st_mode & 0o777 == 0o600
     before = shared.stat()
     put(own, shared)
-    assert shared.stat() == before
+    after = shared.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
