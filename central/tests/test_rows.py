@@ -53,13 +53,13 @@ def settled(table: Path) -> bytes:
     return table.read_bytes()
 
 
-def flip(table: Path, within: bytes, *, key: str, at: int = -3) -> None:
-    """Change one bit of the row that has these bytes, `at` so far from their end; only `key` says which."""
+def flip(table: Path, within: bytes, *, key: str, bit: int = 1) -> None:
+    """Change one bit of the row that has these bytes, near their end; `key` is what else it holds."""
     raw, before = settled(table), rows_of(table)
     begin = raw.find(within)
     while begin >= 0:  # freed pages have them too
         damaged = bytearray(raw)
-        damaged[begin + len(within) + at] ^= 1
+        damaged[begin + len(within) - 3] ^= bit
         table.write_bytes(damaged)
         changed = [row for row, now in zip(before, rows_of(table), strict=True) if row != now]
         if len(changed) == 1 and key in map(str, changed[0]):
@@ -146,6 +146,26 @@ def test_a_bit_that_changes_in_what_is_packed_is_named_never_copied_and_put_back
     assert rows_of(table) == before
     archive = Archive(archive.root, archive.objects.shared_items)
     assert scrub(archive, 1).damage == damaged_objects(archive, school.name) == []
+    all_come_back(archive, school, tmp_path / "out")
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["with sums", "of an older shala"])
+def test_where_the_newest_copy_has_the_row_damaged_too_it_comes_from_the_one_before(
+    archive, school, deliver, tmp_path, older
+):
+    deliver(1, 2, 3)
+    assert back_up(archive) == back_up(archive) == []
+    table, folder = archive.hidden / "history.sqlite", archive.hidden / "backup"
+    before = rows_of(table)
+    key = str(b"2026-11-02T00:00:00+00:00")
+    flip(table, school.name.encode(), key=key, bit=0x80)
+    if older:
+        run(folder / "history.sqlite.1", "ALTER TABLE collection DROP COLUMN sum")
+    flip(folder / "history.sqlite", of_collection(folder / "history.sqlite", "changes", 2), key=key)
+    assert WRONG in damaged_tables(archive)[0].problem
+    (done,) = put_back(archive)
+    assert (done.rows, done.is_good, done.lost) == (1, True, [])
+    assert rows_of(table) == before
     all_come_back(archive, school, tmp_path / "out")
 
 
