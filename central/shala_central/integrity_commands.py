@@ -223,7 +223,8 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
         )
     left_over = [answer for answer in answers if answer.lost]
     if not left_over and not failed:
-        return 0 if all(one.is_good for one in tables) else PARTLY
+        # What no copy of a table had, the second copy of the archive may just have given.
+        return 0 if all(one.is_good for one in tables) or not damaged_tables(archive) else PARTLY
     done_some = any(answer.mended or answer.put_back or answer.removed for answer in answers)
     done_some = done_some or any(one.rows for one in tables)
     return PARTLY if len(left_over) < len(answers) or done_some else FAILED

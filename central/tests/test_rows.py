@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -203,6 +204,26 @@ def test_a_damaged_collection_that_no_copy_has_is_named_and_stays(centre, archiv
     assert numbers(archive, school) == [1, 2, 3, 4]
     with archive.history() as history, pytest.raises(HistoryError, match=r"collection 3 .* is damaged"):
         history.mark(history.versions(school.name)[2], "note.txt", b"a new sum would hide it")
+
+
+def test_packed_content_of_which_no_copy_has_the_row_comes_of_a_second_copy_of_the_archive(
+    centre, archive, school, deliver, tmp_path
+):
+    deliver(1, 2)
+    prune(archive, keep_days=10_000, keep_months=0)
+    archive.objects.cold.settle()
+    second = shutil.copytree(archive.root, tmp_path / "second")
+    table = archive.hidden / "cold.sqlite"
+    ((sha256, packed),) = run(table, "SELECT sha256, packed FROM cold ORDER BY sha256 LIMIT 1")
+    flip(table, packed[-40:], key=str(sha256))
+    alone = centre.shala("archive", "repair")
+    assert alone.returncode != 0
+    assert f"{sha256.hex()}: no copy has it whole" in alone.stdout
+    mended = centre.shala("archive", "repair", "--from", str(second))
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+    assert damaged_tables(archive) == damaged_objects(archive, school.name) == []
+    assert centre.shala("archive", "scrub", "--days", "1").returncode == 0
+    all_come_back(archive, school, tmp_path / "out")
 
 
 def test_a_bit_that_changes_in_an_index_is_named_and_mended_without_a_copy(archive, school, deliver):
