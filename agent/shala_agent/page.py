@@ -118,6 +118,12 @@ def unit_of(record: Record) -> str:
     return str(value.get("unit_name") or record.key.partition("/")[2])
 
 
+def by_number(record: Record) -> list[tuple[str, int]]:
+    """Return what progress records are sorted by so that Unit 2 comes before Unit 10."""
+    pairs = re.findall(r"(\D*)(\d{0,15})", unit_of(record))
+    return [(word, int(number or 0)) for word, number in pairs]
+
+
 def _servers(records: Records, authors: Mapping[bytes, str]) -> Iterator[str]:
     newest: dict[str, tuple[int, int]] = {}
     for record in records.records("progress"):
@@ -138,7 +144,7 @@ def _servers(records: Records, authors: Mapping[bytes, str]) -> Iterator[str]:
 def _student(
     records: Records, user: str, rows: Iterable[Record], authors: Mapping[bytes, str]
 ) -> Iterator[str]:
-    rows = sorted(rows, key=unit_of)
+    rows = sorted(rows, key=by_number)
     name = name_of(records, user)
     label = f"{shown(name)} ({shown(user)})" if name else shown(user)
     yield f"<details>\n<summary>{label}: {len(rows)} {'unit' if len(rows) == 1 else 'units'}</summary>\n"

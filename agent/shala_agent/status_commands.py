@@ -172,7 +172,7 @@ def _sync_line(standing: Standing) -> str:
         return f"sync       {standing.problem}"
     if not standing.zone:
         return "sync       switched on, but this server is not enrolled in a zone (shala-agent enrol)"
-    lag = f"{standing.lag_entries} records to send ({standing.lag_bytes / 1000:.0f} kB)"
+    lag = f"{counted(standing.lag_entries, 'record')} to send ({standing.lag_bytes / 1000:.0f} kB)"
     if standing.damaged:
         lag += f", {counted(standing.damaged, 'segment')} damaged on this disk (shala-agent doctor)"
     if standing.hollow:

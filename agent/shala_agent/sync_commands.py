@@ -13,6 +13,7 @@ import msgspec
 
 from shala_agent.config import Config, read_config
 from shala_agent.failure import UsageError
+from shala_agent.outcome import counted
 from shala_agent.progress import Progress
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def list_records(config_path: Path, type_: str, limit: int, everything: bool, as
         marks = "".join(f", {mark}" for mark in ("deleted", "conflict") if row[mark])
         waits = f", waits for {row['waits']}" if row["waits"] else ""
         click.echo(f"{row['type']}/{row['key']}  {row['server']} {row['day']}{marks}{waits}")
-    click.echo(f"The first {limit}; more: --limit" if len(found) > limit else f"{len(rows)} records")
+    click.echo(f"The first {limit}; more: --limit" if len(found) > limit else counted(len(rows), "record"))
 
 
 @records.command()
@@ -272,12 +273,12 @@ def progress(config_path: Path, user: str, as_json: bool) -> None:
     \b
     Example:  shala-agent progress --user green-apple-mz17
     """
-    from shala_agent.page import name_of, percent, unit_of
+    from shala_agent.page import by_number, name_of, percent, unit_of
     from shala_agent.zone import reading
 
     with reading(read_config(config_path)) as opened:
         authors = opened.authors()
-        found = [*opened.records("progress", user=user)]
+        found = sorted(opened.records("progress", user=user), key=by_number)
         name = name_of(opened, user)
         known = opened.record("account", user) is not None
     if not found and not known:
@@ -298,7 +299,8 @@ def progress(config_path: Path, user: str, as_json: bool) -> None:
         values = [{**row, "value": record.value} for row, record in zip(rows, found, strict=True)]
         _print_json({"format": 1, "user": user, "name": name, "units": values})
         return
-    click.echo(f"{_plain(name)} ({user}): {len(rows)} units" if name else f"{user}: {len(rows)} units")
+    units = counted(len(rows), "unit")
+    click.echo(f"{_plain(name)} ({user}): {units}" if name else f"{user}: {units}")
     _table([{key: _plain(value) for key, value in row.items()} for row in rows])
 
 
@@ -342,8 +344,8 @@ def _round_lines(done: Round) -> Iterator[str]:
 
 def _sync_lines(result: SyncResult, notes: list[str]) -> Iterator[str]:
     yield (
-        f"zone {result.zone}: {result.records_up} records up ({result.bytes_up} bytes),"
-        f" {result.records_down} down ({result.bytes_down} bytes), {result.requests} requests"
+        f"zone {result.zone}: {counted(result.records_up, 'record')} up ({result.bytes_up} bytes),"
+        f" {result.records_down} down ({result.bytes_down} bytes), {counted(result.requests, 'request')}"
     )
     if result.forks:
         yield "another server spoke with this one's key; this one goes on in a new epoch, nothing is lost"
@@ -352,7 +354,7 @@ def _sync_lines(result: SyncResult, notes: list[str]) -> Iterator[str]:
     if result.outcome == "done":
         yield f"Done, but: {'; '.join(notes)}" if notes else "Done."
     else:
-        left = f"{lag.entries} records to send, {lag.segments_down} segments to get"
+        left = f"{counted(lag.entries, 'record')} to send, {counted(lag.segments_down, 'segment')} to get"
         yield f"{result.reason}. Left: {left}. More: shala-agent status"
 
 

@@ -337,12 +337,25 @@ def test_no_cell_of_an_export_is_a_formula(agent, hill: School):
 def test_progress_of_a_student_is_a_plain_table_without_a_terminal(agent):
     agent("sync")
     shown_ = agent("progress", "--user", STUDENT).output
-    assert "Lari Mota (green-apple-mz17): 1 units" in shown_
+    assert "Lari Mota (green-apple-mz17): 1 unit\n" in shown_
     assert "1 of 4" in shown_
     said = json.loads(agent("progress", "--user", STUDENT, "--json").output)
     assert said["units"][0]["server"] == "2031017-mz17"
     for missing in (("progress", "--user", "nobody"), ("records", "show", "account/nobody")):
         assert isinstance(agent(*missing).exception, UsageError)
+
+
+def test_units_stand_in_the_order_of_their_numbers(agent, hill: School):
+    for number in (10, 2, 1):
+        row = derived.progress_row(STUDENT, f"Unit {number}")
+        derived.progress(hill, [row], unit=f"eb-unit{number}")
+    agent("sync")
+    said = json.loads(agent("progress", "--user", STUDENT, "--json").output)
+    assert [one["unit"] for one in said["units"]] == ["Unit 0", "Unit 1", "Unit 2", "Unit 10"]
+    with reading(hill.config) as records:
+        write_page(records, hill.root / "p.html")
+    units = re.findall(r'<th scope="row">(Unit \d+)</th>', (hill.root / "p.html").read_text())
+    assert units == ["Unit 0", "Unit 1", "Unit 2", "Unit 10"]
 
 
 def test_the_chain_syncs_last(hill: School, quiet_steps, centre: LittleCentre):
