@@ -149,6 +149,7 @@ class World:
         self.carriers: list[Carrier] = []
         self.clones: set[bytes] = set()  # keys that more than one disk has, or had
         self.set_back: set[bytes] = set()  # keys whose disk was replaced by an older state of it
+        self.poisoned: dict[bytes, set[bytes]] = {}  # unreadable segments, by who signed them
         self._number = 0
         self._disks = 0
         self._lost: dict[bytes, Said] = {}  # what the centre said, and no disk has any more
@@ -984,6 +985,7 @@ class World:
         good = encode_entry(Entry("account", POISON, 1, 1, 1, "{}"))
         segment = make_segment(school.key, school.zone, chance.getrandbits(53), 1, bytes(32), [raw, good])
         chance.choice(self.carriers).segments.append((segment.id, segment.data))
+        self.poisoned.setdefault(school.public, set()).add(segment.id)
         self.faults["poison"] += 1
 
     # -- all that there is -----------------------------------------------------------------------------------
