@@ -194,8 +194,8 @@ def age(seen: os.stat_result) -> float:
 
     A little in the future counts as now; more than a day is another clock, of which nothing follows.
     """
-    age = time.time() - seen.st_mtime
-    return max(0.0, age) if age > -86400 else float("inf")
+    seconds = time.time() - seen.st_mtime
+    return max(0.0, seconds) if seconds > -86400 else float("inf")
 
 
 def _unchanged(before: os.stat_result, after: os.stat_result) -> bool:

@@ -672,13 +672,13 @@ class Records:
             if (segment := store.read(id_)) is None:
                 continue
             limit = store.limit(segment.header.key, segment.log, id_)
-            label = store.author_label(segment.log, id_)
+            label, seen = store.named_by_author(segment.log, id_)
             lost: dict[Name, tuple[int, Entry]] = {}
             for counter, raw in segment.numbered():
                 if limit is not None and counter > limit:
                     entry = decode_entry(raw)
                     lost[entry.type, entry.key] = (counter, entry)
-            self._append(store, label, store.seen_by_author(segment.log, id_), lost)
+            self._append(store, label, seen, lost)
             self._database.query("UPDATE segment SET ours = ? WHERE id = ?", (_WRITTEN_ANEW, id_))
 
     def _append(
@@ -731,9 +731,8 @@ class Records:
             if foreign is not None:
                 store.accept(foreign)
             # What was written in the old epoch and not cut has seen all that was, on our branch of it.
-            seen = (
-                {**store.seen_by_author(log, newest), store.author_label(log, newest): base} if base else {}
-            )
+            label, before = store.named_by_author(log, newest)
+            seen = {**before, label: base} if base else {}
             entries = [
                 (number, encode_entry(_with_context(decode_entry(entry), seen)))
                 for number, (_, entry) in enumerate(tail, 1)

@@ -299,23 +299,20 @@ class Store:
             if counter
         }
 
-    def author_label(self, log: bytes, id_: bytes) -> bytes:
-        """Return the log id by which the author of a segment names it, who also has what counts for nobody.
+    def named_by_author(self, log: bytes, id_: bytes) -> tuple[bytes, Vector]:
+        """Return by which log id the author of a segment names it, who also has what counts for nobody, and
+        what he has seen of its log besides.
 
         What a revocation has cut off is a branch of its own: under the name of the log it would be taken for
         what others have of that.
         """
-        begin, _ = self._cut_from(log, id_)
-        return self.label(log, id_) if begin is None else branch_id(log, begin)
-
-    def seen_by_author(self, log: bytes, id_: bytes) -> Vector:
-        """Return what the author of a segment has seen of its log besides what `author_label` names."""
         begin, before = self._cut_from(log, id_)
         if begin is None:
-            return self.seen_before(log, id_)
+            return self.label(log, id_), self.seen_before(log, id_)
         if before is None:
-            return {}
-        return {**self.seen_before(log, before.id), self.label(log, before.id): before.last}
+            return branch_id(log, begin), {}
+        seen = {**self.seen_before(log, before.id), self.label(log, before.id): before.last}
+        return branch_id(log, begin), seen
 
     def _cut_from(self, log: bytes, id_: bytes) -> tuple[bytes | None, Link | None]:
         """Return the first segment that a revocation has cut off of the chain that ends with one, None where
