@@ -194,6 +194,11 @@ def deliver(
     received(archive, school, files)
 
 
+def tree_of(folder: Path) -> dict[str, bytes]:
+    """Return what the files below a folder hold, by their paths in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def overwrite(path: Path, content: bytes) -> None:
     """Damage a file as a failing disk does: it stays read-only."""
     path.chmod(0o640)

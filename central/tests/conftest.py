@@ -20,7 +20,7 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from central_school import School
+from central_school import School, tree_of
 from shala_central.archive import Archive
 from shala_central.config import read_config
 from shala_central.fleet import read_fleet
@@ -98,7 +98,7 @@ class Centre:
     def published(self, school: School, year: int | None = None) -> dict[str, bytes]:
         """Return {path: content} of what readers see of a school."""
         tree = self.root / str(year or school.year) / school.state / school.name
-        return {str(path.relative_to(tree)): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+        return tree_of(tree)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from central_school import School, received
+from central_school import School, received, tree_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from power_cut import Crash, steps
@@ -53,7 +53,7 @@ def receive(archive, school):
 
 def seen(archive: Archive, year: int = 2026) -> dict[str, bytes]:
     tree = archive.root / str(year) / "mz" / "2031017-mz17"
-    return {str(path.relative_to(tree)): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+    return tree_of(tree)
 
 
 def test_a_collection_replaces_the_one_before_and_shares_what_is_the_same(archive, school, receive):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyrage
 import pytest
-from central_school import School, received
+from central_school import School, received, tree_of
 from power_cut import Crash, steps
 from shala_central import copies as copies_module
 from shala_central.archive import Archive
@@ -74,10 +74,7 @@ def test_a_damaged_history_comes_back_with_what_was_newest_at_its_copy(archive, 
     for version in versions_of(archive, school.name):
         folder = tmp_path / str(version.sequence)
         checkout(archive, version, folder)
-        found = {
-            str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-        }
-        assert found == files_on(version.sequence)
+        assert tree_of(folder) == files_on(version.sequence)
     assert damaged_tables(archive) == []
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import bagit
 import pytest
 import zstandard
-from central_school import School, deliver, overwrite
+from central_school import School, deliver, overwrite, tree_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shala_agent.device import Device
@@ -59,7 +59,7 @@ def day(archive, school):
 
 def seen(archive: Archive, school: School, year: int = 2026) -> dict[str, bytes]:
     tree = archive.tree_of(year, "mz", school.name)
-    return {str(path.relative_to(tree)): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+    return tree_of(tree)
 
 
 def object_of(archive: Archive, school: School, path: str, content: bytes) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 import bagit
 import pyrage
 import pytest
-from central_school import deliver, overwrite, received, sha256
+from central_school import deliver, overwrite, received, sha256, tree_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from power_cut import Crash, steps
@@ -88,7 +88,7 @@ def day(school):
 def seen(archive: Archive, year: int = 2026, identity: object = RESEARCHER) -> dict[str, bytes]:
     """Return what readers see, age files as the holder of a key reads them."""
     tree = archive.root / str(year) / "mz" / "2031017-mz17"
-    found = {str(path.relative_to(tree)): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+    found = tree_of(tree)
     return {
         path: pyrage.decrypt(content, [identity]) if path.endswith(".age") else content
         for path, content in found.items()

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import zstandard
-from central_school import School, received
+from central_school import School, received, tree_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shala_central import history
@@ -30,10 +30,6 @@ NAMES = st.sampled_from(
 )
 DAYS = st.lists(st.dictionaries(NAMES, st.binary(max_size=2), min_size=1, max_size=5), min_size=1, max_size=7)
 NOW = datetime.datetime(2026, 11, 21, tzinfo=datetime.UTC)
-
-
-def tree_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def objects_of(archive: Archive) -> set[tuple[str, str]]:

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from central_school import School, received
+from central_school import School, received, tree_of
 from shala_central.archive import Archive
 from shala_central.backup import back_up, damaged_tables, put_back
 from shala_central.checkout import checkout
@@ -91,10 +91,7 @@ def all_come_back(archive: Archive, school: School, folder: Path) -> None:
     for version in versions_of(archive, school.name):
         target = folder / str(version.sequence)
         checkout(archive, version, target)
-        found = {
-            str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()
-        }
-        assert found == files_on(version.sequence)
+        assert tree_of(target) == files_on(version.sequence)
 
 
 @pytest.mark.parametrize("column", ["record", "changes", "pulled", "sum"])
@@ -244,29 +241,41 @@ def test_a_bit_that_changes_in_an_index_is_named_and_mended_without_a_copy(archi
     assert rows_of(table) == before
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_rows_that_an_older_shala_has_written_get_their_sums_with_the_next_copy(
-    archive, school, deliver, tmp_path, version
-):
+def three_days_packed(archive: Archive, deliver: Callable[..., None]) -> dict[str, Path]:
+    """Return the files of both tables, by the names of the tables in them; nobody has them open."""
     deliver(1, 2, 3)
     prune(archive, keep_days=10_000, keep_months=0)
     archive.objects.cold._opened().close()
     archive.objects.cold._db = None
-    tables = [archive.hidden / name for name in ("history.sqlite", "cold.sqlite")]
-    rows = [rows_of(table) for table in tables]
-    for table, name in zip(tables, ("collection", "cold"), strict=True):
-        run(table, f"ALTER TABLE {name} DROP COLUMN sum")
-        run(table, f"PRAGMA user_version = {version}")
+    return {"collection": archive.hidden / "history.sqlite", "cold": archive.hidden / "cold.sqlite"}
+
+
+def take_sums_away(table: Path, name: str, version: int) -> None:
+    """Leave a table as an older shala has written it."""
+    run(table, f"ALTER TABLE {name} DROP COLUMN sum")
+    run(table, f"PRAGMA user_version = {version}")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_rows_that_an_older_shala_has_written_get_their_sums_with_the_next_copy(
+    archive, school, deliver, tmp_path, version
+):
+    tables = three_days_packed(archive, deliver)
+    rows = [rows_of(table) for table in tables.values()]
+    for name, table in tables.items():
+        take_sums_away(table, name, version)
     all_come_back(archive, school, tmp_path / "read")
     assert damaged_tables(archive) == []
-    assert [len(rows_of(table)[0]) - len(old[0]) for table, old in zip(tables, rows, strict=True)] == [-1, -1]
+    assert [
+        len(rows_of(table)[0]) - len(old[0]) for table, old in zip(tables.values(), rows, strict=True)
+    ] == [-1, -1]
     assert back_up(archive) == []
-    assert [rows_of(table) for table in tables] == rows
-    assert {run(table, "PRAGMA user_version")[0][0] for table in tables} == {2}
+    assert [rows_of(table) for table in tables.values()] == rows
+    assert {run(table, "PRAGMA user_version")[0][0] for table in tables.values()} == {2}
     deliver(4, 5)
     prune(archive, keep_days=10_000, keep_months=0)
     assert damaged_tables(archive) == back_up(archive) == []
-    for table in tables:
+    for table in tables.values():
         (archive.hidden / "backup" / table.name).unlink()
     assert put_back(archive) == []
 
@@ -275,13 +284,8 @@ def test_rows_that_an_older_shala_has_written_get_their_sums_with_the_next_copy(
 def test_the_first_writer_of_an_older_table_gives_its_rows_a_place_for_the_sum(
     archive, school, deliver, tmp_path, name
 ):
-    deliver(1, 2, 3)
-    prune(archive, keep_days=10_000, keep_months=0)
-    archive.objects.cold._opened().close()
-    archive.objects.cold._db = None
-    table = archive.hidden / ("history.sqlite" if name == "collection" else "cold.sqlite")
-    run(table, f"ALTER TABLE {name} DROP COLUMN sum")
-    run(table, "PRAGMA user_version = 1")
+    table = three_days_packed(archive, deliver)[name]
+    take_sums_away(table, name, 1)
     deliver(4)
     prune(archive, keep_days=10_000, keep_months=0)
     ((with_sum, without),) = run(table, f"SELECT count(sum), count(*) - count(sum) FROM {name}")

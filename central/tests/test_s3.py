@@ -20,7 +20,7 @@ from pathlib import Path
 import obstore
 import pyrage
 import pytest
-from central_school import School, received
+from central_school import School, received, tree_of
 from conftest import free_port
 from shala_central import checkout as checkout_module
 from shala_central import moving
@@ -196,10 +196,6 @@ def made(folder: Path, size: int) -> tuple[Path, str]:
 
 def keys_of(remote: Remote) -> set[str]:
     return {key for key, _ in remote._list()}
-
-
-def tree_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def local_objects(archive: Archive) -> set[str]:
