@@ -634,6 +634,20 @@ class Records:
             said = before.tables.written_by(logs)
             for page in _pages(Change(one.type, one.key, one.value, one.at) for one in said):
                 self._write(page, at=0)
+        self._forget_left_zones()
+
+    def _forget_left_zones(self) -> None:
+        """Forget what others wrote in zones that this server has left: it is of children whom nobody here
+        needs to know, and no redaction there would reach it. Who comes back gets it again, but for what the
+        centre is not known to have; that stays, as does what this server wrote.
+        """
+        zone = (self._require_store().zone,)
+        self._database.query("DELETE FROM record WHERE zone <> ?", zone)
+        self._database.query("DELETE FROM quarantine WHERE zone <> ?", zone)
+        self._database.query(
+            "DELETE FROM segment WHERE zone <> ? AND ours = 0 AND at_centre IN (?, ?)",
+            (*zone, _RECEIVED, _LISTED),
+        )
 
     def _own_logs(self, store: Store) -> set[bytes]:
         """Return all logs of a zone that are this server's, whatever its epoch or key was."""
@@ -865,6 +879,7 @@ def _opened(path: Path) -> sqlite3.Connection:
     try:
         write_ahead.switch(db, path)
         db.execute("PRAGMA synchronous = FULL")  # what was acknowledged survives a power cut
+        db.execute("PRAGMA secure_delete = ON")  # what is to be forgotten is nowhere in the file
         db.execute(f"PRAGMA cache_size = -{CACHE}")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, VERSION):

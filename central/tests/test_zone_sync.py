@@ -380,6 +380,65 @@ def test_a_server_that_moves_takes_its_records_along_and_leaves_what_it_had_sent
     assert elsewhere.all() == here.all()
 
 
+def move(served: ZoneCentre, server: Server, zone: str) -> None:
+    assert served.shala("device", "move", "mz17", "--zone", zone).returncode == 0
+    enrol_online(server.records, server.line(), "mz17", "")
+
+
+def ids(server: Server) -> set[bytes]:
+    """Return the segments on the disk of a server, whatever their zone is."""
+    with sqlite3.connect(server.folder / "records.sqlite") as db:
+        return {bytes(id_) for (id_,) in db.execute("SELECT id FROM segment")}
+
+
+def test_a_server_that_moves_forgets_what_others_wrote_in_the_zone_that_it_leaves(server, served):
+    here, there = server("mz17"), server("mz8")
+    there.learn(0, 10, "of-mz8")
+    here.learn(0, 10, "of-mz17")
+    for one in (there, here, there, here):
+        one.sync()
+    rows = served.query('SELECT id FROM segment WHERE "key" = ?', bytes(here.key.verify_key))
+    own = {bytes(id_) for (id_,) in rows}
+    assert own < ids(here)
+    move(served, here, "rj")
+    assert ids(here) == own
+    with sqlite3.connect(here.folder / "records.sqlite") as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    found = (here.folder / "records.sqlite").read_bytes()
+    assert (b"of-mz17" in found, b"of-mz8" in found) == (True, False)
+
+
+def test_a_server_that_moves_keeps_what_its_centre_is_not_known_to_have(server, served):
+    here, there = server("mz17"), server("mz8")
+    here.sync()
+    there.learn(0, 10, "on-a-disk")
+    there.records.cut(there.key)
+    (offer,) = there.records.offers(9)
+    carried = there.records.read(offer.id)
+    here.records.accept(carried.data, from_centre=False)
+    move(served, here, "rj")
+    here.sync()
+    assert ids(here) == {offer.id}
+    move(served, here, "mz")
+    here.sync()
+    assert len(here.visits()) == 10
+
+
+def test_a_server_that_moves_and_comes_back_has_everything_again(server, served):
+    here, there = server("mz17"), server("mz8")
+    there.learn(0, 10, "of-mz8")
+    here.learn(0, 10, "of-mz17")
+    for one in (there, here, there, here):
+        one.sync()
+    for zone in ("rj", "mz"):
+        move(served, here, zone)
+        here.sync()
+    there.sync()
+    assert len(here.visits()) == 20
+    assert there.all() == here.all()
+    assert not any(record.conflict for record in here.records.records())
+
+
 def test_a_server_that_was_moved_by_mistake_before_its_first_sync_is_let_in_when_it_is_moved_back(
     server, served
 ):

@@ -25,7 +25,7 @@ class Watch:
     """What may only grow, looked at after every step."""
 
     def __init__(self) -> None:
-        self._haves: dict[Path, set[bytes]] = {}
+        self._haves: dict[Path, dict[bytes, tuple[str, bool]]] = {}
         self._said: dict[Path, set[bytes]] = {}
         self._lists: dict[str, list[bytes]] = {}
         self._counters: dict[tuple[Path, int], int] = {}
@@ -38,8 +38,9 @@ class Watch:
             if not self._changed(path):
                 continue
             db = look(path)
-            now = {bytes(id_) for (id_,) in db.execute("SELECT id FROM segment")}
-            if gone := self._haves.get(_disk(path), set()) - now:
+            now = _segments(db, path == world.centre_file)
+            before, zone = self._haves.get(_disk(path), {}), _zone(db, path == world.centre_file)
+            if gone := {id_ for id_ in before.keys() - now if zone in {"", before[id_][0]} or before[id_][1]}:
                 world.violated(
                     "I6", f"{path.parent.name} has no longer {sorted(one.hex()[:12] for one in gone)}"
                 )
@@ -95,6 +96,21 @@ class Watch:
             world.violated("I7", f"{school.name} has lost of its own {_shown(missing)}")
         if counters and counters[-1] > int(meta["counter"]):
             world.violated("I7", f"{school.name} counts {meta['counter']} and has written {counters[-1]}")
+
+
+def _segments(db: Any, at_centre: bool) -> dict[bytes, tuple[str, bool]]:
+    """Return of each segment in a database its zone, and whether it must stay when that zone is left: what a
+    server wrote itself, or does not know the centre to have.
+    """
+    stays = "1" if at_centre else "s.ours > 0 OR s.at_centre NOT IN (1, 3)"
+    query = f"SELECT s.id, z.name, {stays} FROM segment s JOIN zone z ON z.id = s.zone"
+    return {bytes(id_): (zone, bool(must)) for id_, zone, must in db.execute(query)}
+
+
+def _zone(db: Any, at_centre: bool) -> str:
+    """Return the zone that a server is in, "" for the centre, which is in all, and who is in none."""
+    rows = [] if at_centre else db.execute("SELECT value FROM meta WHERE name = 'zone'").fetchall()
+    return str(rows[0][0]) if rows else ""
 
 
 def _disk(path: Path) -> Path:

@@ -872,7 +872,9 @@ class World:
             for name, row in state(school.file, old, types).items()
             if row.siblings[0].log in own and row.value is not None
         }
-        there = state(school.file, new, types)
+        # What it has of the zone if it comes back: what it kept when it left.
+        kept = self.model.segments(school.file, new).values()
+        there = self.model.newest(one.id for held in kept for one in held.copies if self.model.counts(one))
         before = self.everywhere()
         if not self._ask_to_enter(school, chance, ""):
             return
@@ -892,12 +894,11 @@ class World:
         self.faults["moves"] += 1
         self.note("move", school.name, new)
 
-    def _note_moved(self, school: School, there: dict[Name, Any], after: dict[Name, Any]) -> None:
-        """Note what a move has written anew."""
+    def _note_moved(self, school: School, there: dict[Name, set[Id]], after: dict[Name, Any]) -> None:
+        """Note what a move has written anew, beside what was there."""
         log = school.records.log
         for name, row in after.items():
-            had = there[name].siblings if name in there else ()
-            parents = frozenset(Id(school.zone, *name, one.at, one.value) for one in had)
+            parents = frozenset(there.get(name, ()))
             for one in row.siblings:
                 id_ = Id(school.zone, *name, one.at, one.value)
                 if name[1] != POISON and one.log == log and id_ not in self.model.writes:
