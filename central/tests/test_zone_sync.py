@@ -439,6 +439,25 @@ def test_a_server_that_moves_and_comes_back_has_everything_again(server, served)
     assert not any(record.conflict for record in here.records.records())
 
 
+def test_a_server_that_moved_begins_with_an_empty_store_and_gets_the_records_of_its_zone(server, served):
+    """As docs/privacy.md says, where nothing of the former zone is to stay."""
+    here, elsewhere = server("mz17"), server("rj12", "rj")
+    here.learn(0, 10, "a")
+    here.sync()
+    move(served, here, "rj")
+    here.sync()
+    here.records.close()
+    (here.folder / "records.sqlite").rename(here.folder / "aside.sqlite")
+    here.records = Records(here.folder / "records.sqlite")
+    enrol_online(here.records, here.line(), "mz17", "")
+    here.learn(0, 12, "a")  # its sources say again what they said, and something new
+    for one in (here, elsewhere):
+        one.sync()
+    assert elsewhere.all() == here.all()
+    assert here.visits() == sorted(f"zo/a-{n}" for n in range(12))
+    assert not any(record.conflict for record in here.records.records())
+
+
 def test_a_server_that_was_moved_by_mistake_before_its_first_sync_is_let_in_when_it_is_moved_back(
     server, served
 ):
