@@ -19,15 +19,16 @@ from typing import IO, Any
 import msgspec
 from shala_agent.manifest import File, sort_key, write_line
 
+from shala_central import rows
 from shala_central.failure import CentralError, UsageError
 from shala_central.listing import file_of, path_of
 from shala_central.table_file import TableFile
 
 SUFFIX = ".age"
-VERSION = 1
+VERSION = rows.VERSIONS[rows.ENCRYPTED]  # in the first one rows had no sums
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS content (server TEXT, item TEXT, sha256 BLOB, size INTEGER, stored BLOB,
-  stored_size INTEGER, PRIMARY KEY (server, item, sha256)) WITHOUT ROWID;
+  stored_size INTEGER, sum BLOB, PRIMARY KEY (server, item, sha256)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS by_stored ON content (server, stored);
 PRAGMA user_version = {VERSION};
 """
@@ -78,17 +79,17 @@ class Ciphertexts:
 
     def as_stored(self, server: str, file: File) -> File:
         """Given a file as the school sealed it, return it as it is kept: itself where it is not encrypted."""
-        rows = self._table.ask(
+        found = self._table.ask(
             "SELECT stored, stored_size FROM content WHERE server = ? AND item = ? AND sha256 = ?",
             *(server, item_of(file.path.removeprefix("data/")), bytes.fromhex(file.sha256)),
         )
-        if not rows:
+        if not found:
             return file
-        return File(file.path + SUFFIX, rows[0][0].hex(), rows[0][1], file.mtime_ns, file.mode)
+        return File(file.path + SUFFIX, found[0][0].hex(), found[0][1], file.mtime_ns, file.mode)
 
     def as_sealed(self, server: str, file: File) -> File:
         """Given a file as it is kept, return it as the school sealed it: what `as_stored` was given."""
-        rows = self._table.ask(
+        found = self._table.ask(
             "SELECT sha256, size FROM content WHERE server = ? AND stored = ? AND item = ?",
             *(
                 server,
@@ -96,10 +97,10 @@ class Ciphertexts:
                 item_of(file.path.removeprefix("data/").removesuffix(SUFFIX)),
             ),
         )
-        if not rows:
+        if not found:
             return file
         path = file.path.removesuffix(SUFFIX)
-        return File(path, rows[0][0].hex(), rows[0][1], file.mtime_ns, file.mode)
+        return File(path, found[0][0].hex(), found[0][1], file.mtime_ns, file.mode)
 
     def lines(
         self,
@@ -164,7 +165,7 @@ class Ciphertexts:
 
     def add(self, server: str, contents: Iterable[Encrypted]) -> None:
         """Write down where encrypted contents are; their objects are on the disk."""
-        rows = [
+        found = [
             (
                 *(server, item_of(done.file.path.removeprefix("data/")), bytes.fromhex(done.file.sha256)),
                 *(done.file.size, bytes.fromhex(done.sha256), done.size),
@@ -172,7 +173,12 @@ class Ciphertexts:
             for done in contents
         ]
         with self._table.written() as db:
-            db.executemany("INSERT OR REPLACE INTO content VALUES (?, ?, ?, ?, ?, ?)", rows)
+            rows.add_column(db)
+            db.executemany(
+                "INSERT OR REPLACE INTO content (server, item, sha256, size, stored, stored_size, sum)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(*row, rows.sum_of(*row)) for row in found],
+            )
 
     def forget(self, server: str, file: File) -> None:
         """Forget the age file of a content: it is lost, and the content has come again, to stay plain."""

@@ -100,20 +100,20 @@ def _candidates(source: sqlite3.Connection, row: Row) -> Iterator[Row]:
             if same or rows.sum_of_row(one) == row["sum"]:
                 yield one
         return
+    key = rows.KEYS[rows.table_in(source)]
     with contextlib.suppress(UnicodeEncodeError):
-        yield from rows.read(source, "WHERE pool = ? AND sha256 = ?", row["pool"], row["sha256"])
+        here = " AND ".join(f"{column} = ?" for column in key)
+        yield from rows.read(source, f"WHERE {here}", *(row[column] for column in key))
     yield from (one for one in rows.read(source) if rows.sum_of_row(one) == row["sum"])
 
 
 def _delete(db: sqlite3.Connection, row: Row) -> None:
-    if "record" in row:
-        db.execute("DELETE FROM collection WHERE id = ?", (row["id"],))
-        return
-    pool = row["pool"]
-    db.execute(
-        "DELETE FROM cold WHERE CAST(pool AS BLOB) IS CAST(? AS BLOB) AND sha256 IS ?",
-        (pool.encode(errors="surrogateescape") if isinstance(pool, str) else pool, row["sha256"]),
-    )
+    table = rows.table_in(db)
+    # As bytes: a text of which a bit has changed may be none any more.
+    here = " AND ".join(f"CAST({column} AS BLOB) IS CAST(? AS BLOB)" for column in rows.KEYS[table])
+    values = (row[column] for column in rows.KEYS[table])
+    found = [one.encode(errors="surrogateescape") if isinstance(one, str) else one for one in values]
+    db.execute(f"DELETE FROM {table} WHERE {here}", found)  # noqa: S608
 
 
 def _insert(db: sqlite3.Connection, row: Row) -> bool:

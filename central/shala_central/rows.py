@@ -1,7 +1,8 @@
 """Rows: what proves that a row of the archive's tables is what was written.
 
 SQLite sees whether a file is a database, and not whether a bit in one of its rows has changed. So each row of
-the history and of what is packed has a sum of its other columns. NULL is one that an older shala has written.
+the history, of what is packed and of what is encrypted has a sum of its other columns. NULL is one that an
+older shala has written.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any
 import msgspec
 
 Row = dict[str, Any]
-COLLECTION, PACKED = "collection", "cold"  # the tables in history.sqlite and cold.sqlite
-VERSIONS = {COLLECTION: 2, PACKED: 2}
-_KEYS = {COLLECTION: ("id",), PACKED: ("pool", "sha256")}
+# The tables in history.sqlite, cold.sqlite and encrypted.sqlite.
+COLLECTION, PACKED, ENCRYPTED = "collection", "cold", "content"
+VERSIONS = {COLLECTION: 2, PACKED: 2, ENCRYPTED: 2}
+KEYS = {COLLECTION: ("id",), PACKED: ("pool", "sha256"), ENCRYPTED: ("server", "item", "sha256")}
 # An id is only an order, and set by SQLite; a height is only a hint, and changes.
 _NOT_IN_SUM = {"id", "height", "sum"}
 _BYTES = 8
@@ -84,8 +86,8 @@ def name_of(row: Row) -> str:
     """Return what a row is called; what it says may be damaged."""
     if "record" in row:
         return f"collection {_shown(row['sequence'])} of {_shown(row['server'])}"
-    digest = row["sha256"]
-    return f"{_shown(row['pool'])}/{digest.hex() if isinstance(digest, bytes) else _shown(digest)}"
+    table = PACKED if "pool" in row else ENCRYPTED
+    return "/".join(_shown(row[column]) for column in KEYS[table])
 
 
 def add_column(db: sqlite3.Connection) -> None:
@@ -110,9 +112,9 @@ def seal(path: Path) -> None:
         db.execute("PRAGMA secure_delete = ON")
         with db:
             add_column(db)
-        key = ", ".join(_KEYS[table])
+        key = ", ".join(KEYS[table])
         todo = db.execute(f"SELECT {key} FROM {table} WHERE sum IS NULL").fetchall()  # noqa: S608
-        here = " AND ".join(f"{column} = ?" for column in _KEYS[table])
+        here = " AND ".join(f"{column} = ?" for column in KEYS[table])
         for first in range(0, len(todo), _AT_ONCE):
             with db:
                 db.execute("BEGIN IMMEDIATE")
@@ -134,4 +136,6 @@ def text(raw: bytes) -> str:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.hex()
     return str(value) if str(value).isprintable() else ascii(value)

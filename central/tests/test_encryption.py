@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -24,7 +25,7 @@ from shala_agent.manifest import File, read_files, sort_key, write_line
 from shala_central import copies as copies_module
 from shala_central import objects as objects_module
 from shala_central.archive import Archive
-from shala_central.backup import back_up, put_back
+from shala_central.backup import back_up, damaged_tables, put_back
 from shala_central.bag import BagRefused
 from shala_central.checkout import checkout
 from shala_central.ciphertext import Ciphertexts, Encrypted, decrypt, item_of, read_identities
@@ -362,6 +363,60 @@ def test_a_table_of_last_night_is_completed_of_the_record_of_what_came_since(arc
             again, version_of(again, school.name, number), tmp_path / str(number), identities=[RESEARCHER]
         )
         assert (tmp_path / str(number) / DUMP).read_bytes() == files[DUMP]
+
+
+def rows_of_encrypted(archive: Archive) -> list[tuple]:
+    with contextlib.closing(sqlite3.connect(archive.hidden / "encrypted.sqlite")) as db:
+        db.text_factory = bytes
+        return db.execute("SELECT * FROM content ORDER BY sha256").fetchall()
+
+
+def flip_in_encrypted(archive: Archive, column: str, file: File) -> None:
+    """Change one bit of a value in the row of a content, as a failing disk does: SQLite notices nothing."""
+    kind = "TEXT" if column in ("server", "item") else "BLOB"
+    digest = bytes.fromhex(file.sha256)
+    with contextlib.closing(sqlite3.connect(archive.hidden / "encrypted.sqlite")) as db, db:
+        query = f"SELECT CAST({column} AS BLOB) FROM content WHERE sha256 = ?"
+        ((value,),) = db.execute(query, (digest,))
+        query = f"UPDATE content SET {column} = CAST(? AS {kind}) WHERE sha256 = ?"
+        db.execute(query, (bytes([value[0] ^ 0x80, *value[1:]]), digest))
+
+
+@pytest.mark.parametrize("column", ["server", "item", "sha256", "stored", "sum"])
+def test_a_bit_that_changes_in_a_row_of_what_is_encrypted_is_named_never_copied_and_put_back(
+    archive, school, day, tmp_path, column
+):
+    day(archive, DAY_1)
+    day(archive, DAY_2)
+    assert back_up(archive) == []
+    before, copy = rows_of_encrypted(archive), archive.hidden / "backup/encrypted.sqlite"
+    copied = copy.read_bytes()
+    flip_in_encrypted(archive, column, File(DUMP, sha256(DAY_1[DUMP]), 0, 0, 0))
+    again = opened(archive.root, RESEARCHER, ANOTHER)
+    assert "1 row is not what was written" in damaged_tables(again)[0].problem
+    for _ in range(2):
+        assert "1 row is not what was written" in back_up(again)[0].problem
+    assert copy.read_bytes() == copied
+    (done,) = put_back(again)
+    assert (done.rows, done.left) == (1, 0)
+    assert rows_of_encrypted(again) == before
+    again = opened(archive.root, RESEARCHER, ANOTHER)
+    assert damaged_tables(again) == damaged_objects(again, school.name) == []
+    checkout(again, version_of(again, school.name, 1), tmp_path / "1", identities=[RESEARCHER])
+    assert (tmp_path / "1" / DUMP).read_bytes() == DAY_1[DUMP]
+
+
+def test_rows_of_what_is_encrypted_that_an_older_shala_has_written_get_their_sums(archive, school, day):
+    day(archive, DAY_1)
+    with contextlib.closing(sqlite3.connect(archive.hidden / "encrypted.sqlite")) as db, db:
+        db.execute("ALTER TABLE content DROP COLUMN sum")
+        db.execute("PRAGMA user_version = 1")
+    again = opened(archive.root, RESEARCHER, ANOTHER)
+    assert verify(again, school.name) == damaged_tables(again) == []
+    day(again, DAY_2)
+    assert sorted(row[6] is None for row in rows_of_encrypted(again)) == [False, True, True]
+    assert back_up(again) == []
+    assert [row for row in rows_of_encrypted(again) if row[6] is None] == []
 
 
 # -- what researchers get ------------------------------------------------------------------------------------
