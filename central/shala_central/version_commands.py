@@ -233,7 +233,7 @@ def archive_export(  # noqa: PLR0917 - click's
     """Write what servers sealed to one tar file: a BagIt bag for each, with its manifest.
 
     What is encrypted is an age file there, or decrypted with the key of a researcher. Servers that have none
-    of what is wanted are named and left out; exit code 3 if the record of one is damaged.
+    of what is wanted are named and left out, and so are those of which something is damaged (exit code 3).
 
     FILE ends in .tar, or in .tar.zst, which is packed.
 
@@ -260,11 +260,14 @@ def archive_export(  # noqa: PLR0917 - click's
         print_json(done)
     else:
         whose = counted(len(done.servers), "server")
-        click.echo(f"{target}: {whose}, {counted(done.files, 'file')}, {size(done.bytes)}")
-    if lacking := [name for name in wanted if name not in done.servers]:
+        left = f"; left out: {counted(len(done.failed), 'damaged server')}" if done.failed else ""
+        click.echo(f"{target}: {whose}, {counted(done.files, 'file')}, {size(done.bytes)}{left}")
+    complain_of(done.failed.values())
+    if lacking := [name for name in wanted if name not in done.servers and name not in done.failed]:
         others = f" and {counted(len(lacking) - MAX_NAMED, 'other')}" if len(lacking) > MAX_NAMED else ""
         click.echo(f"shala: nothing of {', '.join(lacking[:MAX_NAMED])}{others} is in it", err=True)
-    return 0 if names else _name_damaged(archive)
+    code = PARTLY if done.failed else 0
+    return code if names else _name_damaged(archive) or code
 
 
 def _name_damaged(archive: Archive) -> int:

@@ -7,12 +7,14 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
 
+import bagit
 import pytest
-from central_school import School, received
+from central_school import School, overwrite, received
 from conftest import Centre
 from shala_central import checkout as checkout_module
 from shala_central import export as export_module
@@ -309,6 +311,24 @@ def test_an_export_of_a_group_says_who_is_not_in_it(centre, school, day, another
     done = centre.shala("archive", "export", *words)
     assert (done.returncode, done.stderr) == (0, "shala: nothing of 2031018-mz18, 2031019-mz19 is in it\n")
     assert "1 server, 1 file" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["out.tar", "out.tar.zst"])
+def test_an_export_leaves_out_the_servers_of_which_something_is_damaged_and_names_them(
+    centre, school, day, another_school, tmp_path, name
+):
+    others = [another_school("2031018-mz18"), another_school("2031019-mz19")]
+    for of in (school, *others):
+        archive = day(DAY | {"gstudio/db/of": of.name.encode()}, of)
+    overwrite(archive.root / f"2026/mz/{others[0].name}/gstudio/db/of", b"?" * 12)
+    done = centre.shala("archive", "export", "--to", str(tmp_path / name))
+    assert done.returncode == 3
+    assert done.stderr.startswith("shala: data/gstudio/db/of of 2031018-mz18: ")
+    assert done.stdout.endswith("2 servers, 6 files, 36 B; left out: 1 damaged server\n")
+    subprocess.run(["tar", "-xf", tmp_path / name, "-C", tmp_path], check=True)
+    assert not (tmp_path / others[0].name).exists()
+    for of in (school, others[1]):
+        assert bagit.Bag(str(tmp_path / of.name)).is_valid()
 
 
 def test_an_export_into_a_folder_that_is_none_is_refused(centre, school, day, tmp_path):
