@@ -437,8 +437,8 @@ def by_number(name: str) -> tuple[str, int, str]:
 
 def _damaged_record(name: str, why: str) -> RecordDamaged:
     return RecordDamaged(
-        f"the record of {name} is damaged: {why} (shala archive repair {name} --from ROOT, where there is"
-        f" another copy of the archive; or shala pull --again {name})"
+        f"the record of {name} is damaged: {why} (shala archive repair {name}; what that leaves: --from ROOT,"
+        f" where there is another copy of the archive, or shala pull --again {name})"
     )
 
 

@@ -24,7 +24,7 @@ from shala_central.encryption import relearn
 from shala_central.failure import CentralError
 from shala_central.history import HistoryError
 from shala_central.listing import file_of, readable
-from shala_central.mending import mend_earlier_years, mend_record, strays
+from shala_central.mending import kept, mend_earlier_years, mend_record, strays
 from shala_central.objects import SHARED, ObjectDamaged, Objects, digest_of
 from shala_central.publish import sync_file_system, sync_folder, write_file
 from shala_central.records import RecordDamaged, flaws, folders_of, is_whole, lists_are_whole
@@ -56,7 +56,8 @@ class Repaired(msgspec.Struct, frozen=True):
     """What was mended of a server and what could not be: paths below its folder.
 
     `mended` are contents and files of the record that are good again, `put_back` files of the trees that were
-    gone or others, and stand there again, `removed` such as belonged to no collection.
+    gone or others, and stand there again, `removed` such as belonged to no collection. `earlier` are those of
+    `lost` that the newest collection does without: no school can send them again.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Repaired(msgspec.Struct, frozen=True):
     lost: list[str]
     put_back: list[str] = msgspec.field(default_factory=list)
     removed: list[str] = msgspec.field(default_factory=list)
+    earlier: list[str] = msgspec.field(default_factory=list)
 
 
 class Noted(msgspec.Struct, frozen=True):
@@ -180,11 +182,12 @@ def damaged_objects(archive: Archive, name: str, told: Sequence[Damage] = ()) ->
             view = map(file_of, readable(committed.view()))
             known = {file.sha256 for file in view if file.path.removeprefix("data/") in paths}
         found = [
-            Damage(path, problem)
+            (path, problem, file)
             for path, problem, file in _damaged(archive, name)
             if file.sha256 not in known or path not in paths
         ]
-        damage += found
+        newest = _newest(archive, name) if found else set()
+        damage += [Damage(path, problem, earlier=file.sha256 not in newest) for path, problem, file in found]
     except RecordDamaged:
         pass  # that is what is told of it
     except (HistoryError, ColdFailed):
@@ -345,6 +348,7 @@ def repair(archive: Archive, name: str, second: SecondCopy | None = None) -> Rep
     """
     mended: list[str] = []
     lost: list[str] = []
+    contents: list[tuple[str, str]] = []  # (path, sha256) of what is lost
     before = _record_flaws(archive, name)
     with changing(archive, name):
         others = second.records(name) if second is not None else []
@@ -370,6 +374,7 @@ def repair(archive: Archive, name: str, second: SecondCopy | None = None) -> Rep
             staged = archive.staging(name) / "mended"
             if second is None or not second.fetch(name, file, staged):
                 lost.append(path)
+                contents.append((path, file.sha256))
                 continue
             os.utime(staged, ns=(file.mtime_ns, file.mtime_ns))
             sync_file_system(archive.staging(name))
@@ -391,7 +396,9 @@ def repair(archive: Archive, name: str, second: SecondCopy | None = None) -> Rep
     if not lost and not _record_flaws(archive, name):
         note_damage(archive, {name: []}, deep=True)
     back = [*sorted(put_back.difference(mended, removed)), *earlier]
-    return Repaired(name, mended, lost, back, sorted(removed.difference(mended)))
+    newest = _newest(archive, name) if contents else set()
+    unsendable = [path for path, sha256 in contents if sha256 not in newest]
+    return Repaired(name, mended, lost, back, sorted(removed.difference(mended)), unsendable)
 
 
 def _record_flaws(archive: Archive, name: str) -> set[str]:
@@ -466,6 +473,13 @@ def _damaged(archive: Archive, name: str) -> Iterator[tuple[str, str, File]]:
             seen.add(key)
             if problem := _problem(archive.objects, name, file):
                 yield path, problem, file
+
+
+def _newest(archive: Archive, name: str) -> set[str]:
+    """Return the digests of what the newest collection of a server holds, as it is kept."""
+    if (committed := archive.committed(name)) is None:
+        return set()
+    return {file.sha256 for file in map(file_of, readable(kept(archive, committed)))}
 
 
 def _problem(objects: Objects, name: str, file: File) -> str:

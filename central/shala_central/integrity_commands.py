@@ -17,6 +17,7 @@ from shala_central.failure import UsageError
 from shala_central.integrity import Scrubbed, SecondCopy, damaged_objects, note_damage, repair, scrub
 from shala_central.options import (
     FAILED,
+    MAX_NAMED,
     MAX_SHOWN,
     PARTLY,
     bar,
@@ -90,9 +91,10 @@ def archive_verify(
                 click.echo(f"  {item.path} {item.problem}")
             if len(files) > MAX_SHOWN:
                 click.echo(f"  and {len(files) - MAX_SHOWN} more (--json has all)")
+        sendable = [str(a["name"]) for a in damaged if not all(item.earlier for item in a["damage"])]
         whole = f"{len(answers) - len(damaged)} of {counted(len(answers), 'server')} undamaged"
         hint = (
-            f"; left: {len(damaged)} damaged. {ways_to_mend([str(a['name']) for a in damaged])}"
+            f"; left: {len(damaged)} damaged. {ways_to_mend([str(a['name']) for a in damaged], sendable)}"
             if damaged
             else ""
         )
@@ -214,7 +216,8 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
                     if len(paths) > MAX_SHOWN:
                         click.echo(f"  {word}: {len(paths) - MAX_SHOWN} more (--json has all)")
         left = [*(answer.name for answer in answers if answer.lost), *failed]
-        again = f" {ways_to_mend(left)}" if left else ""
+        sendable = [answer.name for answer in answers if len(answer.lost) > len(answer.earlier)]
+        again = f" {ways_to_mend(left, sendable, repaired=True)}" if left else ""
         done = sum(len(answer.mended) for answer in answers)
         back = sum(len(answer.put_back) for answer in answers)
         click.echo(
@@ -249,7 +252,13 @@ def _print_put_back(tables: Sequence[PutBack]) -> None:
             click.echo(f"  not in it: {lost}" if one.copied and one.rows is None else f"  {visible(lost)}")
 
 
-def ways_to_mend(names: Sequence[str]) -> str:
-    """Say what mends servers: nothing does that has no good copy."""
-    again = f"shala pull --again {' '.join(names[:5])}"
-    return f"Mend: shala archive repair --from ROOT (another copy of the archive), or {again}"
+def ways_to_mend(names: Sequence[str], sendable: Sequence[str], *, repaired: bool = False) -> str:
+    """Say what mends servers, or what still may where they are `repaired` already.
+
+    The schools of those that are `sendable` have something of what is damaged.
+    """
+    command = " ".join(["shala archive repair", *(names if len(names) <= MAX_NAMED else ())])
+    from_copy = "--from ROOT (another copy of the archive)"
+    first = f"{command} {from_copy}" if repaired else f"{command}; what that leaves: {from_copy}"
+    again = f", or shala pull --again {' '.join(sendable[:MAX_NAMED])}" if sendable else ""
+    return f"Mend: {first}{again}"

@@ -260,7 +260,7 @@ def drop_damaged(archive: Archive, name: str, received: Path | None = None) -> i
     committed = archive.committed(name) if archive.is_readable(name) else None
     lists: list[Iterator[bytes]] = []
     if committed is not None:
-        lists = [_kept(archive, committed), committed.view()]
+        lists = [kept(archive, committed), committed.view()]
     elif received is not None:
         lists = [archive.objects.ciphertexts.lines(name, lines_of(received))]
     for lines in lists:
@@ -281,7 +281,7 @@ def _drop_damaged_remote(archive: Archive, committed: Committed) -> int:
         return 0
     contents = {
         (archive.objects.pool_of(committed.name, file.path.removeprefix("data/")), file.sha256)
-        for lines in (_kept(archive, committed), committed.view())
+        for lines in (kept(archive, committed), committed.view())
         for file in map(file_of, lines)
     }
 
@@ -294,7 +294,7 @@ def _drop_damaged_remote(archive: Archive, committed: Committed) -> int:
     return len(damaged)
 
 
-def _kept(archive: Archive, committed: Committed) -> Iterator[bytes]:
+def kept(archive: Archive, committed: Committed) -> Iterator[bytes]:
     """Yield the lines of a collection as its files are kept, of a list that a disk may have damaged."""
     ciphertexts = archive.objects.ciphertexts
     if not ciphertexts.items(committed.name):

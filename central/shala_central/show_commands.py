@@ -122,7 +122,7 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
     try:
         collection = committed.collection() if committed is not None else None
     except RecordDamaged as unreadable:
-        damaged = f"{unreadable} ({ways_to_mend([name])})"
+        damaged = f"{unreadable} ({ways_to_mend([name], [name])})"
     if damaged:
         click.echo(f"shala: {damaged}", err=True)
     elif committed is None and not quarantined:

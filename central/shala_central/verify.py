@@ -29,12 +29,14 @@ NO_LIMITS = Limits(max_files=1 << 40, max_bytes=1 << 60, case_collisions="allow"
 class Damage(msgspec.Struct, frozen=True):
     """One file of the published tree that is not what was committed.
 
-    Of a content that is known by its digest alone, `concerns` are the first files that need it.
+    Of a content that is known by its digest alone, `concerns` are the first files that need it. What is of
+    an `earlier` collection alone, the school cannot send again.
     """
 
     path: str
     problem: str
     concerns: list[str] = msgspec.field(default_factory=list)
+    earlier: bool = False
 
 
 def verify(archive: Archive, name: str, share: float = 1.0) -> list[Damage]:
@@ -69,6 +71,7 @@ def _damage(archive: Archive, committed: Committed, share: float) -> list[Damage
                 damage += _content_damage(archive, committed, share)
             else:
                 damage += differences(committed.tree, committed.view(), share)
+            damage = [_with_age(item, committed.pull.held) for item in damage]
     except (CentralError, ManifestError, BagRefused, OSError) as error:
         damage.append(_unreadable(committed, error))
     try:
@@ -86,10 +89,16 @@ def _damage_of_earlier_years(archive: Archive, committed: Committed, share: floa
         tree = archive.tree_of(year, committed.pull.state, committed.name)
         if year != committed.pull.year and tree.is_dir():
             damage += [
-                Damage(f"{year}: {d.path}", d.problem)
+                Damage(f"{year}: {d.path}", d.problem, earlier=True)
                 for d in differences(tree, view_of(archive, version), share)
             ]
     return damage
+
+
+def _with_age(item: Damage, held: Iterable[str]) -> Damage:
+    """Return damage in view, marked where it is of an item of which an earlier collection is in view."""
+    earlier = any(f"{item.path}/".startswith(f"{name}/") for name in held)
+    return msgspec.structs.replace(item, earlier=True) if earlier else item
 
 
 def _content_damage(archive: Archive, committed: Committed, share: float) -> list[Damage]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import bagit
 import pytest
-from central_school import School, overwrite, received
+from central_school import School, overwrite, received, sha256
 from conftest import Centre
 from shala_central import checkout as checkout_module
 from shala_central import export as export_module
@@ -344,6 +344,31 @@ def test_a_server_that_is_named_twice_is_exported_once(centre, school, day, tmp_
     with tarfile.open(tmp_path / "out.tar") as tar:
         names = tar.getnames()
     assert len(names) == len(set(names)) == len(DAY) + 5
+
+
+def test_the_way_to_mend_begins_with_plain_repair_and_asks_a_school_only_for_what_it_has(centre, school, day):
+    day(DAY)
+    archive = day({**DAY, "gstudio/db/a": b"newer"})
+    archive.objects.find(school.name, "gstudio/db/a", sha256(b"good")).unlink()
+    plain = f"Mend: shala archive repair {school.name}"
+    from_copy = "--from ROOT (another copy of the archive)"
+    assert centre.shala("archive", "verify", "--deep").stdout.endswith(
+        f". {plain}; what that leaves: {from_copy}\n"
+    )
+    assert centre.shala("archive", "repair").stdout.endswith(f"left. {plain} {from_copy}\n")
+    archive.objects.find(school.name, "gstudio/db/a", sha256(b"newer")).unlink()
+    overwrite(archive.committed(school.name).tree / "gstudio/db/a", b"?")
+    again = f"{from_copy}, or shala pull --again {school.name}\n"
+    assert centre.shala("archive", "verify").stdout.endswith(f"; what that leaves: {again}")
+    assert centre.shala("archive", "repair").stdout.endswith(f"left. {plain} {again}")
+
+
+def test_what_readers_see_of_an_earlier_collection_is_not_asked_of_the_school(centre, school, day):
+    archive = day(DAY)
+    day({**DAY, "gstudio/db/a": b"newer"})
+    restore(archive, school.name, version_of(archive, school.name, "1"), ["gstudio/db"])
+    overwrite(archive.committed(school.name).tree / "gstudio/db/a", b"bad!")
+    assert "pull --again" not in centre.shala("archive", "verify").stdout
 
 
 # -- what is written outside the archive ---------------------------------------------------------------------
