@@ -214,9 +214,7 @@ def _of_server(
         "incomplete": _incomplete(outcomes, items),
         "held back": [f"{item} of collection {shown(of)} is in view" for item, of in pull.held.items()],
         "refused": refused,
-        "damaged": [f"{noted.first} ({noted.files} damaged, seen {noted.at[:10]})"]
-        if noted is not None
-        else [],
+        "damaged": [str(noted)] if noted is not None else [],
     }
     return msgspec.structs.replace(
         empty,

@@ -79,6 +79,10 @@ class Noted(msgspec.Struct, frozen=True):
     first: str
     earlier: bool = False
 
+    def __str__(self) -> str:
+        """Return it in words."""
+        return f"{self.first} ({self.files} damaged, seen {self.at[:10]})"
+
 
 def note_damage(
     archive: Archive,

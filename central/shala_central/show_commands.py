@@ -19,6 +19,7 @@ from shala_central.content_commands import print_only_here
 from shala_central.failure import UsageError
 from shala_central.fleet import read_fleet, select
 from shala_central.history import HistoryError
+from shala_central.integrity import noted_damage
 from shala_central.integrity_commands import ways_to_mend
 from shala_central.moving import only_packed_here
 from shala_central.options import (
@@ -130,12 +131,14 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
             f"nothing of '{name}' is in the archive (shala archive tree --depth 2 shows what is)"
         )
     history, releases = _records(archive, name), releases_of(archive, name)
+    noted = noted_damage(archive).get(name)
     if as_json:
         print_json(
             {
                 "name": name,
                 "tree": str(committed.tree) if committed else None,
                 "damaged": damaged,
+                "known_damage": noted,
                 "collection": collection,
                 "pull": committed.pull if committed else None,
                 "encrypted": committed.encrypted() if committed else [],
@@ -150,9 +153,9 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
     if committed is not None and collection is not None:
         _print_committed(committed, collection)
     if committed is not None:
-        _print_held(committed)
-    for item in committed.encrypted() if committed else ():
-        click.echo(f"  encrypted to the researchers' keys: {visible(item)}")
+        _print_view(committed)
+    if noted is not None:
+        click.echo(f"  known as damaged: {visible(str(noted))}; more: shala archive verify {name} --deep")
     click.echo(f"\nHistory: {counted(len(history), 'collection')}")
     for record in history[-MAX_SHOWN:]:
         click.echo(
@@ -172,8 +175,10 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
     return PARTLY if damaged else 0
 
 
-def _print_held(committed: Committed) -> None:
-    """Say in a line for each collection which items of it readers see instead of the newest."""
+def _print_view(committed: Committed) -> None:
+    """Say in a line for each collection which items of it readers see instead of the newest, and in one for
+    each item that is encrypted.
+    """
     held = committed.pull.held
     for handle in sorted(set(held.values())):
         items = [visible(item) for item, other in held.items() if other == handle]
@@ -181,6 +186,8 @@ def _print_held(committed: Committed) -> None:
         which = f" {items[0]}" if len(items) == 1 else "" if len(items) == len(held) else " ITEM"
         way = f"shala archive accept {committed.name}{which}"
         click.echo(f"  readers see {named} of collection {shown(handle)} ({way})")
+    for item in committed.encrypted():
+        click.echo(f"  encrypted to the researchers' keys: {visible(item)}")
 
 
 def _records(archive: Archive, name: str) -> list[PullRecord]:

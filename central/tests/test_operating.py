@@ -363,6 +363,17 @@ def test_the_way_to_mend_begins_with_plain_repair_and_asks_a_school_only_for_wha
     assert centre.shala("archive", "repair").stdout.endswith(f"left. {plain} {again}")
 
 
+def test_what_is_known_as_damaged_of_a_server_is_shown_with_it(centre, school, day):
+    archive = day(DAY)
+    assert "known as damaged" not in centre.shala("archive", "show", school.name).stdout
+    overwrite(archive.committed(school.name).tree / "gstudio/db/a", b"bad!")
+    centre.shala("archive", "verify")
+    told = "\n  known as damaged: gstudio/db/a has changed (sha256 differs) (1 damaged, seen 20"
+    assert told in centre.shala("archive", "show", school.name).stdout
+    known = json.loads(centre.shala("archive", "show", school.name, "--json").stdout)["known_damage"]
+    assert (known["files"], known["earlier"]) == (1, False)
+
+
 def test_what_readers_see_of_an_earlier_collection_is_not_asked_of_the_school(centre, school, day):
     archive = day(DAY)
     day({**DAY, "gstudio/db/a": b"newer"})
