@@ -152,15 +152,9 @@ class Archive:
     def open(self) -> None:
         """Make the folders of the archive.
 
-        Raises CentralError if they cannot be made or folders cannot be exchanged, or if the archive is
-        somebody else's: what root writes there, its owner could not replace.
+        Raises CentralError if they cannot be made or folders cannot be exchanged, or as require_own.
         """
-        try:
-            owner = self.root.stat().st_uid
-        except FileNotFoundError:
-            owner = os.geteuid()
-        if owner != os.geteuid():
-            raise CentralError(f"{self.root} belongs to {user_name(owner)} (run: {as_owner(self.root)})")
+        self.require_own()
         try:
             for folder in ("staging", "collections", "objects", "spare", "quarantine", "locks"):
                 make_folders(self.hidden / folder)
@@ -180,6 +174,17 @@ class Archive:
             raise CentralError(refused(self.root)) from None
         except OSError as error:
             raise CentralError(f"the archive {self.root} cannot be written: {error.strerror}") from None
+
+    def require_own(self) -> None:
+        """Raise CentralError if the archive is somebody else's: what root writes there, its owner could not
+        replace.
+        """
+        try:
+            owner = self.root.stat().st_uid
+        except FileNotFoundError:
+            return
+        if owner != os.geteuid():
+            raise CentralError(f"{self.root} belongs to {user_name(owner)} (run: {as_owner(self.root)})")
 
     def require(self) -> None:
         """Raise UsageError unless there is an archive to look at, CentralError where this user may not."""

@@ -46,6 +46,7 @@ def archive_prune(dry_run: bool, config: CentralConfig, as_json: bool) -> int:
     """
     settings = config.archive
     archive = open_archive(config, writing=not dry_run)
+    archive.require_own()  # its locks are made where they are not
     pruned = prune(archive, settings.keep_days, settings.keep_months, pretend=dry_run)
     # What was packed just now is nowhere else.
     tables = back_up(archive) if not dry_run else []
@@ -144,6 +145,8 @@ def archive_objects(sending: bool, listing: bool, config: CentralConfig, as_json
       shala archive objects --upload
     """
     archive = open_archive(config)
+    if listing or sending:
+        archive.require_own()
     if listing:
         reindex(archive)
     sent = upload(archive) if sending else None

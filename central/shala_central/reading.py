@@ -27,12 +27,6 @@ def only_reads(table: Path) -> bool:
     )
 
 
-def require_own(table: Path) -> None:
-    """Raise UsageError where a table is another user's, who may do what this one may not."""
-    if only_reads(table) and not os.statvfs(table).f_flag & os.ST_RDONLY:
-        raise UsageError(refused(table))
-
-
 def to_read(table: Path) -> Path:
     """Return the table itself, or where this user only reads a copy of it, as it was at one moment.
 

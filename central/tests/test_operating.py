@@ -470,12 +470,17 @@ def test_what_ends_a_command_leaves_nothing_of_what_it_wrote_and_says_so(
 # -- rights --------------------------------------------------------------------------------------------------
 
 
-def test_root_is_told_the_very_command_that_its_owner_may_run(centre, school, day):
+@pytest.mark.parametrize(
+    "command", ["repair", "verify", "scrub", "prune --dry-run", "objects --upload", "objects --reindex"]
+)
+def test_root_is_told_the_very_command_that_its_owner_may_run(centre, school, day, command):
     day(DAY)
     os.chown(centre.root, 65534, -1)
-    done = centre.shala("archive", "repair", school.name)
+    before = everything(centre.root)
+    done = centre.shala("archive", *command.split())
     assert (done.returncode, done.stdout) == (1, "")
-    assert f"belongs to nobody (run: sudo -u nobody shala archive repair {school.name})" in done.stderr
+    assert f"belongs to nobody (run: sudo -u nobody shala archive {command})" in done.stderr
+    assert everything(centre.root) == before
 
 
 def test_who_may_not_read_the_archive_is_told_who_may(day):
@@ -549,7 +554,7 @@ def test_a_member_of_the_group_sees_what_was_committed_since(school, a_reader):
 
 
 def test_a_member_of_the_group_is_told_who_verifies(school, a_reader):
-    with pytest.raises(UsageError, match=r"is not for nobody to use \(run: sudo -u root "):
+    with pytest.raises(CentralError, match=r"belongs to root \(run: sudo -u root "):
         a_reader("verify")
 
 
