@@ -17,6 +17,7 @@ import datetime
 import fcntl
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -171,6 +172,11 @@ class Archive:
                     " where content is still on this disk: --upload)"
                 )
         except PermissionError:
+            if not self.root.exists():
+                me = user_name(os.geteuid())
+                way = shlex.join(["sudo", "install", "-d", "-o", me, "-m", "0750", str(self.root)])
+                why = f"is not there, and {me} may not make it"
+                raise CentralError(f"{self.root} {why} (run: {way})") from None
             raise CentralError(refused(self.root)) from None
         except OSError as error:
             raise CentralError(f"the archive {self.root} cannot be written: {error.strerror}") from None

@@ -7,6 +7,7 @@ import grp
 import os
 import pwd
 import shlex
+import stat
 import sys
 from pathlib import Path
 
@@ -33,7 +34,33 @@ def as_owner(path: Path) -> str:
 
 def refused(path: Path) -> str:
     """Return the line for a file or folder that this user may not use."""
+    if (shut := shut_by_owner(path)) is not None:
+        return f"{shut} is {user_name(os.geteuid())}'s, but its permissions shut it ({opened(shut)})"
     return f"{path} is not for {user_name(os.geteuid())} to use (run: {as_owner(path)})"
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """Return why a file or folder is not read, and the way out where only its permissions are in the way."""
+    shut = shut_by_owner(path) if isinstance(error, PermissionError) else None
+    return f"cannot be read: {error.strerror}{f' ({opened(shut)})' if shut is not None else ''}"
+
+
+def shut_by_owner(path: Path) -> Path | None:
+    """Return which of a path and the folders above it this user owns and may not use all the same, if any."""
+    for place in reversed((path, *path.parents)):
+        try:
+            seen = place.stat()
+        except OSError:
+            break
+        wanted = os.R_OK | os.X_OK if stat.S_ISDIR(seen.st_mode) else os.R_OK
+        if seen.st_uid == os.geteuid() and not os.access(place, wanted, effective_ids=True):
+            return place
+    return None
+
+
+def opened(shut: Path) -> str:
+    """Return the command by which its owner may use a file or folder again."""
+    return shlex.join(["chmod", "u+rX", str(shut)])
 
 
 def user_name(uid: int) -> str:

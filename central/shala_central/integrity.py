@@ -21,7 +21,7 @@ from shala_central.archive import Archive
 from shala_central.cold import ColdDamaged, ColdFailed
 from shala_central.commit import changing, recover, relink
 from shala_central.encryption import relearn
-from shala_central.failure import CentralError
+from shala_central.failure import CentralError, unreadable
 from shala_central.history import HistoryError
 from shala_central.listing import file_of, readable
 from shala_central.mending import kept, mend_earlier_years, mend_record, strays
@@ -199,6 +199,9 @@ def damaged_objects(archive: Archive, name: str, told: Sequence[Damage] = ()) ->
     except (CentralError, ManifestError) as error:
         if not told:
             damage.append(Damage("the record", str(error)))
+    except PermissionError as error:
+        place = Path(os.fsdecode(error.filename))
+        damage.append(Damage(place.name, unreadable(place, error)))
     return damage
 
 
@@ -288,7 +291,7 @@ def _read_disk(objects: Objects, share: str, done: Scrubbed) -> None:
             except FileNotFoundError:
                 continue  # let go meanwhile, or packed: then it is read below
             except OSError as error:
-                done.damage.append(Damage(_name(pool, digest), f"cannot be read: {error.strerror}"))
+                done.damage.append(Damage(_name(pool, digest), unreadable(place, error)))
                 continue
             done.objects += 1
             if not whole:

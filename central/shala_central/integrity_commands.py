@@ -91,13 +91,13 @@ def archive_verify(
                 click.echo(f"  {item.path} {item.problem}")
             if len(files) > MAX_SHOWN:
                 click.echo(f"  and {len(files) - MAX_SHOWN} more (--json has all)")
-        sendable = [str(a["name"]) for a in damaged if not all(item.earlier for item in a["damage"])]
         whole = f"{len(answers) - len(damaged)} of {counted(len(answers), 'server')} undamaged"
-        hint = (
-            f"; left: {len(damaged)} damaged. {ways_to_mend([str(a['name']) for a in damaged], sendable)}"
-            if damaged
-            else ""
-        )
+        torn = [str(a["name"]) for a in damaged if not all(item.is_shut for item in a["damage"])]
+        sendable = [
+            str(a["name"]) for a in damaged if not all(item.earlier or item.is_shut for item in a["damage"])
+        ]
+        mend = f" {ways_to_mend(torn, sendable)}" if torn else ""
+        hint = f"; left: {len(damaged)} damaged.{mend}" if damaged else ""
         click.echo(f"{whole}{hint}")
     if not damaged and not tables:
         return 0
@@ -151,7 +151,8 @@ def archive_scrub(days: int | None, percent: float | None, config: CentralConfig
                 click.echo(f"  {visible(where)}")
         if done.failed:
             click.echo(f"shala: {done.failed}", err=True)
-        hint = " Mend: shala archive repair" if done.damage else ""
+        torn = not all(damage.is_shut for damage in done.damage)
+        hint = " Mend: shala archive repair" if torn else ""
         listed = f", {counted(done.listed, 'object')} of the bucket looked up" if done.listed else ""
         click.echo(
             f"{counted(done.objects, 'object')}, {size(done.bytes)} read{listed}:"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import msgspec
 from shala_central.archive import Archive
 from shala_central.cold import ColdFailed
 from shala_central.config import CONFIG_PATH, CentralConfig, read_config
-from shala_central.failure import CentralError, UsageError
+from shala_central.failure import CentralError, UsageError, refused
 from shala_central.remote import RemoteFailed
 
 T = TypeVar("T")
@@ -138,6 +139,8 @@ def of_each(names: Iterable[str], deed: Callable[[str], T]) -> tuple[list[T], di
             raise
         except CentralError as error:
             failed[name] = str(error) if name in str(error) else f"{name}: {error}"
+        except PermissionError as error:
+            failed[name] = f"{name}: {refused(Path(os.fsdecode(error.filename or 'the archive')))}"
         except OSError as error:
             failed[name] = f"{name}: {error.filename or 'the archive'}: {error.strerror or error}"
     return answers, failed

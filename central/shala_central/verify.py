@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import stat
@@ -14,7 +15,7 @@ from shala_agent.manifest import File, ManifestError, sort_key
 from shala_central.archive import Archive, Committed
 from shala_central.bag import FILES, BagRefused, survey
 from shala_central.config import Limits
-from shala_central.failure import CentralError
+from shala_central.failure import CentralError, unreadable
 from shala_central.history import HistoryError
 from shala_central.listing import file_of
 from shala_central.objects import digest_of
@@ -37,6 +38,11 @@ class Damage(msgspec.Struct, frozen=True):
     problem: str
     concerns: list[str] = msgspec.field(default_factory=list)
     earlier: bool = False
+
+    @property
+    def is_shut(self) -> bool:
+        """Return whether only permissions are known to be in the way."""
+        return os.strerror(errno.EACCES) in self.problem
 
 
 def verify(archive: Archive, name: str, share: float = 1.0) -> list[Damage]:
@@ -123,7 +129,7 @@ def differences(tree: Path, lines: Iterable[bytes], share: float = 1.0) -> list[
 
     def note(folder: str, error: OSError) -> None:
         closed.append(folder)
-        damage.append(Damage(folder or ".", f"cannot be read: {error.strerror} (a folder)"))
+        damage.append(Damage(folder or ".", f"{unreadable(tree / folder, error)} (a folder)"))
 
     found = _walk(tree, note)
     here = next(found, None)
@@ -147,7 +153,7 @@ def differences(tree: Path, lines: Iterable[bytes], share: float = 1.0) -> list[
             elif (share >= 1 or random.random() < share) and digest_of(tree / path) != file.sha256:  # noqa: S311
                 damage.append(Damage(path, "has changed (sha256 differs)"))
         except OSError as error:
-            damage.append(Damage(path, f"cannot be read: {error.strerror}"))
+            damage.append(Damage(path, unreadable(tree / path, error)))
     while here is not None:
         damage.append(Damage(here, "does not belong to the collection"))
         here = next(found, None)
@@ -179,7 +185,7 @@ def _unreadable(committed: Committed, error: Exception) -> Damage:
         place = Path(os.fsdecode(error.filename or committed.tree))
         if place.is_relative_to(committed.tree):
             place = place.relative_to(committed.tree)
-        return Damage(str(place), f"cannot be read: {error.strerror}")
+        return Damage(str(place), unreadable(committed.tree / place, error))
     return Damage("the record", _without_name(str(error), committed.name))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -492,6 +493,46 @@ def test_who_may_not_read_the_archive_is_told_who_may(day):
             archive.require()
     finally:
         os.seteuid(0)
+
+
+def test_an_archive_that_is_not_there_and_cannot_be_made_is_named_with_the_way_to_make_it():
+    with as_nobody() as folder:
+        folder.chmod(0o555)
+        root = folder / "archive"
+        with pytest.raises(
+            CentralError, match=f"^{root} is not there, .* .run: sudo install -d -o nobody -m 0750 {root}.$"
+        ):
+            Archive(root).open()
+
+
+def test_what_permissions_shut_is_opened_and_not_mended(capsys):
+    with as_nobody() as folder:
+        (folder / "spool").mkdir()
+        school = School(folder / "spool", port=22)
+        centre = Centre(folder, schools=[school])
+        archive = centre.archive
+        archive.open()
+        school.sequence = 1
+        received(archive, school, DAY)
+        shut = archive.committed(school.name).tree / "gstudio/db/a"
+        shut.chmod(0)
+        for words in (["verify"], ["verify", "--deep"], ["scrub", "--days", "1"], ["repair"]):
+            shala.main(["archive", *words, "--config", str(centre.config)], standalone_mode=False)
+            said = "".join(capsys.readouterr())
+            assert "chmod u+rX /" in said, words
+            assert "Mend" not in said or words == ["repair"], words
+
+
+@contextlib.contextmanager
+def as_nobody():
+    """Be a user who is not root while the block runs; yields a folder of that user's."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:  # pytest's own folders are root's alone
+        os.chown(name, 65534, 65534)
+        os.seteuid(65534)
+        try:
+            yield Path(name)
+        finally:
+            os.seteuid(0)
 
 
 @pytest.fixture
