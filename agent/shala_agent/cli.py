@@ -17,7 +17,7 @@ import click
 import msgspec
 
 from shala_agent import __version__, journal
-from shala_agent.config import CONFIG_PATH, Config, missing_places, read_config
+from shala_agent.config import CONFIG_PATH, Config, missing_places, read_config, unusable_authority
 from shala_agent.failure import AgentError, Stopped, UsageError
 from shala_agent.ledger import Ledger
 from shala_agent.progress import Progress
@@ -234,9 +234,12 @@ def derive_added(config_path: Path, name: str, as_json: bool, wait: int) -> None
 @shala_agent.command("check-config")
 @click.argument("path", type=click.Path(path_type=Path), required=False)
 @click.option("--catalogue", is_flag=True, help="PATH is a catalogue.toml; check it alone.")
+@click.option("--files-later", is_flag=True, help="Only say it where sync.ca_file is not usable yet.")
 @_json
 @click.pass_obj
-def check_config(config_path: Path, path: Path | None, catalogue: bool, as_json: bool) -> None:
+def check_config(
+    config_path: Path, path: Path | None, catalogue: bool, files_later: bool, as_json: bool
+) -> None:
     """Check a configuration, and the catalogue.toml that it names, without using them.
 
     \b
@@ -256,6 +259,8 @@ def check_config(config_path: Path, path: Path | None, catalogue: bool, as_json:
         return
     config = read_config(path or config_path)
     read_catalogue(config)
+    if not files_later and (problem := unusable_authority(config)):
+        raise UsageError(f"{path or config_path}: {problem}")
     # Said and no more: a disk that is not there today must not keep a server from being updated.
     for missing in missing_places(config):
         click.echo(f"shala-agent: {path or config_path}: {missing}", err=True)

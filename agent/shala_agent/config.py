@@ -251,12 +251,30 @@ def parsed(raw: bytes, file: str, kind: type[Document]) -> Document:
 
 
 def missing_places(config: Config) -> Iterator[str]:
-    """Yield which files are to be read or written where nothing is: mostly a slip of the pen."""
-    page, ca_file = Path(config.sync.page), Path(config.sync.ca_file)
+    """Yield which files are to be read or written and cannot be: mostly a slip of the pen."""
+    page = Path(config.sync.page)
     if config.sync.page and not page.parent.is_dir():
         yield f"sync.page = '{page}': there is no folder {page.parent} (make it, or correct the path)"
-    if config.sync.ca_file and not ca_file.is_file():
-        yield f"sync.ca_file = '{ca_file}': there is no such file (correct the path, or \"\" for none)"
+    if problem := unusable_authority(config):
+        yield problem
+
+
+def unusable_authority(config: Config) -> str:
+    """Return why no certificate can be checked against sync.ca_file, or "". No sync begins then."""
+    import ssl
+
+    named = f"sync.ca_file = '{config.sync.ca_file}'"
+    if not config.sync.ca_file:
+        return ""
+    if not Path(config.sync.ca_file).is_file():
+        return f'{named}: there is no such file (correct the path, or "" for none)'
+    try:
+        ssl.create_default_context(cafile=config.sync.ca_file)
+    except ssl.SSLError:
+        return f'{named}: it holds no certificate in PEM (put that of your authority there, or "" for none)'
+    except OSError as error:
+        return f"{named}: it cannot be read: {error.strerror} (run as root?)"
+    return ""
 
 
 def _refuse_unknown(table: dict[str, Any], struct: type[msgspec.Struct], file: str, prefix: str) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import random
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import certifi
 import derived
 import msgspec
 import pytest
@@ -173,8 +175,21 @@ def test_a_slip_in_a_path_is_named_and_makes_no_folder(agent, hill: School):
     done = agent("sync")
     assert (done.exit_code, typo.parent.exists()) == (3, False)
     assert "correct sync.page" in done.output
-    hill.config_path.write_text(f'{said}ca_file = "{typo}"\n')
-    assert f"sync.ca_file = '{typo}': there is no such file" in agent("check-config").stderr
+    assert agent("check-config").exit_code == 0
+
+
+def test_an_authority_that_cannot_be_used_is_refused_before_any_sync(agent, hill: School):
+    ca_file = hill.root / "ca.pem"
+    hill.config_path.write_text(f'{hill.config_path.read_text()}ca_file = "{ca_file}"\n')
+    named = f"sync.ca_file = '{ca_file}': "
+    refused = str(agent("check-config").exception)
+    assert refused == f'{hill.config_path}: {named}there is no such file (correct the path, or "" for none)'
+    ca_file.write_text("no certificate\n")
+    assert f"{named}it holds no certificate in PEM (" in str(agent("check-config").exception)
+    assert f"{named}it holds no certificate in PEM -> " in agent("doctor").output
+    prepared = agent("check-config", "--files-later")
+    assert (prepared.exit_code, named in prepared.stderr) == (0, True)
+    shutil.copy(certifi.where(), ca_file)
     assert agent("check-config").exit_code == 0
 
 

@@ -27,7 +27,7 @@ def test_the_agent_accepts_its_configuration_and_others_cannot_read_it(host):
     config = host.file("/etc/shala/agent.toml")
     assert (config.user, config.group, config.mode) == ("root", "root", 0o640)
     assert 'server_name = "2031017-mz17"' in config.content_string
-    assert host.run("shala-agent check-config /etc/shala/agent.toml").rc == 0
+    assert host.run("shala-agent check-config --files-later /etc/shala/agent.toml").rc == 0
 
 
 def test_what_may_leave_the_server_is_what_the_operator_said(host):
