@@ -48,8 +48,9 @@ State = Annotated[
 ]
 
 # Without TLS only to the machine itself: names of children travel here.
-TLS = r"https://[A-Za-z0-9.-]+(:\d{1,5})?"
-LOOPBACK = r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?"
+PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+TLS = rf"https://[A-Za-z0-9.-]+(:{PORT})?"
+LOOPBACK = rf"http://(127\.0\.0\.1|localhost|\[::1\])(:{PORT})?"
 Url = Annotated[
     str,
     msgspec.Meta(
@@ -66,6 +67,15 @@ Megabytes = Annotated[
 TimeOfDay = Annotated[
     str, msgspec.Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d\Z", description='a time of the day, such as "08:30"')
 ]
+
+# For who wrote another type, and who is told no more than the name of the right one.
+_EXAMPLES = {
+    "`int`": "such as 5",
+    "`float`": "such as 5.0",
+    "`str`": 'such as "text"',
+    "`array`": 'a list, such as ["one", "two"]',
+    "`object`": "a section: its name in brackets, its settings on the lines below",
+}
 
 # gStudio's own database and the eight of qbank (facts/gstudio.md 4).
 DATABASES = (
@@ -342,7 +352,8 @@ def _way_out(kind: Any, message: str) -> str:
                 return f"expected {meta.description}"
         if get_origin(one) is Literal:
             return f"expected one of: {', '.join(map(str, get_args(one)))}"
-    return message[0].lower() + message[1:]
+    example = next((text for name, text in _EXAMPLES.items() if name in message.partition(", got ")[0]), "")
+    return message[0].lower() + message[1:] + (f" ({example})" if example else "")
 
 
 def _of_keys(kind: Any, where: str) -> tuple[Any, str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
-from shala_agent.config import LOOPBACK, TLS, parsed
+from shala_agent.config import LOOPBACK, PORT, TLS, parsed
 from shala_agent.failure import UsageError as AgentUsageError
 
 from shala_central.failure import UsageError, refused
@@ -53,7 +53,7 @@ class ArchiveSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     objects_endpoint: Annotated[
         str,
         msgspec.Meta(
-            pattern=r"^(https?://[^\s/@\"]+/?)?$",
+            pattern=rf"^(https?://(\[[0-9a-fA-F:.]+\]|[^\s/@\":\[\]]+)(:{PORT})?/?)?$",
             description='such as "https://s3.example.org", without a password, or "" for AWS',
         ),
     ] = ""
@@ -140,7 +140,7 @@ class ZoneSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     # TLS is nginx's, in front.
     listen: Annotated[
         str,
-        msgspec.Meta(pattern=r"^[^\s/@\"]+:[0-9]{1,5}$", description='HOST:PORT, such as "127.0.0.1:8470"'),
+        msgspec.Meta(pattern=rf"^[^\s/@\"]+:{PORT}$", description='HOST:PORT, such as "127.0.0.1:8470"'),
     ] = "127.0.0.1:8470"
     workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
     # Of one device, per worker: far above what a link to a school carries, far below what hurts.

@@ -77,6 +77,7 @@ def test_what_is_wrong_with_credentials_is_told_without_them(tmp_path):
         ('objects_url = "https://b-1/x"', "objects_url"),
         ('objects_url = "s3://b-1/a//b"', "objects_url"),
         ('objects_url = "s3://b-1"\nobjects_endpoint = "https://me:word@s3.example.org"', "objects_endpoint"),
+        ('objects_url = "s3://b-1"\nobjects_endpoint = "https://s3.example.org:70000"', "objects_endpoint"),
         ('objects_url = "s3://b-1"\nobjects_credentials = "s3.toml"', "is not an absolute path"),
     ],
 )

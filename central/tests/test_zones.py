@@ -212,7 +212,14 @@ def test_a_url_that_names_no_database_of_ours_is_refused(url):
 
 
 @pytest.mark.parametrize(
-    "url", ["http://example.org", "https://sync.example.org/shala", "https://a_b", "ftp://localhost"]
+    "url",
+    [
+        "http://example.org",
+        "https://sync.example.org/shala",
+        "https://a_b",
+        "ftp://localhost",
+        "https://a:70000",
+    ],
 )
 def test_an_address_that_no_server_would_take_is_refused(tmp_path, url):
     path = tmp_path / "central.toml"
