@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from shala_agent import durable
 from shala_agent.bson import DocumentUnreadable, documents
 from shala_agent.catalogue import (
     ACTIVITY_FOLDER,
@@ -44,11 +46,13 @@ SQL_LINE = 1 << 16  # characters; a row of auth_user has some hundred
 _TEXTS = frozenset(
     PROGRESS_COLUMNS[: PROGRESS_COLUMNS.index("total_lessons")]
 ) - {"user_id"}  # fmt: skip
+_AMOUNTS = frozenset(PROGRESS_COLUMNS) - _TEXTS
 _PROGRESS_NAME = re.compile(r"(\d{7,8}|[^-]*)-([a-z]+\d+)-(.*)-(\d{8}-\d\dh\d\dm)\.csv")
 _ACTIVITY_NAME = re.compile(r"([a-z]+\d+)-(.+)-activity-visits-(\d{8}-\d\dh\d\dm)\.csv")
 _USER = re.compile(r"[\w.@+-]{1,150}")
 _HOME = re.compile(r"-([a-z]+[1-9]\d*)$")
-_NUMBER = re.compile(r"-?\d{1,15}(\.\d{1,15})?")
+_NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,20})?")
+_NOTHING = ("", "NA", "N/A", "None")  # for an amount that the platform does not know
 _UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _OPEN = ("OutTime", "OutAction", "TimeSpentInSeconds")  # of a visit that has not ended
 
@@ -166,13 +170,14 @@ def _progress(work: _Ingest) -> None:
         for path in _newest_whole(work, "progress", PROGRESS_FOLDER, files, check_progress):
             _hear(work, "progress", _progress_accounts(work, path))
             _hear(work, "progress", _progress_rows(work, path, unit))
+    _name_others(work, PROGRESS_FOLDER, _PROGRESS_NAME)
 
 
 def _progress_accounts(work: _Ingest, path: Path) -> Iterator[Change]:
     users = (
         {"id": row["user_id"], **{one: row[one] for one in ("username", "first_name", "last_name")}}
         for row in _rows(path)
-        if _USER.fullmatch(row["username"])  # the others are named once, with their progress
+        if not _row_problem(row)  # the others are named once, with their progress
     )
     # The dump knows all of them and more: here only those that it does not have.
     known = work.records.told
@@ -183,15 +188,25 @@ def _progress_accounts(work: _Ingest, path: Path) -> Iterator[Change]:
 
 def _progress_rows(work: _Ingest, path: Path, unit: str) -> Iterator[Change]:
     for number, row in enumerate(_rows(path), 2):
-        user = row["username"]
-        if not _USER.fullmatch(user):
-            _skip(work, f"{path.name} row {number}: '{user[:80]}' is no user name")
+        if problem := _row_problem(row):
+            _skip(work, f"{path.name} row {number}: {problem}")
             continue
-        key = f"{user}/{unit or _slug(row['unit_name'])}"
+        key = f"{row['username']}/{unit or _slug(row['unit_name'])}"
         if len(row) > MAX_VALUE_FIELDS or len(key) > 500 or _UNUSABLE.search(key):
             _skip(work, f"{path.name} row {number}: {len(row)} columns, or a name that will not do")
             continue
         yield Change("progress", key, {name: _field(name, text) for name, text in row.items()})
+
+
+def _row_problem(row: Mapping[str, str]) -> str:
+    """Return why a row of a progress CSV is not heard, or ""."""
+    if not _USER.fullmatch(row["username"]):
+        return f"'{row['username'][:80]}' is no user name"
+    for name, text in row.items():
+        is_amount = _NUMBER.fullmatch(text) is not None and not text.startswith("-")
+        if name in _AMOUNTS and not is_amount and text not in _NOTHING:
+            return f"{name} = '{text[:40]}' is no amount (a number from 0 on, of up to 15 digits)"
+    return ""
 
 
 # -- visits --------------------------------------------------------------------------------------------------
@@ -211,6 +226,7 @@ def _activity(work: _Ingest) -> None:
             continue
         for path in _newest_whole(work, "activity", ACTIVITY_FOLDER, files, check_activity):
             _hear(work, "activity", _visits(work, path, user))
+    _name_others(work, ACTIVITY_FOLDER, _ACTIVITY_NAME)
 
 
 def _visits(work: _Ingest, path: Path, user: str) -> Iterator[Change]:
@@ -352,7 +368,11 @@ def _new_file(
 ) -> Iterator[Path]:
     """Yield a file that is whole and was not heard as it is; remember it when the caller comes back."""
     seen = _listing(work, folder).get(name)
-    if seen is None or work.records.told(source, "file", name) == _sign(seen):
+    if seen is None:
+        if (host := work.reach.host(f"{folder}/{name}")) is not None and os.path.lexists(host):
+            _skip_file(work, f"{name} is no plain file")
+        return
+    if work.records.told(source, "file", name) == _sign(seen):
         return
     with suppress(FileNotFoundError):
         path = work.reach.local(f"{folder}/{name}")
@@ -360,9 +380,9 @@ def _new_file(
             if not quiet:
                 _skip_file(work, f"{name}: {findings[0]}")
             return
+        before = work.heard.rows_skipped
         yield path
-        work.heard.files += 1
-        work.records.set_told(source, "file", name, _sign(seen))
+        _remember(work, source, name, seen, before)
 
 
 def _newest_whole(
@@ -388,16 +408,41 @@ def _newest_whole(
         if findings:
             _skip_file(work, f"{name} {findings[0]}")
             continue
+        before = work.heard.rows_skipped
         yield path
-        work.heard.files += 1
-        work.records.set_told(source, "file", name, _sign(seen))
+        _remember(work, source, name, seen, before)
         return
+
+
+def _remember(work: _Ingest, source: str, name: str, seen: Stat, skipped_before: int) -> None:
+    """Remember a file that was heard. One with rows that were left out is read again, so that these are named
+    until it is mended; what was said already is no change.
+    """
+    work.heard.files += 1
+    if work.heard.rows_skipped == skipped_before:
+        work.records.set_told(source, "file", name, _sign(seen))
+
+
+def _name_others(work: _Ingest, folder: str, named: re.Pattern[str]) -> None:
+    """Name what lies in a folder of CSVs and is heard by nobody; it is not opened, a FIFO would wait."""
+    host = work.reach.host(folder)
+    if host is None or not host.is_dir():
+        return
+    with os.scandir(host) as entries:
+        for entry in sorted(entries, key=lambda one: one.name):
+            if entry.name.startswith(durable.TEMPORARY):
+                continue
+            if not entry.is_file(follow_symlinks=False):
+                what = "is a folder" if entry.is_dir(follow_symlinks=False) else "is no plain file"
+                _skip_file(work, f"{host.name}/{entry.name} {what}")
+            elif entry.name.endswith(".csv") and not named.fullmatch(entry.name):
+                _skip_file(work, f"{host.name}/{entry.name} is not named as the platform names its CSVs")
 
 
 def _listing(work: _Ingest, folder: str) -> dict[str, Stat]:
     """Return the files of a folder; the container is not asked for what its volume on the host would hold."""
     data, host = work.reach.host(DATA), work.reach.host(folder)
-    if data is not None and host is not None and data.is_dir() and not host.is_dir():
+    if data is not None and host is not None and data.is_dir() and not os.path.lexists(host):
         return {}
     return work.reach.listing(folder)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -151,6 +152,66 @@ def test_a_bad_row_is_named_and_the_others_are_heard(school: School, records: Re
     assert "row 2" in heard.skipped[0]
     assert all("\n" not in what for what in heard.skipped)
     assert [one.key for one in records.records("progress")] == [f"{STUDENT}/eb-unit0"]
+
+
+@pytest.mark.parametrize("amount", ["9" * 400, "Infinity", "nan", "-1", "1e400", "twelve"])
+@pytest.mark.parametrize("column", ["lessons_visited", "total_assessment_items", "user_id"])
+def test_a_row_whose_amount_is_none_is_named_and_the_others_are_heard(
+    school: School, records: Records, hear, column: str, amount: str
+):
+    rows = [derived.progress_row("red-kite-mz17", **{column: amount}), derived.progress_row(STUDENT)]
+    path = derived.progress(school, rows)
+    heard = hear()
+    assert heard.skipped == [
+        f"{path.name} row 2: {column} = '{amount[:40]}' is no amount (a number from 0 on, of up to 15 digits)"
+    ]
+    assert [one.key for one in records.records("progress")] == [f"{STUDENT}/eb-unit0"]
+    assert records.record("account", "red-kite-mz17") is None
+
+
+def test_an_amount_may_be_unknown_or_have_as_many_decimals_as_python_writes(
+    school: School, records: Records, hear
+):
+    row = derived.progress_row(STUDENT, percentage_lessons_visited=100 / 101, user_notes="NA", user_files="")
+    derived.progress(school, [row])
+    assert hear().skipped == []
+    value = records.record("progress", f"{STUDENT}/eb-unit0").value
+    assert (value["percentage_lessons_visited"], value["user_notes"]) == (100 / 101, "NA")
+
+
+def test_a_row_that_was_left_out_is_named_until_it_is_mended(school: School, records: Records, hear):
+    path = derived.progress(school, [derived.progress_row("a b"), derived.progress_row(STUDENT)])
+    assert hear().skipped == hear().skipped == [f"{path.name} row 2: 'a b' is no user name"]
+    before = counter(records)
+    hear()
+    assert counter(records) == before
+    derived.progress(school, [derived.progress_row("a-b"), derived.progress_row(STUDENT)])
+    assert hear().skipped == []
+    assert hear() == Heard()
+
+
+def test_what_lies_beside_the_csvs_is_named_and_not_opened(school: School, records: Records, hear):
+    everything(school)
+    progress, activity = school.root / derived.PROGRESS, school.root / derived.ACTIVITY
+    (progress / "mine.csv").write_text("a,b\r\n")
+    (progress / "2031017-mz17-eb-unit0-20180815-10h00m.csv").mkdir()
+    os.mkfifo(activity / "mz17-red-kite-mz17-activity-visits-20180814-17h37m.csv")
+    dump = school.root / "data/postgres-dump/pg_dump_all.sql"
+    dump.unlink()
+    os.mkfifo(dump)
+    assert hear().skipped == [
+        "pg_dump_all.sql is no plain file",
+        f"{progress.name}/2031017-mz17-eb-unit0-20180815-10h00m.csv is a folder",
+        f"{progress.name}/mine.csv is not named as the platform names its CSVs",
+        f"{activity.name}/mz17-red-kite-mz17-activity-visits-20180814-17h37m.csv is no plain file",
+    ]
+
+
+def test_a_folder_of_csvs_that_is_none_is_named(school: School, records: Records, hear):
+    everything(school)
+    shutil.rmtree(school.root / derived.PROGRESS)
+    (school.root / derived.PROGRESS).write_bytes(b"")
+    assert "Not a directory" in hear().skipped[0]
 
 
 def test_a_product_that_is_no_text_holds_up_no_other(school: School, records: Records, hear):
