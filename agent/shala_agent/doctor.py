@@ -29,6 +29,7 @@ from shala_agent.outcome import FAILED, SUSPECT, counted
 from shala_agent.room import MB, bytes_of, free_at
 from shala_agent.spool import Spool
 from shala_agent.status import read_status
+from shala_agent.sync import of_another_key
 from shala_agent.zone import NotEnrolled, Standing, reading, records_path
 
 NEARLY = 0.95  # of the quota: what a day adds may not fit
@@ -175,14 +176,18 @@ def _work(config: Config, ledger: Ledger) -> Iterator[Problem]:
 def _zone(config: Config, standing: Standing | None, told: bool) -> Iterator[Problem]:
     """What keeps this server from its zone's records; `told`: how the last sync ended was said already."""
     key, records = Path(config.paths.state) / FILE, records_path(config)
+    public = ""
     try:
         if key.exists():  # who only looks makes none
-            Device(key)
+            public = Device(key).public_key
     except AgentError as error:
         yield _said(str(error))
     try:
         with reading(config) as opened:
             opened.check()
+            if (store := opened.store) is not None and store.own.hex() != public:
+                told = True
+                yield _said(of_another_key(store))
     except NotEnrolled:
         if config.sync.enabled:
             yield Problem(

@@ -26,7 +26,7 @@ from shala_agent.ledger import now
 from shala_agent.membership import StatementRefused, statement_id
 from shala_agent.records import Offer, Records
 from shala_agent.segment import MAX_SEGMENT, Segment, SegmentRefused, read_header
-from shala_agent.store import DAMAGED, HOLLOW
+from shala_agent.store import DAMAGED, HOLLOW, Store
 from shala_agent.wire import (
     MAX_DOUBTED,
     MAX_OFFERS,
@@ -155,6 +155,16 @@ def together(first: SyncResult, second: SyncResult) -> SyncResult:
     )
 
 
+def of_another_key(store: Store) -> str:
+    """Return what to say where the key here is not the one that the zone knows this server by."""
+    name = store.member(store.own).name
+    return (
+        f"zone {store.name} knows this server by another device.key than the one here (put that back; if it"
+        f" is lost, at the centre: shala device create --zone {store.name} --name {name} --replace, then"
+        " here: shala-agent enrol --token-file FILE)"
+    )
+
+
 def last_sync(records: Records) -> SyncResult | None:
     """Return what the last run did."""
     said = records.kept("last_sync")
@@ -203,7 +213,7 @@ class _Run:
         if (store := self.records.store) is not None:
             self.result.zone = store.name
             if store.own != bytes(self._key.verify_key):
-                raise CentreRefuses("this server was enrolled with another key (shala-agent enrol)")
+                raise CentreRefuses(of_another_key(store))
         self._measure_unsent(self.result.lag_before)
         self._measure_unsent(self.result.lag_after)
         while self._round():

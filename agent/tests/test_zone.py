@@ -166,6 +166,19 @@ def test_the_doctor_names_a_key_and_records_that_are_none(agent, hill: School):
     assert "in no zone" not in said
 
 
+def test_a_lost_key_is_named_with_the_command_that_replaces_it(agent, hill: School):
+    said = "zone mz-aizawl knows this server by another device.key than the one here"
+    command = "shala device create --zone mz-aizawl --name 2031017-mz17 --replace"
+    (hill.root / "state/device.key").unlink()
+    assert re.search(f"{said} -> .*{command}", agent("doctor").output)
+    assert not (hill.root / "state/device.key").exists()
+    done = agent("sync")  # makes a new one
+    assert re.search(f"{said} .*{command}", done.output)
+    found = agent("doctor").output
+    assert re.search(f"{said} -> .*{command}", found)
+    assert found.count(said) == 1
+
+
 def test_a_slip_in_a_path_is_named_and_makes_no_folder(agent, hill: School):
     typo = hill.root / "stat/progress.html"
     said = hill.config_path.read_text()

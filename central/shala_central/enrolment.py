@@ -94,11 +94,17 @@ def enrolled(zones: Zones, session: Session, request: EnrolRequest, url: str) ->
             raise Refusal(403, "the token is not known here (shala device create makes one)")
         return None
     known = zones.device(session, bytes.fromhex(device_id(request.key)))
-    if known is None or known.revoked is not None:
+    if known is None:
         raise Refusal(
             403,
-            "this device is not enrolled, and names no token (shala device create makes one, for"
-            " shala-agent enrol --token-file FILE)",
+            "this device is not enrolled, and names no token (shala device create makes one, with --replace"
+            " where device.key was lost or the disk changed; then shala-agent enrol --token-file FILE)",
+        )
+    if known.revoked is not None:
+        raise Refusal(
+            403,
+            f"this device is revoked{': ' if known.reason else ''}{known.reason}"
+            f" ({enrol_anew(known.zone_name, known.name)}, then here: shala-agent enrol --token-file FILE)",
         )
     return _answer(zones, session, _zone_of(known), known.key, url, everything=False)
 

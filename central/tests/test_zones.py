@@ -679,6 +679,19 @@ def test_who_was_revoked_is_named_with_the_command_that_enrols_it_anew(served, j
     assert served.shala(*shlex.split(hint.partition(": shala ")[2])).returncode == 0
 
 
+def test_a_server_that_was_revoked_and_asks_to_enrol_is_told_so_with_the_way_back(served, join):
+    device = join("2031017-mz17")
+    served.shala("device", "revoke", device.name, "--reason", "stolen")
+    said = device.enrol().json["error"]
+    assert said.startswith("this device is revoked: stolen (")
+    assert "shala device create --zone mz --name 2031017-mz17, then here: shala-agent enrol" in said
+
+
+def test_a_server_that_lost_its_key_and_asks_to_enrol_is_told_how_it_is_replaced(served, tmp_path):
+    stranger = Device("2031017-mz17", tmp_path / "stranger", served)
+    assert "with --replace where device.key was lost" in stranger.enrol().json["error"]
+
+
 def test_a_server_that_was_revoked_in_one_zone_may_enrol_in_another(served, join):
     device = join("2031017-mz17")
     assert served.shala("device", "revoke", device.name).returncode == 0
