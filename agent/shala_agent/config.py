@@ -200,7 +200,13 @@ class SyncConfig(msgspec.Struct, frozen=True, kw_only=True):
     windows: list[WindowConfig] = msgspec.field(default_factory=list)
     # Give the accounts of the zone's other servers to the local gStudio, without their passwords.
     apply_accounts: bool = False
-    page: FolderOrNone = ""
+    page: Annotated[
+        str,
+        msgspec.Meta(
+            pattern=r"^(/[^\x00-\x1f]*)?\Z",
+            description='an absolute path in quotes, or "" for progress.html in paths.state',
+        ),
+    ] = ""
     page_world_readable: bool = False
 
 
@@ -265,6 +271,8 @@ def missing_places(config: Config) -> Iterator[str]:
     page = Path(config.sync.page)
     if config.sync.page and not page.parent.is_dir():
         yield f"sync.page = '{page}': there is no folder {page.parent} (make it, or correct the path)"
+    if config.sync.page and page.is_dir():
+        yield f"sync.page = '{page}': that is a folder (name a file in it: '{page}/progress.html')"
     if problem := unusable_authority(config):
         yield problem
 

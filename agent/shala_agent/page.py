@@ -43,6 +43,10 @@ def write_page(records: Records, path: Path, mode: int = 0o640) -> None:
         raise FileNotFoundError(
             errno.ENOENT, "there is no such folder (make it, or correct sync.page)", str(path.parent)
         )
+    if path.is_dir():
+        raise IsADirectoryError(
+            errno.EISDIR, "that is a folder (remove it, or have sync.page name a file)", str(path)
+        )
     part = path.with_name(f"{durable.TEMPORARY}{path.name}.part")
     # Never through a link that lies there, never readable by more than it will be.
     with suppress(FileNotFoundError):

@@ -156,7 +156,8 @@ def go_round(
         try:
             done.page = str(_write_page(config, records))
         except OSError as error:
-            done.notes.append(f"the page could not be written: {error}")
+            where = error.filename or page_path(config)
+            done.notes.append(f"the page could not be written: {where}: {error.strerror or error}")
     return done
 
 
@@ -276,10 +277,25 @@ def _write_page(config: Config, records: Records) -> Path:
     path, mode = page_path(config), 0o644 if config.sync.page_world_readable else 0o640
     # Nothing new is the usual case, and the page of a large zone is some seconds of work.
     made_of = f"{__version__} {records.version} {mode:o} {path}"
-    if records.kept("page") != made_of or not path.exists():
+    before = str(records.kept("page") or "")
+    if before != made_of or not path.is_file():
         write_page(records, path, mode)
+        _remove_earlier(before, path)
         records.keep(page=made_of)
     return path
+
+
+def _remove_earlier(made_of: str, path: Path) -> None:
+    """Remove the page from where it was before sync.page named another place: it would stay there for ever,
+    as it was, with names of children. Raises OSError.
+    """
+    *_, place = made_of.split(" ", 3)
+    if place and Path(place).is_file() and not path.samefile(place):
+        try:
+            Path(place).unlink()
+        except OSError as error:
+            reason = f"the earlier page is still there: {error.strerror} (remove it)"
+            raise OSError(error.errno, reason, place) from None
 
 
 def _judged(done: Round) -> Result:

@@ -47,6 +47,10 @@ def test_one_line_is_a_whole_configuration():
         ("format = 1\n[[sync.windows]]\nbegun = '08:00'", ["did you mean sync.windows.0.begin?"]),
         ("format = ", ["not valid TOML"]),
         ("format = 1\n[surprise]\n", ["surprise", "there is no such setting"]),
+        (
+            "format = 1\n[sync]\npage = 'p.html'",
+            ["sync.page = 'p.html'", '"" for progress.html in paths.state'],
+        ),
         ("format = 1\nchain = 3\n", ["chain = 3", "a section: its name in brackets"]),
         ("format = 1\n[databases]\nmongo = 'id'\n", ["mongo = 'id'", 'such as ["one", "two"]']),
         ("format = 1\n[sync]\nurl = 'https://centre.example.org:65536'", ["65536'", 'such as "https://']),

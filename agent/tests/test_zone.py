@@ -111,6 +111,30 @@ def test_a_round_with_something_left_undone_beside_the_sync_ends_with_3(agent, h
     assert "the page could not be written" in said["notes"][0]
 
 
+def test_a_page_whose_place_is_a_folder_is_named_with_the_way_out(agent, hill: School):
+    page_path(hill.config).mkdir(parents=True)
+    said = f"{page_path(hill.config)}: that is a folder (remove it, or have sync.page name a file)"
+    assert agent("sync").output.splitlines()[-1] == f"Done, but: the page could not be written: {said}"
+    hill.config_path.write_text(f'{hill.config_path.read_text()}page = "{hill.root}"\n')
+    assert f"sync.page = '{hill.root}': that is a folder (name a file in it" in agent("check-config").stderr
+
+
+def test_a_page_goes_along_when_another_place_is_named_for_it(agent, hill: School):
+    agent("sync")
+    before, after = page_path(hill.config), hill.root / "teacher.html"
+    hill.config_path.write_text(f'{hill.config_path.read_text()}page = "{after}"\n')
+    assert agent("sync").exit_code == 0
+    assert (before.exists(), after.is_file()) == (False, True)
+
+
+def test_a_page_that_only_gets_another_name_for_its_folder_stays(agent, hill: School):
+    agent("sync")
+    (hill.root / "link").symlink_to(page_path(hill.config).parent)
+    hill.config_path.write_text(f'{hill.config_path.read_text()}page = "{hill.root}/link/progress.html"\n')
+    assert agent("sync").exit_code == 0
+    assert page_path(hill.config).is_file()
+
+
 def test_the_last_line_of_such_a_round_says_what_was_left_undone(agent, hill: School):
     page_path(hill.config).mkdir(parents=True)
     lines = agent("sync").output.splitlines()
