@@ -20,6 +20,7 @@ from shala_central.refusal import Refusal
 from shala_central.zones import Device, Zone, Zones, check_server_name, now
 
 DAY = 86400
+_MIN_ID = 8  # digits of a token's id: fewer are soon another one's, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +72,16 @@ def open_tokens(session: Session, zone: Zone | None = None) -> list[Token]:
 
 def revoke_token(session: Session, id_: str) -> Token:
     """Forget an open token, given the beginning of its id: nobody enrols with it. Raises UsageError."""
-    found = [token for token in open_tokens(session) if len(id_) >= 8 and token.id.startswith(id_)]
-    if len(found) != 1:  # what was given is not repeated: it may be the token itself
-        raise UsageError("no open token has this id, or more than one (shala device token list)")
+    found = [token for token in open_tokens(session) if token.id.startswith(id_)]
+    # What was given is not repeated: it may be the token itself.
+    if len(id_) < _MIN_ID:
+        raise UsageError(f"at least {_MIN_ID} digits of a token's id are needed (shala device token list)")
+    if len(found) > 1:
+        raise UsageError(
+            "more than one open token has such an id (shala device token list --json has all of it)"
+        )
+    if not found:
+        raise UsageError("no open token has this id (shala device token list)")
     gone = "DELETE FROM token WHERE digest = ? AND used IS NULL RETURNING digest"
     if not session.query(gone, (bytes.fromhex(found[0].id),)):
         raise UsageError("the token was used just now (shala device list)")

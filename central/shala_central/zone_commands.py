@@ -301,7 +301,8 @@ def _print_status(status: ZoneStatus) -> None:
     for line in table(rows, columns, columns[1:]) if rows else ():
         click.echo(f"  {line}")
     if not rows:
-        click.echo(f"  no device yet (shala device create --zone {status.zone} --name SERVER)")
+        none = "no device now: who wrote here was moved" if status.segments else "no device yet"
+        click.echo(f"  {none} (shala device create --zone {status.zone} --name SERVER)")
     if status.remaking:
         click.echo("  the records are being made anew from the segments: not all are counted yet")
     for name, lines in (

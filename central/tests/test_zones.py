@@ -539,7 +539,7 @@ def test_organizations_and_zones_are_made_listed_and_shown(zone_centre):
         (("device", "move", "none", "--zone", "mz"), "there is no device 'none'"),
         (("device", "revoke", "none"), "there is no device 'none'"),
         (("device", "token", "revoke", "abcdefab"), "no open token has this id"),
-        (("device", "token", "revoke", ""), "no open token has this id"),
+        (("device", "token", "revoke", ""), "at least 8 digits of a token's id"),
         (("device", "token", "list", "--zone", "none"), "there is no zone 'none'"),
         (("serve", "--listen", "nonsense"), "HOST:PORT"),
     ],
@@ -588,6 +588,18 @@ def test_a_token_that_was_revoked_enrols_nobody(served, tmp_path):
     device = Device("2031017-mz17", tmp_path / "device", served)
     assert device.enrol(token).status == 403
     assert device.enrol(other).status == 200
+
+
+def test_an_id_that_may_be_several_tokens_revokes_none(served):
+    for _ in range(2):
+        served.token("mz")
+    first, second = (str(one["id"]) for one in tokens_of(served))
+    twin = bytes.fromhex(first[:16] + second[16:])
+    served.query("UPDATE token SET digest = ? WHERE digest = ?", twin, bytes.fromhex(second))
+    for given, why in ((first[:7], "at least 8 digits"), (first[:12], "more than one open token")):
+        done = served.shala("device", "token", "revoke", given)
+        assert (done.returncode, why in done.stderr, done.stderr.count("\n")) == (2, True, 1)
+    assert len(tokens_of(served)) == 2
 
 
 def test_a_used_token_is_not_revoked_and_no_token_is_repeated(served, join):
@@ -1036,6 +1048,15 @@ def test_what_is_left_to_fetch_does_not_count_ones_own_and_is_nothing_for_who_wa
     devices[2].sync()
     assert served.shala("device", "revoke", devices[3].name).returncode == 0
     assert [lag["down_entries"] for lag in status(served)["devices"]] == [4, 1, 0, 0]
+
+
+def test_a_zone_whose_servers_were_moved_is_not_one_that_never_had_any(served, join):
+    aizawl = join("2031017-mz17")
+    aizawl.write(account("zo"))
+    aizawl.sync()
+    assert served.shala("device", "move", aizawl.name, "--zone", "rj").returncode == 0
+    shown = served.shala("zone", "status", "mz").stdout
+    assert "1 record in 1 segment\n  no device now: who wrote here was moved (" in shown
 
 
 def test_status_says_how_many_it_does_not_name(served, join):
