@@ -173,10 +173,7 @@ def list_records(config_path: Path, type_: str, limit: int, everything: bool, as
     if as_json:
         _print_json({"format": 1, "records": rows, "more": len(found) > limit})
         return
-    for row in rows:
-        marks = "".join(f", {mark}" for mark in ("deleted", "conflict") if row[mark])
-        waits = f", waits for {row['waits']}" if row["waits"] else ""
-        click.echo(f"{row['type']}/{row['key']}  {row['server']} {row['day']}{marks}{waits}")
+    _table([_listed(row) for row in rows])
     click.echo(f"The first {limit}; more: --limit" if len(found) > limit else counted(len(rows), "record"))
 
 
@@ -371,6 +368,15 @@ def _row(record: Record, authors: dict[bytes, str]) -> dict[str, Any]:
         "waits": record.waits,
         "value": record.value,
     }
+
+
+def _listed(row: dict[str, Any]) -> dict[str, str]:
+    """Return a record as a row of the table."""
+    marks = [mark for mark in ("deleted", "conflict") if row[mark]]
+    if row["waits"]:
+        marks.append(f"waits for {row['waits']}")
+    cells = {"record": f"{row['type']}/{row['key']}", "server": row["server"], "day": row["day"]}
+    return {name: _plain(cell) for name, cell in {**cells, "mark": ", ".join(marks)}.items()}
 
 
 def _write_csv(rows: Callable[[], Iterator[dict[str, Any]]]) -> None:

@@ -370,6 +370,19 @@ def test_records_are_listed_shown_and_exported(agent):
     assert type(agent("records", "list", "--type", "accounts").exception).__name__ == "UsageError"
 
 
+def test_listed_records_have_a_header_and_say_what_is_odd_about_them(agent, hill: School):
+    agent("sync")
+    with changing(hill.config, "test") as records:
+        stranger = Change("progress", "red-kite-mz18/eb-unit0", {"unit_name": "Unit 0"})
+        records.write([stranger, Change("account", STUDENT, None)], 1000)
+    lines = agent("records", "list", "--everything").output.splitlines()
+    assert lines[0].split() == ["record", "server", "day", "mark"]
+    marks = {line.split()[0]: line[lines[0].index("mark") :] for line in lines[1:-1]}
+    assert marks[f"account/{STUDENT}"] == "deleted"
+    assert marks["progress/red-kite-mz18/eb-unit0"] == "waits for account/red-kite-mz18"
+    assert lines[-1] == "4 records"
+
+
 def test_a_record_is_shown_by_its_name_as_here_and_as_at_the_centre(agent):
     agent("sync")
     here = agent("records", "show", f"progress/{STUDENT}/eb-unit0").output

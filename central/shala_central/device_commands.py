@@ -74,6 +74,7 @@ def device_create(  # noqa: PLR0917 - click's
     with zones.database.writing() as session:
         token = create_token(session, zones.zone(session, zone_name), name, lasts, replaces=replace)
         if token_file is not None:
+            _require_free(token_file)
             _write(token_file, f"{token}\n".encode(), 0o600)
     if as_json:
         shown = {"token_file": str(token_file)} if token_file else {"token": token}
@@ -383,6 +384,14 @@ def _write(path: Path, content: bytes, mode: int) -> None:
         raise UsageError(
             f"{path} cannot be written: {error.strerror} (name a file in a folder that is there and yours)"
         ) from None
+
+
+def _require_free(path: Path) -> None:
+    """Raise UsageError unless a file is missing or empty: another token may be in it, and nowhere else."""
+    if path.exists() and (not path.is_file() or path.stat().st_size):
+        raise UsageError(
+            f"{path} is there already and is not overwritten (name another file, or remove it if it is used)"
+        )
 
 
 def _as_json(device: Device) -> dict[str, Any]:

@@ -719,6 +719,21 @@ def test_a_token_goes_to_a_file_that_only_its_owner_reads(zone_centre, tmp_path)
     assert token not in done.stdout + done.stderr
 
 
+def test_a_token_that_lies_in_a_file_is_not_overwritten(zone_centre, tmp_path):
+    path = tmp_path / "token"
+    path.touch()  # as mktemp does
+    create = ("device", "create", "--zone", "mz", "--token-file", str(path))
+    assert zone_centre.shala(*create).returncode == 0
+    first = path.read_text()
+    done = zone_centre.shala(*create)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"shala: {path} is there already and is not overwritten (name another file, or remove it if it is used)\n",
+    )
+    assert path.read_text() == first
+    assert len(tokens_of(zone_centre)) == 1
+
+
 def test_a_server_without_a_network_is_enrolled_by_files(served, tmp_path):
     aizawl = Device("2031017-mz17", tmp_path / "aizawl", served)
     request, approval = tmp_path / "request", tmp_path / "approval"
