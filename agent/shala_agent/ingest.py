@@ -177,7 +177,7 @@ def _progress_accounts(work: _Ingest, path: Path) -> Iterator[Change]:
     users = (
         {"id": row["user_id"], **{one: row[one] for one in ("username", "first_name", "last_name")}}
         for row in _rows(path)
-        if not _row_problem(row)  # the others are named once, with their progress
+        if _USER.fullmatch(row["username"])  # the others are named once, with their progress
     )
     # The dump knows all of them and more: here only those that it does not have.
     known = work.records.told
@@ -188,25 +188,24 @@ def _progress_accounts(work: _Ingest, path: Path) -> Iterator[Change]:
 
 def _progress_rows(work: _Ingest, path: Path, unit: str) -> Iterator[Change]:
     for number, row in enumerate(_rows(path), 2):
-        if problem := _row_problem(row):
-            _skip(work, f"{path.name} row {number}: {problem}")
+        user = row["username"]
+        if not _USER.fullmatch(user):
+            _skip(work, f"{path.name} row {number}: '{user[:80]}' is no user name")
             continue
-        key = f"{row['username']}/{unit or _slug(row['unit_name'])}"
+        key = f"{user}/{unit or _slug(row['unit_name'])}"
         if len(row) > MAX_VALUE_FIELDS or len(key) > 500 or _UNUSABLE.search(key):
             _skip(work, f"{path.name} row {number}: {len(row)} columns, or a name that will not do")
             continue
-        yield Change("progress", key, {name: _field(name, text) for name, text in row.items()})
+        value = {name: _field(name, text) for name, text in row.items()}
+        for name in [name for name, said in value.items() if not _is_amount(name, said)]:
+            said = str(value.pop(name))[:40]
+            _skip(work, f"{path.name} row {number}: {name} = '{said}' is no number, and left out")
+        yield Change("progress", key, value)
 
 
-def _row_problem(row: Mapping[str, str]) -> str:
-    """Return why a row of a progress CSV is not heard, or ""."""
-    if not _USER.fullmatch(row["username"]):
-        return f"'{row['username'][:80]}' is no user name"
-    for name, text in row.items():
-        is_amount = _NUMBER.fullmatch(text) is not None and not text.startswith("-")
-        if name in _AMOUNTS and not is_amount and text not in _NOTHING:
-            return f"{name} = '{text[:40]}' is no amount (a number from 0 on, of up to 15 digits)"
-    return ""
+def _is_amount(name: str, value: object) -> bool:
+    """Return whether a column of amounts has a number, or says that there is none; any other one may do."""
+    return name not in _AMOUNTS or not isinstance(value, str) or value in _NOTHING
 
 
 # -- visits --------------------------------------------------------------------------------------------------
