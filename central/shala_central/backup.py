@@ -14,7 +14,7 @@ import itertools
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -41,7 +41,7 @@ from shala_central.history import History, HistoryError
 from shala_central.publish import make_folders, remove_tree, sync_file_system, sync_folder
 from shala_central.records import PullRecord, flaws, folders_of, has_sealed_list, read_pull
 from shala_central.remote import Remote
-from shala_central.row_mending import mend_rows
+from shala_central.row_mending import lost_rows, mend_rows
 from shala_central.rows import name_of, seal
 from shala_central.verify import Damage
 from shala_central.versions import files_of, remember, versions_of
@@ -57,7 +57,8 @@ class PutBack(msgspec.Struct, frozen=True):
     """A table that was damaged. `copied` is when the copy was made that stands in its place, "" without one.
 
     `lost` says what is not in it. The index of a bucket is made anew instead: `listed`. Where rows alone are
-    damaged, so many `rows` are put back, and `left` are damaged still; None where all of it is put back.
+    damaged, so many `rows` are put back, and `left` are damaged still, or `given_up`; None where all of it
+    is put back.
     """
 
     name: str
@@ -67,15 +68,18 @@ class PutBack(msgspec.Struct, frozen=True):
     listed: bool = False
     rows: int | None = None
     left: int = 0
+    given_up: int = 0
 
     @property
     def is_good(self) -> bool:
         """Return whether the table is one again."""
-        return self.listed or (not self.left if self.rows is not None else bool(self.copied))
+        return self.listed or (not self.left and (self.rows is not None or bool(self.copied)))
 
 
 def back_up(archive: Archive, *, keep_packed: bool = True) -> list[Damage]:
     """Copy every table that is whole; return those that are not, whose copies stay as they are.
+
+    A table with rows that no copy has whole is copied all the same: they are all that the copies lack.
 
     Without `keep_packed` the new copy of what is packed is the only one: it is to hold in plain nothing of
     what was taken out of the table.
@@ -89,9 +93,11 @@ def back_up(archive: Archive, *, keep_packed: bool = True) -> list[Damage]:
             try:
                 if problem := damage_of(table):
                     damage.append(Damage(name, problem))
-                elif table.exists():
+                    if not lost_rows(table, copies_of(table)):
+                        continue
+                if table.exists():
                     seal(table)
-                    _copy(archive, folder, name)
+                    _copy(archive, folder, name, is_whole=not problem)
                     if name == COLD and not keep_packed:
                         (folder / f"{name}{BEFORE}").unlink(missing_ok=True)
             except CentralError as error:
@@ -115,10 +121,12 @@ def damaged_tables(archive: Archive) -> list[Damage]:
     return found
 
 
-def put_back(archive: Archive) -> list[PutBack]:
+def put_back(archive: Archive, second: Path | None = None, *, give_up: bool = False) -> list[PutBack]:
     """Put the newest good copy in the place of each damaged table, which is kept beside the copies.
 
-    Of a table of which rows alone are damaged those alone are put back.
+    Of a table of which rows alone are damaged those alone are put back, also those that only a `second` copy
+    of the archive has, by its root. With `give_up` those that no copy has are removed, and the earlier
+    collections that cannot be read without them.
 
     Whoever has the archive open must open it again.
 
@@ -133,23 +141,35 @@ def put_back(archive: Archive) -> list[PutBack]:
             if item.path == REMOTE:
                 answers.append(_list_anew(archive, table, item.problem))
                 continue
-            if mended := _put_rows_back(archive, table, item.problem):
+            copies = [*copies_of(table), *_copies_in(second, item.path)]
+            if mended := _put_rows_back(archive, table, item.problem, copies, give_up=give_up):
                 answers.append(mended)
                 continue
-            copy = next((copy for copy in copies_of(table) if not problem_of(copy)), None)
+            # Rows that are damaged in it too are put back out of the others.
+            copy = next((copy for copy in copies_of(table) if not structure_problem_of(copy)), None)
             if copy is None:
                 answers.append(PutBack(item.path, item.problem, "", ["there is no good copy of it"]))
                 continue
-            answers.append(PutBack(item.path, item.problem, made(copy), _put_back(archive, table, copy)))
+            answers.append(_put_table_back(archive, table, item.problem, copy, copies, give_up=give_up))
     return answers
 
 
-def _put_rows_back(archive: Archive, table: Path, problem: str) -> PutBack | None:
+def _copies_in(second: Path | None, name: str) -> list[Path]:
+    """Return where the tables of a second copy of the archive stand, and the copies of them there."""
+    if second is None:
+        return []
+    hidden = second / ".shala"
+    return [path for path in (hidden / name, *copies_of(hidden / name)) if path.is_file()]
+
+
+def _put_rows_back(
+    archive: Archive, table: Path, problem: str, copies: Sequence[Path], *, give_up: bool
+) -> PutBack | None:
     """Put damaged rows back, and make the indexes anew; return None where that is not what is damaged."""
     if structure_problem_of(table) or not problem_of(table):
         return None
     try:
-        done = mend_rows(table, copies_of(table))
+        done = mend_rows(table, copies, give_up=give_up)
     except sqlite3.DatabaseError as error:
         if is_damage(error):
             return None
@@ -157,17 +177,42 @@ def _put_rows_back(archive: Archive, table: Path, problem: str) -> PutBack | Non
             f"{table} is not put back: {error} (free some space, then shala archive repair)"
         ) from None
     lost = [f"{name_of(row)}: no copy has it whole" for row in done.left]
+    lost += [f"{name_of(row)}: given up, no copy has it whole" for row in done.given_up]
     if table.name == HISTORY:
-        names = {row["server"] for row in [*done.back, *done.left]}.intersection(archive.servers())
+        touched = {row["server"] for row in [*done.back, *done.left, *done.given_up]}
+        known = set(archive.servers())
+        # One whose name is damaged is of a server that nobody can tell.
+        names = touched & known if touched <= known or not done.given_up else known
         with contextlib.suppress(HistoryError):  # a row that is left may stop all reading
-            lost += [line for name in sorted(names) for line in _untold(archive, name)]
+            lost += [line for name in sorted(names) for line in _untold(archive, name, give_up=give_up)]
     elif table.name == COLD:
         for row in done.back:
             try:
                 archive.objects.cold.read(row["pool"], row["sha256"].hex(), archive.objects.plain)
             except ColdDamaged as damage:
                 lost.append(str(damage))
-    return PutBack(table.name, problem, done.copied, lost, rows=len(done.back), left=len(done.left))
+    return PutBack(
+        *(table.name, problem, done.copied, lost),
+        rows=len(done.back),
+        left=len(done.left),
+        given_up=len(done.given_up),
+    )
+
+
+def _put_table_back(
+    archive: Archive, table: Path, problem: str, copy: Path, copies: Sequence[Path], *, give_up: bool
+) -> PutBack:
+    """Put a copy in the place of a table, and rows that are damaged in it too, out of the others."""
+    answer = PutBack(table.name, problem, made(copy), _put_back(archive, table, copy))
+    rows = _put_rows_back(archive, table, problem, copies, give_up=give_up)
+    lost = [*answer.lost, *(rows.lost if rows is not None else ())]
+    if table.name == HISTORY:
+        with contextlib.suppress(HistoryError):  # as above
+            lost += [line for name in archive.servers() for line in _untold(archive, name, give_up=give_up)]
+    answer = msgspec.structs.replace(answer, lost=list(dict.fromkeys(lost)))
+    if rows is None:
+        return answer
+    return msgspec.structs.replace(answer, left=rows.left, given_up=rows.given_up)
 
 
 def _list_anew(archive: Archive, index: Path, problem: str) -> PutBack:
@@ -208,12 +253,12 @@ def _put_back(archive: Archive, table: Path, copy: Path) -> list[str]:
             f"{table} is not put back: {why} (free some space, then shala archive repair)"
         ) from None
     if table.name == HISTORY:
-        return [*lost, *(line for name in archive.servers() for line in _untold(archive, name))]
+        return lost
     what = "packed" if table.name == COLD else "encrypted"
     return [f"what was {what} {since}: shala archive verify --deep names what is damaged by that"]
 
 
-def _copy(archive: Archive, folder: Path, name: str) -> None:
+def _copy(archive: Archive, folder: Path, name: str, *, is_whole: bool) -> None:
     part, place = folder / f"{name}.part", folder / name
     _unlink(part)
     if name == HISTORY:  # before: a collection that is in both is in the table
@@ -223,7 +268,7 @@ def _copy(archive: Archive, folder: Path, name: str) -> None:
         contextlib.closing(sqlite3.connect(part)) as target,
     ):
         source.backup(target)
-    if problem := problem_of(part):
+    if problem := problem_of(part) if is_whole else structure_problem_of(part):
         raise OSError(0, f"the copy {problem}")
     sync_file_system(folder)
     if name == HISTORY:
@@ -318,17 +363,25 @@ def _records_of(archive: Archive, name: str) -> list[tuple[PullRecord, Path]]:
     return sorted(found.values(), key=lambda one: one[0].pulled)
 
 
-def _untold(archive: Archive, name: str) -> Iterator[str]:
-    """Say which earlier collections have a list that does not come to what the school sealed."""
+def _untold(archive: Archive, name: str, *, give_up: bool) -> Iterator[str]:
+    """Say which earlier collections have a list that does not come to what the school sealed; with `give_up`
+    they are forgotten, if the list that all of them begin at is whole.
+    """
     wrong = []
     for version in versions_of(archive, name)[:-1]:
         try:
             for _line in files_of(archive, version):
                 pass
         except CentralError:
-            wrong.append(str(version.sequence))
-    if wrong:
-        numbers = ", ".join(wrong)
+            wrong.append(version)
+    if not wrong:
+        return
+    numbers = ", ".join(str(version.sequence) for version in wrong)
+    if give_up and has_sealed_list(archive.require_committed(name).record):
+        with archive.history() as history:
+            history.forget(wrong)
+        yield f"{name}: collections {numbers} are given up: their lists are not those that the school sealed"
+    else:
         yield f"{name}: the lists of collections {numbers} are not those that the school sealed any more"
 
 

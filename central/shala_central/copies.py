@@ -22,6 +22,7 @@ TABLES = (HISTORY, COLD, ENCRYPTED)
 NEVER_EMPTY = (HISTORY, ENCRYPTED)
 FOLDER = "backup"
 BEFORE = ".1"  # the copy before the last good one
+_WAY_OF_ROWS = "shala archive repair puts back what a copy has whole, --give-up forgets what none has"
 BUSY_SECONDS = 60  # to wait for another process that writes a table
 # These say nothing of the table: somebody else is at work in it, or the disk or a permission is in the way.
 _IN_THE_WAY = (
@@ -69,6 +70,8 @@ def damage_of(table: Path) -> str:
     """Return why a table is none any more and what brings it back, or "". Raises CentralError as damaged."""
     copies = copies_of(table)
     problem = problem_of(table) if _is_there(table) or copies else ""
+    if problem and not structure_problem_of(table):
+        return f"{problem} ({_WAY_OF_ROWS})"
     if not problem and table.name in NEVER_EMPTY and copies and _has_rows(copies[0]) and not _has_rows(table):
         problem = "is empty"
     return f"{problem} ({_way(table)})" if problem else ""

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 import zstandard
 from shala_agent import write_ahead
-from shala_agent.manifest import Change, File, compose_all, read_changes, write_line
+from shala_agent.manifest import Change, File, ManifestError, compose_all, read_changes, write_line
 
 from shala_central import rows
 from shala_central.copies import connect, is_damage, lost
@@ -43,6 +43,10 @@ _SHAPED = b"\x01"  # before a record that was packed beside the shape; no zstd f
 
 class HistoryError(CentralError):
     """The history cannot be read; the text says why."""
+
+
+class RowDamaged(HistoryError):
+    """A collection in the history is not what was written; the others are."""
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -89,6 +93,13 @@ class History:
         except BaseException:
             self._db.close()
             raise
+
+    @classmethod
+    def within(cls, db: sqlite3.Connection, path: Path) -> History:
+        """Return the history that somebody has open, at work in a transaction of his own."""
+        history = cls.__new__(cls)
+        history._path, history._db = path, db
+        return history
 
     def close(self) -> None:
         """Close the file."""
@@ -144,11 +155,10 @@ class History:
 
     def record(self, version: Version) -> dict[str, bytes]:
         """Return the files of the record of an earlier collection, by name."""
-        found = self._ask("SELECT record FROM collection WHERE id = ?", version.id)
+        found = self._rows("WHERE id = ?", version.id)
         if not found:
             raise HistoryError(f"collection {version.sequence} of {version.server} is not kept any more")
-        with self._reading(version.server, version.sequence):
-            return _read_record(found[0][0])
+        return _read_record(found[0]["record"])
 
     def mark(self, version: Version, name: str, content: bytes) -> None:
         """Put a file into the record of an earlier collection, or replace it."""
@@ -159,9 +169,7 @@ class History:
 
     def _replace(self, number: int, **columns: bytes) -> None:
         """Replace what a row holds, in the transaction that goes on. Raises HistoryError if it is damaged."""
-        (row,) = rows.read(self._db, "WHERE id = ?", number)
-        if not rows.is_whole(row):  # else a new sum would say that it is whole
-            raise HistoryError(f"{self._path}: {rows.name_of(row)} is damaged ({_MEND})")
+        (row,) = self._rows("WHERE id = ?", number)  # whole: else a new sum would say that it is
         row |= columns
         row["sum"] = rows.sum_of_row(row)
         self._db.execute(
@@ -169,32 +177,26 @@ class History:
             (row["record"], row["changes"], row["sum"], number),
         )
 
-    @contextlib.contextmanager
-    def _reading(self, server: str, sequence: int) -> Iterator[None]:
-        """Name the row that cannot be unpacked."""
+    def _rows(self, where: str, *values: object) -> list[rows.Row]:
+        """Return rows. Raises RowDamaged at one that is not what was written: it may well be unpacked."""
         try:
-            yield
-        except ValueError as error:
-            raise HistoryError(
-                f"{self._path}: collection {sequence} of {server} cannot be unpacked: {error} ({_MEND})"
-            ) from None
+            found = list(rows.read(self._db, where, *values))
+        except sqlite3.DatabaseError as error:
+            raise HistoryError(_reason(self._path, error)) from None
+        for row in found:
+            if not rows.is_whole(row):
+                raise RowDamaged(f"{self._path}: {rows.name_of(row)} is damaged ({_MEND})")
+        return found
 
     def files(self, version: Version, newest: Iterable[bytes]) -> Iterator[bytes]:
         """Given the list of files of the newest collection, yield the lines of that of an earlier one."""
-        found = self._ask(
-            "SELECT changes, sequence FROM collection WHERE server = ? AND id >= ? ORDER BY id DESC",
-            *(version.server, version.id),
-        )
-        return fold(newest, [io.BytesIO(self._changes(version.server, *row)) for row in found])
+        found = self._rows("WHERE server = ? AND id >= ? ORDER BY id DESC", version.server, version.id)
+        return fold(newest, [io.BytesIO(_unpacked(row["changes"])) for row in found])
 
     def changes(self, version: Version) -> Iterator[Change]:
         """Yield what leads from the collection after an earlier one back to it."""
-        found = self._ask("SELECT changes FROM collection WHERE id = ?", version.id)
-        return _read(self._changes(version.server, found[0][0], version.sequence)) if found else iter(())
-
-    def _changes(self, server: str, packed: bytes, sequence: int) -> bytes:
-        with self._reading(server, sequence):
-            return _unpacked(packed)
+        found = self._rows("WHERE id = ?", version.id)
+        return _read(_unpacked(found[0]["changes"])) if found else iter(())
 
     def months(self) -> dict[str, dict[str, int]]:
         """Return {server: {YYYY-MM: how many of its earlier collections were pulled in it}}."""
@@ -208,8 +210,8 @@ class History:
 
     def digests(self, server: str) -> Iterator[File]:
         """Yield every file that an earlier collection of a server needs and the newest may not have."""
-        for row in self._ask("SELECT changes, sequence FROM collection WHERE server = ?", server):
-            for change in _read(self._changes(server, *row)):
+        for row in self._rows("WHERE server = ?", server):
+            for change in _read(_unpacked(row["changes"])):
                 if isinstance(change, File):
                     yield change
 
@@ -217,19 +219,16 @@ class History:
         """Remove collections; those before them stay as they are."""
         for version in versions:
             with self._written():
-                query = "SELECT changes, sequence FROM collection WHERE id = ?"
-                row = self._db.execute(query, (version.id,)).fetchone()
-                older = self._db.execute(
-                    "SELECT id, changes, sequence FROM collection WHERE server = ? AND id < ?"
-                    " ORDER BY id DESC LIMIT 1",
-                    (version.server, version.id),
-                ).fetchone()
-                if row is not None and older is not None:
-                    self._replace(version.id)  # which stands, whole
-                    lists = [self._changes(version.server, *row), self._changes(version.server, *older[1:])]
-                    both = b"".join(map(write_line, _put_together(lists)))
-                    self._replace(older[0], changes=_packed(both))
-                self._db.execute("DELETE FROM collection WHERE id = ?", (version.id,))
+                self.merge(version)
+
+    def merge(self, version: Version) -> None:
+        """Merge a collection into the one before, in the transaction that goes on."""
+        older = self._rows("WHERE server = ? AND id < ? ORDER BY id DESC LIMIT 1", version.server, version.id)
+        if older and (found := self._rows("WHERE id = ?", version.id)):
+            lists = [_unpacked(row["changes"]) for row in (*found, *older)]
+            both = b"".join(map(write_line, _put_together(lists)))
+            self._replace(older[0]["id"], changes=_packed(both))
+        self._db.execute("DELETE FROM collection WHERE id = ?", (version.id,))
 
 
 def superfluous(
@@ -285,11 +284,12 @@ def _read_record(packed: bytes) -> dict[str, bytes]:
 
 
 def is_readable(record: bytes, changes: bytes) -> bool:
-    """Return whether what a row holds can be unpacked."""
+    """Return whether what a row holds can be unpacked and read, as far as it is needed."""
     try:
-        _read_record(record)
-        _unpacked(changes)
-    except (ValueError, TypeError, AttributeError):  # a damaged row may hold none of bytes
+        msgspec.json.decode(_read_record(record)["pull.json"])
+        for _change in _read(_unpacked(changes)):
+            pass
+    except (ValueError, TypeError, AttributeError, KeyError, ManifestError):  # it may hold none of bytes
         return False
     return True
 

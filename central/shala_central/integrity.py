@@ -22,7 +22,7 @@ from shala_central.cold import ColdDamaged, ColdFailed
 from shala_central.commit import changing, recover, relink
 from shala_central.encryption import relearn
 from shala_central.failure import CentralError, unreadable
-from shala_central.history import HistoryError
+from shala_central.history import HistoryError, RowDamaged
 from shala_central.listing import file_of, readable
 from shala_central.mending import kept, mend_earlier_years, mend_record, strays
 from shala_central.objects import SHARED, ObjectDamaged, Objects, digest_of
@@ -469,9 +469,12 @@ def _mend_bucket(archive: Archive, name: str) -> list[str]:
 
 
 def _damaged(archive: Archive, name: str) -> Iterator[tuple[str, str, File]]:
-    """Yield (path, problem, file) for each content that is needed and not as it should be, once each."""
+    """Yield (path, problem, file) for each content that is needed and not as it should be, once each.
+
+    What a damaged row of the history would name comes last, and is not known: that is told of the table.
+    """
     seen: set[tuple[bool, str]] = set()
-    with archive.history() as history:
+    with archive.history() as history, contextlib.suppress(RowDamaged):
         for file in files_needed(archive, name, history):
             path = file.path.removeprefix("data/")
             key = (archive.objects.is_shared(path), file.sha256)

@@ -171,15 +171,22 @@ def archive_scrub(days: int | None, percent: float | None, config: CentralConfig
     metavar="ROOT",
     help="Another copy of the archive (its root).",
 )
+@click.option(
+    "--give-up", is_flag=True, help="Forget rows of tables that no copy has whole, and what needs them."
+)
 @config_option
 @json_option
-def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralConfig, as_json: bool) -> int:
+def archive_repair(
+    names: tuple[str, ...], second: Path | None, give_up: bool, config: CentralConfig, as_json: bool
+) -> int:
     """Mend damaged or lost content from a second copy of the archive, plain or packed there.
 
     The copy is only read; its disk may be mounted read-only. What no copy has can be asked of the school
     again, if its newest collection holds it: shala pull --again. A damaged history.sqlite, cold.sqlite or
-    encrypted.sqlite, or a damaged row, is replaced by its copy in .shala/backup; remote.sqlite is made
-    anew, of a listing of the bucket. Exit code 3 if something is left, 1 if nothing could be mended.
+    encrypted.sqlite, or a damaged row, is replaced by its copy in .shala/backup, a row also by that of the
+    second copy; remote.sqlite is made anew, of a listing of the bucket. With --give-up a row that no copy
+    has whole is removed, and so are the earlier collections that cannot be read without it: until then
+    prune leaves that server alone. Exit code 3 if something is left, 1 if nothing could be mended.
 
     \b
     Examples:
@@ -189,7 +196,7 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
     archive = open_archive(config, writing=True)
     if second is not None and not (second / ".shala").is_dir():
         raise UsageError(f"{second} is not an archive (--from takes the root of a copy, with .shala in it)")
-    if tables := put_back(archive):
+    if tables := put_back(archive, second, give_up=give_up):
         archive = open_archive(config, writing=True)
     chosen = servers_of(archive, names)
     copy = SecondCopy(archive, second) if second is not None else None
@@ -230,25 +237,27 @@ def archive_repair(names: tuple[str, ...], second: Path | None, config: CentralC
         # What no copy of a table had, the second copy of the archive may just have given.
         return 0 if all(one.is_good for one in tables) or not damaged_tables(archive) else PARTLY
     done_some = any(answer.mended or answer.put_back or answer.removed for answer in answers)
-    done_some = done_some or any(one.rows for one in tables)
+    done_some = done_some or any(one.rows or one.given_up for one in tables)
     return PARTLY if len(left_over) < len(answers) or done_some else FAILED
 
 
 def _print_put_back(tables: Sequence[PutBack]) -> None:
     for one in tables:
         copy = f"the copy of {one.copied[:16]}"
+        done = []
         if one.listed:
-            done = "made anew, of a listing of the bucket"
-        elif one.rows is not None:
-            done = (
-                f"{counted(one.rows, 'row')} of {copy} put back"
-                if one.copied
-                else "its indexes are made anew"
-            )
-            done = f"{done}, {counted(one.left, 'damaged row')} left" if one.left else done
-        else:
-            done = f"{copy} is put back" if one.copied else "left"
-        click.echo(f"{one.name}: {done}")
+            done.append("made anew, of a listing of the bucket")
+        elif one.rows is None:
+            done.append(f"{copy} is put back" if one.copied else "left")
+        elif one.rows:
+            done.append(f"{counted(one.rows, 'row')} of {copy} put back")
+        elif not one.left and not one.given_up:
+            done.append("its indexes are made anew")
+        if one.given_up:
+            done.append(f"{counted(one.given_up, 'damaged row')} given up")
+        if one.left:
+            done.append(f"{counted(one.left, 'damaged row')} left (--from ROOT, or --give-up)")
+        click.echo(f"{one.name}: {', '.join(done)}")
         for lost in one.lost[:MAX_SHOWN]:
             click.echo(f"  not in it: {lost}" if one.copied and one.rows is None else f"  {visible(lost)}")
 

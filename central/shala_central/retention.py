@@ -17,7 +17,7 @@ from shala_agent.manifest import Gone, ManifestError
 
 from shala_central.archive import Archive
 from shala_central.commit import recover
-from shala_central.copies import damaged
+from shala_central.copies import HISTORY, copies_of, damaged
 from shala_central.failure import CentralError
 from shala_central.fleet import SERVER_NAME
 from shala_central.history import History, Version, superfluous
@@ -25,6 +25,8 @@ from shala_central.listing import file_of, path_of
 from shala_central.objects import SHARED
 from shala_central.publish import make_folders, remove_tree
 from shala_central.records import ENCRYPTED, is_whole
+from shala_central.row_mending import lost_rows
+from shala_central.rows import name_of
 from shala_central.versions import files_needed
 
 logger = logging.getLogger(__name__)
@@ -63,13 +65,13 @@ def prune(archive: Archive, keep_days: int, keep_months: int, *, pretend: bool =
     shared_bases: dict[str, str] = {}
     counts = _Swept()
     with archive.in_use(alone=True):
-        _require_tables(archive)
+        lost = _require_tables(archive)
         with archive.history() as history:
             if not pretend:
                 _recover_all(archive)
                 _give_up(archive)
             at_work = _at_work(archive)
-            left_alone = _unclear(archive, history, at_work)
+            left_alone = _unclear(archive, history, at_work) | lost
             unclear = {*left_alone, *at_work}
             for name in archive.servers():
                 if name in unclear:
@@ -112,10 +114,26 @@ def prune(archive: Archive, keep_days: int, keep_months: int, *, pretend: bool =
     return Pruned(gone, counts.objects, counts.bytes, counts.packed, left_alone)
 
 
-def _require_tables(archive: Archive) -> None:
-    """Raise CentralError where a table is damaged or gone: of what it named nobody knows the need."""
+def _require_tables(archive: Archive) -> dict[str, str]:
+    """Return the servers of which nobody can say what they need, as a collection of theirs is lost.
+
+    Raises CentralError where a table is gone, or damaged in a way that can be mended: of what it named nobody
+    knows the need.
+    """
+    unknown: dict[str, str] = {}
     for name, problem in damaged(archive.hidden).items():
-        raise CentralError(f"nothing is removed while {archive.hidden / name} {problem}")
+        table = archive.hidden / name
+        lost = lost_rows(table, copies_of(table))
+        servers = [row["server"] for row in lost or () if name == HISTORY]
+        if not lost or not set(archive.servers()).issuperset(servers):
+            raise CentralError(f"nothing is removed while {table} {problem}")
+        unknown |= {
+            row["server"]: f"{name_of(row)} is damaged, and no copy has it whole"
+            " (shala archive repair --give-up forgets it)"
+            for row in lost
+            if name == HISTORY
+        }
+    return unknown
 
 
 def _recover_all(archive: Archive) -> None:

@@ -13,25 +13,31 @@ from pathlib import Path
 import msgspec
 
 from shala_central import rows
-from shala_central.copies import connect, made, structure_problem_of
-from shala_central.history import History
+from shala_central.copies import connect, is_damage, made, structure_problem_of
+from shala_central.history import History, HistoryError
 from shala_central.rows import Row
 
 _LAST = 2**63 - 1  # the greatest id that SQLite knows
+_Source = tuple[str, sqlite3.Connection]  # when a copy was made, and the copy
 
 
 class MendedRows(msgspec.Struct):
-    """The rows that were put back, when the newest copy of which was made, and the rows that are left."""
+    """The rows that were put back, when the newest copy of which was made, the rows that are left, and those
+    that were given up.
+    """
 
     back: list[Row] = msgspec.field(default_factory=list)
     copied: str = ""
     left: list[Row] = msgspec.field(default_factory=list)
+    given_up: list[Row] = msgspec.field(default_factory=list)
 
 
-def mend_rows(table: Path, copies: Sequence[Path]) -> MendedRows:
+def mend_rows(table: Path, copies: Sequence[Path], *, give_up: bool = False) -> MendedRows:
     """Take each damaged row out of the newest copy that has it whole, and make the indexes anew.
 
-    Raises sqlite3.DatabaseError, and CentralError as problem_of; then nothing has changed.
+    With `give_up` the rows that no copy has whole are removed. The copies are only read.
+
+    Raises sqlite3.DatabaseError; then nothing has changed.
     """
     done, merged = MendedRows(), set[int]()
     with contextlib.closing(connect(table)) as db, contextlib.ExitStack() as opened:
@@ -42,15 +48,15 @@ def mend_rows(table: Path, copies: Sequence[Path]) -> MendedRows:
             db.execute("REINDEX")  # an entry that does not lead to its row would stop what follows
             rows.add_column(db)
             damaged = [row for row in rows.read(db) if not rows.is_whole(row)]
-            whole = [copy for copy in copies if not structure_problem_of(copy)] if damaged else []
-            sources = [(made(copy), opened.enter_context(_opened(copy))) for copy in whole]
+            sources = _sources(copies if damaged else (), opened)
             found: list[list[Row]] = []
             for row in damaged:
-                for copied, source in sources:
-                    if taken := _as_it_was(db, source, row):
-                        done.copied = max(done.copied, copied)
-                        found.append(taken)
-                        break
+                copied, taken = _taken(db, sources, row)
+                if taken:
+                    done.copied = max(done.copied, copied)
+                    found.append(taken)
+                elif give_up:
+                    done.given_up.append(row)
                 else:
                     done.left.append(row)
                     continue
@@ -60,15 +66,51 @@ def mend_rows(table: Path, copies: Sequence[Path]) -> MendedRows:
                     done.back.append(row)
                     if row.get("id") not in {None, *(one.get("id") for one in damaged)}:
                         merged.add(row["id"])
-    if merged:
-        _merge(table, done, merged)
+            if merged:
+                _merge(History.within(db, table), done, merged)
     return done
 
 
-def _opened(copy: Path) -> contextlib.closing[sqlite3.Connection]:
-    source = connect(copy)
-    source.text_factory = rows.text
-    return contextlib.closing(source)
+def lost_rows(table: Path, copies: Sequence[Path]) -> list[Row] | None:
+    """Return the damaged rows of a table where that is all that is wrong, and no copy has one of them whole.
+
+    None where `repair` has something to mend. Raises CentralError as problem_of.
+    """
+    if structure_problem_of(table):
+        return None
+    try:
+        with contextlib.closing(connect(table)) as db, contextlib.ExitStack() as opened:
+            db.text_factory = rows.text
+            damaged = [row for row in rows.read(db) if not rows.is_whole(row)]
+            sources = _sources(copies, opened)
+            if any(_taken(db, sources, row)[1] for row in damaged):
+                return None
+            return damaged if db.execute("PRAGMA integrity_check(1)").fetchone()[0] == "ok" else None
+    except sqlite3.DatabaseError as error:
+        if is_damage(error):
+            return None
+        raise
+
+
+def _sources(copies: Sequence[Path], opened: contextlib.ExitStack) -> list[_Source]:
+    """Open the copies that are tables. Nothing is written beside them: one may be on another's disk."""
+    found = []
+    for copy in copies:
+        with contextlib.suppress(sqlite3.DatabaseError):
+            uri = f"{copy.resolve().as_uri()}?mode=ro&immutable=1"
+            source = opened.enter_context(contextlib.closing(sqlite3.connect(uri, uri=True)))
+            source.text_factory = rows.text
+            if source.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok":
+                found.append((made(copy), source))
+    return found
+
+
+def _taken(db: sqlite3.Connection, sources: Sequence[_Source], row: Row) -> tuple[str, list[Row]]:
+    """Return when the newest copy was made that has a damaged row whole, and what stands there."""
+    for copied, source in sources:
+        if taken := _as_it_was(db, source, row):
+            return copied, taken
+    return "", []
 
 
 def _as_it_was(db: sqlite3.Connection, source: sqlite3.Connection, row: Row) -> list[Row]:
@@ -124,9 +166,11 @@ def _insert(db: sqlite3.Connection, row: Row) -> bool:
     return db.execute(query, tuple(row.values())).rowcount > 0
 
 
-def _merge(table: Path, done: MendedRows, merged: set[int]) -> None:
+def _merge(history: History, done: MendedRows, merged: set[int]) -> None:
     """Merge again what was merged before: the contents that it alone needs may be gone."""
-    with contextlib.closing(History(table)) as history:
-        for server in {row["server"] for row in done.back}:
-            history.forget([version for version in history.versions(server) if version.id in merged])
+    versions = [one for name in {row["server"] for row in done.back} for one in history.versions(name)]
+    for version in versions:
+        if version.id in merged:
+            with contextlib.suppress(HistoryError):  # the one before is damaged, and is left
+                history.merge(version)
     done.back = [row for row in done.back if row["id"] not in merged]

@@ -93,7 +93,7 @@ def name_of(row: Row) -> str:
 def add_column(db: sqlite3.Connection) -> None:
     """Have the table of an older shala the column for the sums, in the transaction that then writes."""
     table = table_in(db)
-    if _has_sums(db, table):
+    if not table or _has_sums(db, table):
         return
     if not db.in_transaction:
         db.execute("BEGIN IMMEDIATE")
@@ -104,7 +104,7 @@ def add_column(db: sqlite3.Connection) -> None:
 
 
 def seal(path: Path) -> None:
-    """Write the sums of the rows that an older shala has written: as they are now."""
+    """Write the sums of the rows that an older shala has written: as they are now, but for damaged ones."""
     with contextlib.closing(sqlite3.connect(path, timeout=60)) as db:
         if not (table := table_in(db)):
             return
@@ -119,7 +119,7 @@ def seal(path: Path) -> None:
             with db:
                 db.execute("BEGIN IMMEDIATE")
                 for values in todo[first : first + _AT_ONCE]:
-                    for row in list(read(db, f"WHERE sum IS NULL AND {here}", *values)):
+                    for row in filter(is_whole, list(read(db, f"WHERE sum IS NULL AND {here}", *values))):
                         db.execute(
                             f"UPDATE {table} SET sum = ? WHERE {here}",  # noqa: S608
                             (sum_of_row(row), *values),

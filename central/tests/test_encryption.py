@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import sqlite3
 import stat
@@ -404,6 +405,23 @@ def test_a_bit_that_changes_in_a_row_of_what_is_encrypted_is_named_never_copied_
     assert damaged_tables(again) == damaged_objects(again, school.name) == []
     checkout(again, version_of(again, school.name, 1), tmp_path / "1", identities=[RESEARCHER])
     assert (tmp_path / "1" / DUMP).read_bytes() == DAY_1[DUMP]
+
+
+def test_a_damaged_index_of_what_is_encrypted_costs_nothing_that_came_since_the_copy(archive, school, day):
+    day(archive, DAY_1)
+    assert back_up(archive) == []
+    day(archive, DAY_2)
+    table, before = archive.hidden / "encrypted.sqlite", rows_of_encrypted(archive)
+    with contextlib.closing(sqlite3.connect(table)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    raw, stored = table.read_bytes(), before[0][4]
+    for place in (found.start() for found in re.finditer(re.escape(stored[:16]), raw)):
+        table.write_bytes(raw[:place] + bytes([stored[0] ^ 1]) + raw[place + 1 :])
+        if "index" in damaged_tables(archive)[0].problem:
+            break
+    (done,) = put_back(opened(archive.root, RESEARCHER, ANOTHER))
+    assert (done.rows, done.left) == (0, 0)
+    assert rows_of_encrypted(archive) == before
 
 
 def test_rows_of_what_is_encrypted_that_an_older_shala_has_written_get_their_sums(archive, school, day):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -10,11 +12,12 @@ from pathlib import Path
 
 import pytest
 from central_school import School, received, tree_of
+from shala_central import row_mending
 from shala_central.archive import Archive
 from shala_central.backup import back_up, damaged_tables, put_back
 from shala_central.checkout import checkout
 from shala_central.failure import CentralError
-from shala_central.history import HistoryError
+from shala_central.history import HistoryError, _read_record
 from shala_central.integrity import damaged_objects, scrub
 from shala_central.retention import prune
 from shala_central.versions import files_of, versions_of
@@ -203,6 +206,142 @@ def test_a_damaged_collection_that_no_copy_has_is_named_and_stays(centre, archiv
         history.mark(history.versions(school.name)[2], "note.txt", b"a new sum would hide it")
 
 
+def lost_collection(archive: Archive, deliver, number: int) -> Path:
+    """Let a collection be damaged before the night's copy of it."""
+    deliver(1, 2)
+    assert back_up(archive) == []
+    deliver(3, 4, 5)
+    table = archive.hidden / "history.sqlite"
+    at = str(b"2026-11-%02dT00:00:00+00:00" % number)
+    flip(table, of_collection(table, "changes", number), key=at)
+    return table
+
+
+def test_a_row_that_no_copy_has_stops_neither_the_copies_nor_the_pruning_of_other_servers(
+    centre, archive, school, deliver
+):
+    table = lost_collection(archive, deliver, 3)
+    assert centre.shala("archive", "repair").returncode == 3
+    (damage,) = back_up(archive)
+    assert (
+        "(shala archive repair puts back what a copy has whole, --give-up forgets what none" in damage.problem
+    )
+    assert rows_of(archive.hidden / "backup/history.sqlite") == rows_of(table)
+    left = prune(archive, keep_days=10_000, keep_months=0).left_alone
+    assert "collection 3 of" in left[school.name]
+    assert "--give-up" in left[school.name]
+    deliver(6)
+    back_up(archive)
+    assert rows_of(archive.hidden / "backup/history.sqlite") == rows_of(table)
+
+
+def test_a_row_that_a_copy_has_is_mended_before_anything_is_copied_or_removed(archive, deliver):
+    table = lost_collection(archive, deliver, 1)
+    copied = (archive.hidden / "backup/history.sqlite").read_bytes()
+    assert WRONG in back_up(archive)[0].problem
+    assert (archive.hidden / "backup/history.sqlite").read_bytes() == copied
+    with pytest.raises(CentralError, match=f"nothing is removed while {table} is damaged: {WRONG}"):
+        prune(archive, keep_days=10_000, keep_months=0)
+
+
+@pytest.mark.parametrize("number", [1, 3, 4])
+def test_a_row_that_is_given_up_takes_with_it_what_cannot_be_read_without_it_and_nothing_else(
+    centre, archive, school, deliver, tmp_path, number
+):
+    table = lost_collection(archive, deliver, number)
+    for copy in (archive.hidden / "backup").glob("history.sqlite*"):
+        copy.unlink()
+    done = centre.shala("archive", "repair", "--give-up")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "history.sqlite: 1 damaged row given up" in done.stdout
+    assert f"collection {number} of {school.name}: given up" in done.stdout
+    assert damaged_tables(archive) == back_up(archive) == []
+    kept = numbers(archive, school)
+    assert {*range(number + 1, 6)} <= {*kept} <= {1, 2, 3, 4, 5} - {number}
+    all_come_back(archive, school, tmp_path / "out")
+    assert prune(archive, keep_days=10_000, keep_months=0).left_alone == {}
+    assert rows_of(table) == rows_of(archive.hidden / "backup/history.sqlite")
+
+
+def test_a_row_of_which_the_servers_name_is_damaged_can_be_given_up(
+    centre, archive, school, deliver, tmp_path
+):
+    table = lost_collection(archive, deliver, 3)
+    run(table, "UPDATE collection SET server = CAST(? AS TEXT) WHERE sequence = 3", b"203\xff017-mz17")
+    refused = centre.shala("archive", "prune")
+    assert (refused.returncode, "nothing is removed" in refused.stderr) == (1, True)
+    assert "Traceback" not in refused.stderr
+    done = centre.shala("archive", "repair", "--give-up")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert damaged_tables(archive) == []
+    all_come_back(archive, school, tmp_path / "out")
+
+
+def test_a_row_that_only_a_second_copy_of_the_archive_has_comes_from_there(
+    centre, archive, school, deliver, tmp_path
+):
+    deliver(1, 2, 3, 4)
+    second = shutil.copytree(archive.root, tmp_path / "second")
+    table, there = archive.hidden / "history.sqlite", second / ".shala"
+    before, files = rows_of(table), sorted(there.iterdir())
+    flip(table, of_collection(table, "changes", 2), key=str(b"2026-11-02T00:00:00+00:00"))
+    done = centre.shala("archive", "repair", "--from", str(second))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert rows_of(table) == before
+    assert sorted(there.iterdir()) == files, "nothing is written there"
+    all_come_back(archive, school, tmp_path / "out")
+
+
+def test_a_record_of_which_a_bit_has_changed_is_never_handed_out_though_it_can_be_unpacked(
+    centre, archive, school, deliver, tmp_path
+):
+    deliver(1, 2, 3)
+    table = archive.hidden / "history.sqlite"
+    ((record,),) = run(table, "SELECT record FROM collection WHERE sequence = 2")
+    good = _read_record(record)
+    for place, bit in itertools.product(range(len(record)), range(8)):
+        flipped = bytes([*record[:place], record[place] ^ 1 << bit, *record[place + 1 :]])
+        with contextlib.suppress(ValueError):
+            if _read_record(flipped) != good:
+                break
+    run(table, "UPDATE collection SET record = ? WHERE sequence = 2", flipped)
+    target = tmp_path / "export.tar"
+    done = centre.shala("archive", "export", school.name, "--number", "2", "--to", str(target))
+    assert (done.returncode, f"collection 2 of {school.name} is damaged" in done.stderr) == (1, True)
+    assert not target.exists()
+
+
+def test_a_bit_that_makes_another_type_of_a_value_is_mended_too(archive, school, deliver, tmp_path):
+    table = three_days_packed(archive, deliver)["cold"]
+    assert back_up(archive) == []
+    before = rows_of(table)
+    ((sha256,),) = run(table, "SELECT sha256 FROM cold ORDER BY sha256 LIMIT 1")
+    run(table, "UPDATE cold SET sha256 = CAST(? AS TEXT) WHERE sha256 = ?", sha256, sha256)
+    assert WRONG in damaged_tables(archive)[0].problem
+    (done,) = put_back(archive)
+    assert (done.rows, done.left) == (1, 0)
+    assert rows_of(table) == before
+
+
+def test_a_cut_between_putting_rows_back_and_merging_them_changes_nothing(
+    archive, school, deliver, monkeypatch
+):
+    deliver(1, 2, 3, 4, 5, 6)
+    assert back_up(archive) == []
+    table = archive.hidden / "history.sqlite"
+    with archive.history() as history:
+        history.forget(history.versions(school.name)[2:4])
+    flip(table, of_collection(table, "changes", 2), key=str(b"2026-11-02T00:00:00+00:00"))
+    with monkeypatch.context() as cut:
+        cut.setattr(row_mending, "_merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            put_back(archive)
+    assert WRONG in damaged_tables(archive)[0].problem
+    put_back(archive)
+    assert numbers(archive, school) == [1, 2, 5, 6]
+    assert damaged_tables(archive) == damaged_objects(archive, school.name) == []
+
+
 def test_packed_content_of_which_no_copy_has_the_row_comes_of_a_second_copy_of_the_archive(
     centre, archive, school, deliver, tmp_path
 ):
@@ -300,14 +439,15 @@ def test_a_row_without_a_sum_that_cannot_be_unpacked_is_damaged_too(archive, sch
     table = archive.hidden / "history.sqlite"
     run(table, "UPDATE collection SET sum = NULL, changes = ? WHERE sequence = 1", b"no zstd")
     assert WRONG in damaged_tables(archive)[0].problem
-    assert "no copy" in back_up(archive)[0].problem
+    assert WRONG in back_up(archive)[0].problem
+    assert WRONG in damaged_tables(archive)[0].problem, "no sum was written that says that it is whole"
 
 
-def test_a_collection_that_cannot_be_unpacked_is_one_line_with_the_way_out(centre, archive, school, deliver):
+def test_a_collection_that_is_damaged_is_one_line_with_the_way_out(centre, archive, school, deliver):
     deliver(1, 2, 3)
     table = archive.hidden / "history.sqlite"
     run(table, "UPDATE collection SET record = ?, changes = ? WHERE sequence = 1", b"no zstd", b"no zstd")
-    way = r"/history\.sqlite: collection 1 of .* cannot be unpacked: .* \(shala archive repair"
+    way = r"/history\.sqlite: collection 1 of .* is damaged \(shala archive repair"
     first = versions_of(archive, school.name)[0]
     with pytest.raises(HistoryError, match=way), archive.history() as history:
         history.record(first)
