@@ -27,7 +27,7 @@ from shala_agent.chain import Chain
 from shala_agent.config import Config
 from shala_agent.doctor import examine
 from shala_agent.extension import known_catalogue
-from shala_agent.failure import AgentError, UsageError
+from shala_agent.failure import UsageError
 from shala_agent.heartbeat import newest
 from shala_agent.kinds import KINDS
 from shala_agent.ledger import Ledger
@@ -66,7 +66,7 @@ class Diagnosis:
 def diagnose(config: Config, ledger: Ledger, target: Path) -> Diagnosis:
     """Write the archive, readable for its owner alone.
 
-    Raises UsageError when there is a file of that name, OSError.
+    Raises UsageError when there is a file of that name or none can be made, OSError.
     """
     diagnosis = Diagnosis(target)
     status = read_status(config, ledger)
@@ -257,8 +257,10 @@ def _write(target: Path, contents: dict[str, bytes]) -> None:
         descriptor = os.open(target, flags, 0o600)
     except FileExistsError:
         raise UsageError(f"{target} exists already (remove it, or give another --output)") from None
-    except FileNotFoundError:
-        raise AgentError(f"{target.parent} does not exist (make it, or give another --output)") from None
+    except OSError as error:
+        raise UsageError(
+            f"{target} cannot be written: {error.strerror} (name a file in a folder that is there and yours)"
+        ) from None
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), 0o600)

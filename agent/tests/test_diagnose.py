@@ -110,6 +110,13 @@ def test_the_archive_is_for_its_owner_alone_and_replaces_nothing(troubled: Schoo
         diagnose.diagnose(troubled.config, troubled.ledger(), target)
 
 
+@pytest.mark.parametrize("place", ["none/x.tar.gz", "agent.toml/x.tar.gz"])
+def test_a_place_where_no_archive_can_be_made_is_wrong_usage(troubled: School, place: str):
+    target = troubled.root / place
+    with pytest.raises(diagnose.UsageError, match=f"{target} cannot be written: .* \\(name a file in"):
+        diagnose.diagnose(troubled.config, troubled.ledger(), target)
+
+
 def test_a_part_that_breaks_costs_only_itself_and_is_named(troubled: School, monkeypatch):
     def broken(*_):
         raise ValueError("zodin")
