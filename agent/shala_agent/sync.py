@@ -618,12 +618,11 @@ class _Run:
         found, header = read_header(data)
         if found.hex() != id_:
             raise SegmentRefused("another segment came than was asked for")
-        epoch, store = self.records.epoch, self.records.store
-        was_here = store is not None and store.has(found)
+        epoch = self.records.epoch
         self.records.accept(data, from_centre=True)
-        if was_here and store is not None and store.is_to_mend(found):
-            raise SegmentRefused(HOLLOW)
         self.result.forks += self.records.epoch != epoch  # it is of a copy of this server
+        if (store := self.records.store) is not None and store.is_to_mend(found):
+            raise SegmentRefused(HOLLOW)  # it is kept, and whole once the order to forget has come, too
         self.result.segments_down += 1
         self.result.records_down += header.last - header.first + 1
 
@@ -634,7 +633,10 @@ class _Run:
         mended at the centre, and at once after an update of either side.
         """
         at_once = AGAIN_AT_ONCE if self.result.moved else 0
+        just_now = {one.id for one in self.result.refused}
         for one in self.records.to_ask_again(int(time.time()), ASK_AGAIN, at_once):
+            if one.id.hex() in just_now:
+                continue
             store = self.records.store
             # What is here and to be mended may never have been at the centre.
             was_named = store is not None and not store.has(one.id)

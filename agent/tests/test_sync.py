@@ -23,6 +23,8 @@ from shala_agent.centre import CentreSilent, SessionOver
 from shala_agent.config import SyncConfig, WindowConfig
 from shala_agent.membership import Statement, sign_statement
 from shala_agent.records import Change, Records
+from shala_agent.segment import read_segment, redact
+from shala_agent.store import HOLLOW
 from shala_agent.sync import Refused, SyncResult, last_sync, together
 from zone_school import Server, server_in
 
@@ -61,6 +63,26 @@ def test_nothing_new_is_one_request_of_less_than_a_kilobyte(hill: Server, lake: 
     assert [method for method, _, _ in centre.requests] == ["POST"]
     assert centre.received + centre.sent < 1000
     assert (result.requests, result.bytes_up, result.bytes_down) == (1, centre.received, centre.sent)
+
+
+def test_a_segment_that_is_redacted_between_the_list_and_its_request_is_fetched_once(
+    hill: Server, lake: Server, centre: LittleCentre
+):
+    hill.learn("green-apple-mz17", "unit0")
+    hill.sync()
+    id_ = centre.arrivals[-1][0]
+    whole = read_segment(centre.store.data(bytes.fromhex(id_)))
+    centre.lies_about[id_] = redact(whole, [2]).data
+    cut = lake.sync()
+    assert cut.refused == [Refused(id_, "down", HOLLOW)]
+    order = Statement(
+        format=1, kind="redact", zone=centre.zone, key=whole.header.key.hex(), generation=1, segment=id_,
+        counters=[2],
+    )  # fmt: skip
+    centre.hear(sign_statement(centre.key, order))
+    done = lake.sync()
+    assert (done.outcome, list(lake.says())) == ("done", ["account/green-apple-mz17"])
+    assert [name for method, name, _ in centre.requests if method == "GET"] == [id_]
 
 
 def test_a_hundred_new_records_cost_two_requests(hill: Server, centre: LittleCentre):
