@@ -20,6 +20,7 @@ from shala_agent import __version__, journal
 from shala_agent.config import CONFIG_PATH, Config, missing_places, read_config, unusable_authority
 from shala_agent.failure import AgentError, Stopped, UsageError
 from shala_agent.ledger import Ledger
+from shala_agent.output import lost
 from shala_agent.progress import Progress
 from shala_agent.restore_command import restore
 from shala_agent.status_commands import acknowledge, diagnose, doctor, status
@@ -49,29 +50,33 @@ def main() -> None:
     try:
         code = shala_agent(standalone_mode=False)  # Click returns what a command gave to Exit
     except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = stop.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
-        sys.exit(USAGE)
+        code = USAGE
     except click.ClickException as error:
         command = (
             error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "shala-agent"
         )
         _say_error(f"{error.format_message()} (see: {command} --help)")
-        sys.exit(USAGE)
+        code = USAGE
     except AgentError as error:
         _say_error(str(error))
-        sys.exit(USAGE if isinstance(error, UsageError) else FAILED)
+        code = USAGE if isinstance(error, UsageError) else FAILED
     except OSError as error:
-        _say_error(f"{error.filename or ''}: {error.strerror or error} (run as root? disk full?)")
-        sys.exit(FAILED)
+        place = error.filename or "system"
+        _say_error(lost() or f"{place}: {error.strerror or error} (run as root? disk full?)")
+        code = FAILED
     except sqlite3.Error as error:
         _say_error(f"the agent's own records: {error} (run as root? disk full?)")
-        sys.exit(FAILED)
+        code = FAILED
     except (Stopped, click.Abort) as stop:
         left = stop.left if isinstance(stop, Stopped) else Stopped.left
         click.echo(f"shala-agent: stopped; {left}", err=True)
-        sys.exit(PARTLY)
+        code = PARTLY
+    if reason := lost():
+        _say_error(reason)
+        code = FAILED
     sys.exit(code if isinstance(code, int) else DONE)
 
 

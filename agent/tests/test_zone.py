@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import random
 import re
 import shutil
@@ -355,6 +356,29 @@ def test_the_page_can_be_read_by_a_screen_reader_and_without_a_network(agent, hi
     assert {"main", "h1", "caption", "summary", "title"} <= read.tags
     assert "scope" in read.attributes
     assert not read.attributes & {"src", "href"}
+
+
+@pytest.mark.parametrize(
+    "words", [("export", "--type", "progress"), ("export", "--format", "json"), ("list",)]
+)
+def test_records_that_cannot_be_printed_are_one_line_and_who_reads_no_further_is_told_nothing(
+    agent, hill: School, words
+):
+    assert agent("sync").exit_code == 0
+    command = [sys.executable, "-m", "shala_agent", "--config", str(hill.config_path), "records", *words]
+    # As at a shell: where a test is run, nothing may be kept back in memory.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    reads, writes = os.pipe()
+    os.close(reads)
+    said = []
+    for target in (os.open("/dev/full", os.O_WRONLY), writes):
+        done = subprocess.run(
+            command, env=environment, stdout=target, stderr=subprocess.PIPE, text=True, check=False
+        )
+        os.close(target)
+        said.append((done.returncode, done.stderr))
+    assert said[0] == (1, "shala-agent: what it prints cannot be written: No space left on device\n")
+    assert said[1][1] == ""
 
 
 def test_records_are_listed_shown_and_exported(agent):

@@ -12,6 +12,7 @@ from typing import IO, NoReturn
 
 import click
 import msgspec
+from shala_agent.output import lost
 
 from shala_central import __version__
 from shala_central.config import CentralConfig, read_config
@@ -57,7 +58,10 @@ def main() -> NoReturn:
     except OSError as error:
         place = Path(str(error.filename or "system"))
         inside = isinstance(error, PermissionError) and ".shala" in place.parts
-        code = _complain(refused(place) if inside else f"{place}: {error.strerror or error}", FAILED)
+        why = refused(place) if inside else f"{place}: {error.strerror or error}"
+        code = _complain(lost() or why, FAILED)
+    if reason := lost():
+        code = _complain(reason, FAILED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -227,3 +228,24 @@ def test_a_table_aligns_what_is_written_in_indian_scripts():
     lines = table([{"a": "नमस्ते", "b": 1}, {"a": "abc", "b": 10}], ("a", "b"), ("b",))
     assert lines[0] == "a      b"
     assert lines[3] == "abc   10"
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["schools", "check", "schools.csv"]], ids=lambda words: words[0]
+)
+def test_what_it_prints_and_cannot_write_is_one_line(tmp_path, words):
+    (tmp_path / "schools.csv").write_text(f"{HEADER}1;A;2031001;mz1\n")
+    # As at a shell: where a test is run, nothing may be kept back in memory.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "shala_central", *words],
+            cwd=tmp_path,
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    said = "shala: what it prints cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)
