@@ -299,7 +299,8 @@ def _read_disk(objects: Objects, share: str, done: Scrubbed) -> None:
         for digest, packed in objects.cold.stored(pool, share):
             done.objects, done.bytes = done.objects + 1, done.bytes + packed
             if problem := _packed_problem(objects, pool, digest):
-                done.damage.append(Damage(_name(pool, digest), problem))
+                named = _name(pool, digest)
+                done.damage.append(Damage(named, problem.removeprefix(f"{named} ")))
 
 
 def _packed_problem(objects: Objects, pool: str, digest: str) -> str:
@@ -330,7 +331,9 @@ def _read_bucket(remote: Remote, share: str, percent: float, done: Scrubbed) -> 
 
     def note(pool: str, digest: str, problem: str) -> None:
         damaged.append(_name(pool, digest))
-        done.damage.append(Damage(f"{remote.bucket}: {_name(pool, digest)}", problem))
+        named, where = _name(pool, digest), f"in {remote.bucket} "
+        told = problem.removeprefix(f"{named} ").removeprefix(where)
+        done.damage.append(Damage(f"{remote.bucket}: {named}", told))
 
     for pool in sorted(remote.pools()):
         to_read: list[str] = []

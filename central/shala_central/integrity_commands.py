@@ -132,6 +132,10 @@ def archive_scrub(days: int | None, percent: float | None, config: CentralConfig
     settings = config.archive
     if percent is None:
         percent = settings.objects_scrub_percent
+    elif not settings.objects_url:
+        raise UsageError(
+            "--bucket: there is no bucket, archive.objects_url is empty (without --bucket this disk is read)"
+        )
     archive = open_archive(config, writing=True)
     tables = back_up(archive)
     try:
@@ -153,11 +157,14 @@ def archive_scrub(days: int | None, percent: float | None, config: CentralConfig
             click.echo(f"shala: {done.failed}", err=True)
         torn = not all(damage.is_shut for damage in done.damage)
         hint = " Mend: shala archive repair" if torn else ""
+        oldest = (
+            f"The oldest reading is of {done.oldest[:16]}." if done.oldest else "Not all was read once yet."
+        )
         listed = f", {counted(done.listed, 'object')} of the bucket looked up" if done.listed else ""
         click.echo(
             f"{counted(done.objects, 'object')}, {size(done.bytes)} read{listed}:"
             f" {len(done.damage) or 'none'} damaged."
-            f" The oldest reading is of {done.oldest or 'never'}.{hint}"
+            f" {oldest}{hint}"
         )
     return FAILED if done.damage or done.failed or tables else 0
 
@@ -196,6 +203,10 @@ def archive_repair(
     archive = open_archive(config, writing=True)
     if second is not None and not (second / ".shala").is_dir():
         raise UsageError(f"{second} is not an archive (--from takes the root of a copy, with .shala in it)")
+    if second is not None and _is_same_place(archive.root, second):
+        raise UsageError(
+            f"{second} is no other copy than {archive.root} (without --from it is mended of what is in it)"
+        )
     if tables := put_back(archive, second, give_up=give_up):
         archive = open_archive(config, writing=True)
     chosen = servers_of(archive, names)
@@ -239,6 +250,12 @@ def archive_repair(
     done_some = any(answer.mended or answer.put_back or answer.removed for answer in answers)
     done_some = done_some or any(one.rows or one.given_up for one in tables)
     return PARTLY if len(left_over) < len(answers) or done_some else FAILED
+
+
+def _is_same_place(root: Path, second: Path) -> bool:
+    """Return whether one of two folders is the other, or within it, by whatever way they are reached."""
+    one, other = root.resolve(), second.resolve()
+    return one.is_relative_to(other) or other.is_relative_to(one) or one.samefile(other)
 
 
 def _print_put_back(tables: Sequence[PutBack]) -> None:

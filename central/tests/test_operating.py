@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import tarfile
 import tempfile
@@ -30,6 +31,7 @@ from shala_central.probe import _reason
 from shala_central.provenance import provenance
 from shala_central.pull import ServerResult
 from shala_central.quarantine import in_quarantine, let_in, quarantine
+from shala_central.retention import prune
 from shala_central.transport import _tail
 from shala_central.versions import handles, version_of, versions_of
 
@@ -132,6 +134,37 @@ def test_a_second_copy_that_is_no_archive_is_named(centre, school, day, tmp_path
     done = centre.shala("archive", "repair", school.name, "--from", str(tmp_path))
     assert done.returncode == 2
     assert f"{tmp_path} is not an archive" in done.stderr
+
+
+def test_the_archive_is_no_second_copy_of_itself(centre, school, day, tmp_path):
+    day(DAY)
+    (tmp_path / "link").symlink_to(centre.root)
+    (centre.root.parent / ".shala").mkdir()
+    (centre.root / "2026/.shala").mkdir()
+    for folder in (centre.root, tmp_path / "link", centre.root.parent, centre.root / "2026"):
+        done = centre.shala("archive", "repair", "--from", str(folder))
+        assert (done.returncode, done.stdout) == (2, ""), folder
+        assert f"shala: {folder} is no other copy than {centre.root} (" in done.stderr
+
+
+def test_a_bucket_that_there_is_not_is_not_read(centre, school, day):
+    day(DAY)
+    done = centre.shala("archive", "scrub", "--bucket", "5")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("shala: --bucket: there is no bucket, archive.objects_url is empty")
+
+
+def test_scrub_says_what_was_read_and_names_a_damaged_content_once(centre, school, day):
+    day({"gstudio/db/a": b"text " * 1000})
+    archive = day({"gstudio/db/a": b"other"})
+    assert centre.shala("archive", "scrub").stdout.endswith(" Not all was read once yet.\n")
+    prune(archive, keep_days=1000, keep_months=0)
+    with sqlite3.connect(archive.hidden / "cold.sqlite") as db:
+        row = db.execute("SELECT packed FROM cold").fetchone()[0]
+        db.execute("UPDATE cold SET packed = ?", (row[:-1] + bytes([row[-1] ^ 1]),))
+    said = centre.shala("archive", "scrub", "--days", "1").stdout
+    assert [line.count(sha256(b"text " * 1000)) for line in said.splitlines() if "unpacked" in line] == [1]
+    assert " The oldest reading is of 20" in said
 
 
 def test_other_shared_items_than_before_are_refused_before_content_is_looked_for_elsewhere(
