@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Bring an archived collection back onto this server.")
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
-@click.option("--item", "items", multiple=True, metavar="NAME", help="Only this one, e.g. media.")
+@click.option(
+    "--item",
+    "items",
+    multiple=True,
+    metavar="NAME",
+    help="Only this item, e.g. media; may be given more than once.",
+)
 @click.option("--yes", is_flag=True, help="Replace what a server has that is not like new.")
 @click.option("--list", "listing", is_flag=True, help="Only say which items can go back.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")

@@ -15,12 +15,11 @@ from shala_central.history import HistoryError
 from shala_central.integrity import Noted, noted_damage
 from shala_central.quarantine import in_quarantine, quarantine_counts
 from shala_central.records import RecordDamaged
-from shala_central.report import size
+from shala_central.report import MAX_NAMED, named, size
 from shala_central.versions import shown
 
 KINDS = ("ok", "suspect", "failed", "missing")
 CELL, NAME_WIDTH, HEAD = 14, 190, 56  # pixels of the grid
-MAX_NAMED = 3  # items of a server that are named one by one
 
 
 DAMAGED = "#b00020"
@@ -212,7 +211,7 @@ def _of_server(
     refused = _refused_since(archive, server.name, pull.pulled)
     reasons = {
         "incomplete": _incomplete(outcomes, items),
-        "held back": [f"{item} of collection {shown(of)} is in view" for item, of in pull.held.items()],
+        "held back": _held(pull.held),
         "refused": refused,
         "damaged": [str(noted)] if noted is not None else [],
     }
@@ -228,6 +227,16 @@ def _of_server(
         conditions=[kind for kind, why in reasons.items() if why] or ["whole"],
         lacks=[why for whys in reasons.values() for why in whys],
     )
+
+
+def _held(held: dict[str, str]) -> list[str]:
+    """Say once for each collection which items of it are in view instead of the newest."""
+    found = []
+    for handle in sorted(set(held.values())):
+        items = [item for item, of in held.items() if of == handle]
+        verb = "is" if len(items) == 1 else "are"
+        found.append(f"{named(items)} of collection {shown(handle)} {verb} in view")
+    return found
 
 
 def _incomplete(outcomes: dict[str, str], items: dict[str, int]) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 
+MAX_NAMED = 3  # items of a server that are named one by one
+
 
 def size(number: int) -> str:
     """Return bytes in words: `0 B`, `512 B`, `1.4 kB`, `17 GB` (powers of ten)."""
@@ -44,6 +46,18 @@ def table(
             parts.append(gap + cell if column in right else cell + gap)
         lines.append("  ".join(parts).rstrip())
     return lines
+
+
+def named(items: Sequence[str]) -> str:
+    """Return the first items of a server, and how many others there are."""
+    others = len(items) - MAX_NAMED
+    more = f" and {others} other{'' if others == 1 else 's'}" if others > 0 else ""
+    return ", ".join(items[:MAX_NAMED]) + more
+
+
+def cut(text: str, length: int) -> str:
+    """Return a text, or so much of one that is longer and dots."""
+    return text if len(text) <= length else f"{text[: length - 4].rstrip()} ..."
 
 
 def _clean(value: object) -> str:

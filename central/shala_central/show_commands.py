@@ -36,13 +36,15 @@ from shala_central.options import (
 from shala_central.quarantine import in_quarantine, releases_of
 from shala_central.quarantine_commands import times_seen, whether_released
 from shala_central.records import PullRecord, RecordDamaged
-from shala_central.report import size, table
+from shala_central.report import cut, named, size, table
 from shala_central.target import writing_to
 from shala_central.tree import Entry, list_tree
 from shala_central.versions import pulls_of, shown
 
 if TYPE_CHECKING:
     from shala_central.completeness import Completeness
+
+MAX_REASONS = 100  # characters of a table's last column; --json has all
 
 
 @click.command("tree", short_help="Print the tree with sizes.")
@@ -182,10 +184,9 @@ def _print_view(committed: Committed) -> None:
     held = committed.pull.held
     for handle in sorted(set(held.values())):
         items = [visible(item) for item, other in held.items() if other == handle]
-        named = ", ".join(items[:3]) + (f" and {counted(len(items) - 3, 'other')}" if len(items) > 3 else "")
         which = f" {items[0]}" if len(items) == 1 else "" if len(items) == len(held) else " ITEM"
         way = f"shala archive accept {committed.name}{which}"
-        click.echo(f"  readers see {named} of collection {shown(handle)} ({way})")
+        click.echo(f"  readers see {named(items)} of collection {shown(handle)} ({way})")
     for item in committed.encrypted():
         click.echo(f"  encrypted to the researchers' keys: {visible(item)}")
 
@@ -218,7 +219,7 @@ def _print_committed(committed: Committed, collection: Collection) -> None:
             "files": item.files,
             "bytes": size(item.bytes),
             "of collection": item.carried_from if item.carried_from is not None else collection.sequence,
-            "reasons": visible("; ".join(item.reasons)),
+            "reasons": cut(visible("; ".join(item.reasons)), MAX_REASONS),
         }
         for item in collection.items
     ]

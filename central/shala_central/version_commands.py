@@ -160,7 +160,13 @@ def archive_checkout(  # noqa: PLR0917 - click's
 @click.command("restore", short_help="Put an earlier collection, or items of it, in view again.")
 @click.argument("name")
 @click.argument("number")
-@click.option("--item", "items", multiple=True, metavar="ITEM", help="Only this one, e.g. gstudio/db.")
+@click.option(
+    "--item",
+    "items",
+    multiple=True,
+    metavar="ITEM",
+    help="Only this item, e.g. gstudio/db; may be given more than once.",
+)
 @config_option
 @json_option
 def archive_restore(
@@ -212,7 +218,13 @@ def archive_accept(name: str, items: tuple[str, ...], config: CentralConfig, as_
 @click.command("export", short_help="Write a selection to one tar file.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--limit", metavar="GROUP", help="Only these groups, e.g. state_mz.")
-@click.option("--item", "items", multiple=True, metavar="ITEM", help="Only this one, e.g. gstudio/db.")
+@click.option(
+    "--item",
+    "items",
+    multiple=True,
+    metavar="ITEM",
+    help="Only this item, e.g. gstudio/db; may be given more than once.",
+)
 @click.option("--number", help="This collection (as shala archive log names it) instead of the newest.")
 @click.option(
     "--to", "target", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.tar[.zst]"

@@ -690,6 +690,23 @@ def test_what_readers_see_of_an_earlier_collection_is_one_line(centre, school, d
         "readers see gstudio/item0, gstudio/item1, gstudio/item2 and 3 others of collection 1@2026-11-01T04:00"
         f" (shala archive accept {school.name})"
     ) in said
+    assert (
+        " gstudio/item0, gstudio/item1, gstudio/item2 and 3 others of collection 1@2026-11-01T04:00 are in view\n"
+    ) in centre.shala("archive", "status").stdout
+
+
+def test_a_long_reason_is_cut_in_the_table_and_whole_in_json(centre, school, day, monkeypatch):
+    reason = " ".join(["a check found something in this item"] * 10)
+    sealed = school.collection
+    changed = sealed()["items"][:1]
+    changed[0]["reasons"] = [reason]
+    monkeypatch.setattr(school, "collection", lambda **changes: sealed(**changes, items=changed))
+    day({"gstudio/db/a": b"good"})
+    said = centre.shala("archive", "show", school.name).stdout
+    assert max(map(len, said.splitlines())) < 200
+    assert " ...\n" in said
+    shown = json.loads(centre.shala("archive", "show", school.name, "--json").stdout)
+    assert shown["collection"]["items"][0]["reasons"] == [reason]
 
 
 def test_accept_reset_without_names_is_refused_before_anything_is_announced(centre, school, day):
