@@ -39,6 +39,7 @@ from shala_central.records import (
     VIEW,
     PullRecord,
     digests_of_lists,
+    flaws,
     folders_of,
     is_whole,
     lists_are_whole,
@@ -121,6 +122,8 @@ def commit(
     pull = msgspec.structs.replace(pull, held=held)
     if previous is not None and previous.pull.is_of_same_collection(pull):
         pull = msgspec.structs.replace(pull, accepted=previous.pull.accepted)
+        if PULL not in {flaw.name for flaw in flaws(previous.record)}:
+            pull = pull.received_before(previous.pull)
     _publish(archive, name, record, pull, fresh=fresh)
     close_release(archive, name)
 

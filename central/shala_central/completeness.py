@@ -208,7 +208,7 @@ def _of_server(
     pull = committed.pull
     outcomes = {f"{item.platform}/{item.name}": item.outcome for item in collection.items}
     items = count_items(collection)
-    refused = _refused_since(archive, server.name, pull.pulled)
+    refused = _refused_since(archive, server.name, pull.came)
     reasons = {
         "incomplete": _incomplete(outcomes, items),
         "held back": _held(pull.held),
@@ -218,7 +218,7 @@ def _of_server(
     return msgspec.structs.replace(
         empty,
         sequence=pull.sequence,
-        pulled=pull.pulled,
+        pulled=pull.came,
         bytes=pull.bytes,
         items=items,
         outcomes=outcomes,

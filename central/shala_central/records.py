@@ -67,7 +67,26 @@ class PullRecord(msgspec.Struct, frozen=True):
     view_sha256: str = ""
     encrypted_sha256: str = ""
     published_sha256: str = ""
+    # When the same collection came once more, last: asked for again, or its tree was lost.
+    again: str = ""
     format: int = 1
+
+    @property
+    def came(self) -> str:
+        """Return when it came last."""
+        return self.again or self.pulled
+
+    def received_before(self, first: PullRecord) -> PullRecord:
+        """Return the record of a collection that came once more: how it came first, and when this was."""
+        return msgspec.structs.replace(
+            self,
+            again=self.pulled,
+            pulled=first.pulled,
+            bytes_received=first.bytes_received,
+            files_received=first.files_received,
+            seconds=first.seconds,
+            address=first.address,
+        )
 
     def is_of_same_collection(self, other: PullRecord) -> bool:
         """Return whether two records are of one collection."""

@@ -163,7 +163,7 @@ def archive_show(name: str, config: CentralConfig, as_json: bool) -> int:
         click.echo(
             f"  {record.pulled[:19]}  number {record.sequence}"
             f"  {size(record.bytes)} in {counted(record.files, 'file')},"
-            f" {size(record.bytes_received)} received"
+            f" {size(record.bytes_received)} received{f'; again {record.again[:19]}' if record.again else ''}"
         )
     for release in releases[-MAX_SHOWN:]:
         what = "; ".join(f"{broken.rule}: {broken.fact}" for broken in release.broken)

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from central_school import School, deliver, overwrite
 from shala_central.archive import Archive
@@ -325,6 +326,20 @@ def test_asking_again_leaves_what_the_operator_restored(centre, school, online):
     school.seal({**NEWER, "gstudio/qbank/q": b"q3"})
     centre.pull()
     assert centre.published(school)["gstudio/db/a"] == b"newer"
+
+
+@pytest.mark.ssh
+def test_a_collection_that_is_asked_for_again_keeps_how_it_came_first(centre, school, online):
+    online(school).seal(GOOD)
+    centre.pull()
+    archive = centre.archive
+    first = archive.committed(school.name).pull
+    assert centre.pull_here(again=True).result == "committed"
+    once_more = archive.committed(school.name).pull
+    assert once_more.again > first.pulled
+    assert once_more == msgspec.structs.replace(first, again=once_more.again)
+    assert f"; again {once_more.again[:19]}\n" in centre.shala("archive", "show", school.name).stdout
+    assert once_more.again[:16] in centre.shala("archive", "status").stdout
 
 
 # -- what a damaged record leaves of the history -------------------------------------------------------------
