@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from shala_central import rows
 from shala_central.copies import COLD, connect, copies_of, is_damage, lost
 from shala_central.failure import CentralError
 from shala_central.publish import sync_folder
+from shala_central.reading import copied
 
 VERSION = rows.VERSIONS[rows.PACKED]  # in the first one rows had no sums
 CHAIN = 16  # so many newer versions may have to be unpacked to come to an old one
@@ -59,7 +58,6 @@ class Cold:
         if read_only and lost(self._path):
             self._path = copies_of(self._path)[0]  # only the tables of its backup were copied
         self._read_only = read_only
-        self._aside: tempfile.TemporaryDirectory[str] | None = None
         self._db: sqlite3.Connection | None = None
 
     def has(self, pool: str, sha256: str) -> bool:
@@ -265,10 +263,10 @@ class Cold:
         log = path.with_name(f"{path.name}-wal")
         if log.is_file() and log.stat().st_size:
             # Copied from an archive at work: the newest rows are in the log, which only a writer can read.
-            self._aside = tempfile.TemporaryDirectory(prefix="shala-cold-")
-            for file in (path, log):
-                shutil.copyfile(file, Path(self._aside.name, file.name))
-            return sqlite3.connect(Path(self._aside.name, path.name))
+            try:
+                return sqlite3.connect(copied(path))
+            except CentralError as error:
+                raise ColdFailed(str(error)) from None
         return sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)
 
     def _file(self, pool: str, sha256: str) -> Path:

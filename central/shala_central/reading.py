@@ -1,7 +1,8 @@
 """Reading: the tables of an archive for who may read them, and write nothing beside them.
 
 SQLite writes beside a table that it only reads. A researcher of the archive's group may not, nor anybody on a
-disk that is mounted read-only: they are given a copy in a temporary folder that is theirs alone.
+disk that is mounted read-only: they are given a copy in a temporary folder that is theirs alone. So is who
+reads the packed contents of a second copy of the archive, with a log beside them (shala_central.cold).
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ def only_reads(table: Path) -> bool:
 
 
 def to_read(table: Path) -> Path:
-    """Return the table itself, or where this user only reads a copy of it, as it was at one moment.
+    """Return the table itself, or where this user only reads a copy of it. Raises as copied."""
+    return copied(table) if only_reads(table) else table
 
-    Raises UsageError for one that may not be read either, CentralError for one that is written all the time.
+
+def copied(table: Path) -> Path:
+    """Return a copy of a table, as it was at one moment; it is there until this process ends.
+
+    Raises UsageError for one that may not be read, CentralError for one that is written all the time.
     """
-    if not only_reads(table):
-        return table
     for _ in range(TRIES):
         seen = _seen(table)
         if table in _copies and _copies[table][0] == seen:
