@@ -20,7 +20,7 @@ from shala_central import rows
 from shala_central.copies import COLD, connect, copies_of, is_damage, lost
 from shala_central.failure import CentralError
 from shala_central.publish import sync_folder
-from shala_central.reading import copied
+from shala_central.reading import Seen, copied, seen_of
 
 VERSION = rows.VERSIONS[rows.PACKED]  # in the first one rows had no sums
 CHAIN = 16  # so many newer versions may have to be unpacked to come to an old one
@@ -58,6 +58,7 @@ class Cold:
         if read_only and lost(self._path):
             self._path = copies_of(self._path)[0]  # only the tables of its backup were copied
         self._read_only = read_only
+        self._seen: Seen = ()  # what was opened to be read only
         self._db: sqlite3.Connection | None = None
 
     def has(self, pool: str, sha256: str) -> bool:
@@ -194,9 +195,10 @@ class Cold:
         return int(found[0][0] or 0) if found else 0
 
     def _row(self, pool: str, sha256: str) -> tuple[bytes | None, bytes | None] | None:
-        found = self._query(
-            "SELECT base, packed FROM cold WHERE pool = ? AND sha256 = ?", pool, bytes.fromhex(sha256)
-        )
+        query = "SELECT base, packed FROM cold WHERE pool = ? AND sha256 = ?"
+        found = self._query(query, pool, bytes.fromhex(sha256))
+        if not found and self._is_outdated():
+            found = self._query(query, pool, bytes.fromhex(sha256))
         return found[0] if found else None
 
     def _query(self, query: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
@@ -204,7 +206,12 @@ class Cold:
             self._require()
             return []
         try:
-            return self._opened().execute(query, values).fetchall()
+            try:
+                return self._opened().execute(query, values).fetchall()
+            except sqlite3.DatabaseError:
+                if not self._is_outdated():
+                    raise
+                return self._opened().execute(query, values).fetchall()
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from None
         except OSError as error:
@@ -257,8 +264,19 @@ class Cold:
             self._db = db
         return self._db
 
+    def _is_outdated(self) -> bool:
+        """Return whether somebody has written the table since it was opened to be read only: SQLite does not
+        look, and takes it for damaged. Who asks next opens it anew.
+        """
+        if self._db is None or not self._read_only or self._seen == seen_of(self._path):
+            return False
+        self._db.close()
+        self._db = None
+        return True
+
     def _opened_to_read(self) -> sqlite3.Connection:
         """Open the table so that nothing is written, not even SQLite's own files beside it."""
+        self._seen = seen_of(self._path)
         path = self._path.resolve()
         log = path.with_name(f"{path.name}-wal")
         if log.is_file() and log.stat().st_size:

@@ -17,8 +17,8 @@ from pathlib import Path
 from shala_central.failure import CentralError, UsageError, refused
 
 TRIES, SECONDS = 10, 0.2  # to copy a table that is written meanwhile
-_Seen = tuple[tuple[int, int, int], ...]
-_copies: dict[Path, tuple[_Seen, Path, tempfile.TemporaryDirectory[str]]] = {}
+Seen = tuple[tuple[int, int, int], ...]
+_copies: dict[Path, tuple[Seen, Path, tempfile.TemporaryDirectory[str]]] = {}
 
 
 def only_reads(table: Path) -> bool:
@@ -36,21 +36,26 @@ def to_read(table: Path) -> Path:
 def copied(table: Path) -> Path:
     """Return a copy of a table, as it was at one moment; it is there until this process ends.
 
-    Raises UsageError for one that may not be read, CentralError for one that is written all the time.
+    Raises UsageError for one that may not be read, CentralError for one that is written all the time, and
+    where there is no room for it.
     """
     for _ in range(TRIES):
-        seen = _seen(table)
+        seen = seen_of(table)
         if table in _copies and _copies[table][0] == seen:
             return _copies[table][1]
         # Its log belongs to it: the newest rows are there.
-        folder = tempfile.TemporaryDirectory(prefix="shala-read-")
         try:
-            for file in _files(table):
-                with contextlib.suppress(FileNotFoundError):
-                    shutil.copyfile(file, Path(folder.name, file.name))
-        except PermissionError:
-            raise UsageError(refused(table)) from None
-        if _seen(table) == seen:
+            folder = tempfile.TemporaryDirectory(prefix="shala-read-")
+            for file in filter(Path.exists, _files(table)):
+                shutil.copyfile(file, Path(folder.name, file.name))
+        except OSError as error:
+            if not os.access(table, os.R_OK, effective_ids=True):
+                raise UsageError(refused(table)) from None
+            raise CentralError(
+                f"{table} is read in a copy, and {tempfile.gettempdir()} does not take it: {error.strerror}"
+                " (make room there, or set TMPDIR)"
+            ) from None
+        if seen_of(table) == seen:
             _copies[table] = (seen, Path(folder.name, table.name), folder)
             return _copies[table][1]
         time.sleep(SECONDS)
@@ -61,7 +66,7 @@ def _files(table: Path) -> tuple[Path, Path]:
     return table, table.with_name(f"{table.name}-wal")
 
 
-def _seen(table: Path) -> _Seen:
+def seen_of(table: Path) -> Seen:
     """Return what changes when somebody writes a table."""
     found = []
     for file in _files(table):

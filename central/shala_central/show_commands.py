@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -261,11 +262,8 @@ def archive_status(limit: str | None, html_file: Path | None, config: CentralCon
     entries = completeness(archive, select(read_fleet(Path(config.fleet)), (), limit))
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
     if html_file is not None:
-        # It names schools and what they lack: for its owner and group, as the archive is.
         with writing_to(archive, html_file):
-            descriptor = os.open(html_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(page(entries, f"made {made}"))
+            _write_page(html_file, page(entries, f"made {made}").encode())
     untold = any("damaged" in entry.conditions and not entry.sequence for entry in entries)
     code = PARTLY if untold else 0
     if as_json:
@@ -291,6 +289,24 @@ def archive_status(limit: str | None, html_file: Path | None, config: CentralCon
     others = "".join(f", {count} {kind}" for kind, count in kinds.items() if count)
     click.echo(f"\n{whole}{others}. More: shala archive show NAME")
     return code
+
+
+def _write_page(target: Path, content: bytes) -> None:
+    """Write a page whole or not at all, for its owner and group, as the archive is: it names schools."""
+    if target.exists() and not target.is_file():  # a terminal, a pipe
+        target.write_bytes(content)
+        return
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    unfinished = Path(name)
+    try:
+        with open(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o640)
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        unfinished.rename(target.resolve())
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _lack(entry: Completeness) -> dict[str, object]:

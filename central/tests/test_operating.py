@@ -7,11 +7,14 @@ import contextlib
 import errno
 import json
 import os
+import resource
 import signal
 import sqlite3
+import stat
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import bagit
@@ -19,7 +22,9 @@ import pytest
 from central_school import School, overwrite, received, sha256
 from conftest import Centre
 from shala_central import checkout as checkout_module
+from shala_central import completeness as completeness_module
 from shala_central import export as export_module
+from shala_central import show_commands
 from shala_central.archive import Archive
 from shala_central.bag import BagRefused, Broken
 from shala_central.checkout import checkout
@@ -458,7 +463,8 @@ def test_a_target_without_room_is_named(centre, school, day, tmp_path, monkeypat
 
     monkeypatch.setattr(checkout_module, "_copy_out", fail)
     monkeypatch.setattr(export_module, "_add", fail)
-    for target, words in writes(school, tmp_path)[:2]:
+    monkeypatch.setattr(show_commands, "_write_page", fail)
+    for target, words in writes(school, tmp_path):
         with pytest.raises(UsageError, match=f"^{target} cannot be written: No space left on device"):
             shala.main(["archive", *words, "--config", str(centre.config)], standalone_mode=False)
 
@@ -499,6 +505,40 @@ def test_what_ends_a_command_leaves_nothing_of_what_it_wrote_and_says_so(
     finally:
         signal.signal(number, ours)
     assert everything(tmp_path) == before
+
+
+def test_a_page_that_cannot_be_replaced_stays_as_it_was(centre, school, day, tmp_path, monkeypatch):
+    day(DAY)
+    page = tmp_path / "status.html"
+    page.write_text("of yesterday")
+    page.chmod(0o644)
+    command = ["archive", "status", "--html", str(page), "--config", str(centre.config)]
+    ours = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with monkeypatch.context() as ended, pytest.raises(CentralError, match=r"^interrupted; "):
+            ended.setattr(completeness_module, "page", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+            shala.main(command, standalone_mode=False)
+    finally:
+        signal.signal(signal.SIGTERM, ours)
+    with files_of_at_most(1000), pytest.raises(UsageError, match=f"^{page} cannot be written: "):
+        shala.main(command, standalone_mode=False)
+    assert (page.read_text(), len(list(tmp_path.glob("*status.html*")))) == ("of yesterday", 1)
+    shala.main(command, standalone_mode=False)
+    assert "<html" in page.read_text()
+    assert stat.S_IMODE(page.stat().st_mode) == 0o640
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Have the disk take no longer files."""
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 # -- rights --------------------------------------------------------------------------------------------------
@@ -744,3 +784,33 @@ def test_what_is_kept_of_many_complaints_begins_with_a_whole_line():
     lines = asyncio.run(kept()).splitlines()
     assert lines[-1] == b"file 499: No space left on device"
     assert all(line.startswith(b"file ") for line in lines)
+
+
+def test_a_reader_who_began_before_a_prune_is_not_told_that_content_is_gone(school, a_reader):
+    archive = a_reader.archive
+    for number in (4, 5):
+        school.sequence = number
+        received(archive, school, {"gstudio/db/a": b"%d" % number * 4000})
+    prune(archive, keep_days=10_000, keep_months=0)
+    readers = archive.root.parent.parent / "readers"
+    readers.mkdir(mode=0o777)
+    readers.chmod(0o777)
+    os.seteuid(65534)
+    reader = Archive(archive.root, archive.objects.shared_items)
+    checkout(reader, version_of(reader, school.name, 4), readers / "4")
+    os.seteuid(0)
+    for number in (6, 7):
+        school.sequence = number
+        received(archive, school, {"gstudio/db/a": b"%d" % number * 4000})
+    prune(Archive(archive.root, archive.objects.shared_items), keep_days=10_000, keep_months=0)
+    os.seteuid(65534)
+    try:
+        checkout(reader, version_of(reader, school.name, 5), readers / "5")
+        assert (readers / "5/gstudio/db/a").read_bytes() == b"5" * 4000
+    finally:
+        os.seteuid(0)
+
+
+def test_a_reader_without_room_for_a_copy_is_told_so_and_the_archive_is_not_blamed(a_reader):
+    with files_of_at_most(1000), pytest.raises(CentralError, match=r"/var/tmp does not take it: .*TMPDIR"):
+        a_reader("log", "2031017-mz17")
