@@ -515,9 +515,10 @@ def test_a_page_that_cannot_be_replaced_stays_as_it_was(centre, school, day, tmp
     command = ["archive", "status", "--html", str(page), "--config", str(centre.config)]
     ours = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        with monkeypatch.context() as ended, pytest.raises(CentralError, match=r"^interrupted; "):
+        with monkeypatch.context() as ended:
             ended.setattr(completeness_module, "page", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-            shala.main(command, standalone_mode=False)
+            with pytest.raises(CentralError, match=r"^interrupted; "):
+                shala.main(command, standalone_mode=False)
     finally:
         signal.signal(signal.SIGTERM, ours)
     with files_of_at_most(1000), pytest.raises(UsageError, match=f"^{page} cannot be written: "):
