@@ -793,7 +793,7 @@ def test_a_reader_who_began_before_a_prune_is_not_told_that_content_is_gone(scho
         school.sequence = number
         received(archive, school, {"gstudio/db/a": b"%d" % number * 4000})
     prune(archive, keep_days=10_000, keep_months=0)
-    readers = archive.root.parent.parent / "readers"
+    readers = archive.root.parent / "readers"
     readers.mkdir(mode=0o777)
     readers.chmod(0o777)
     os.seteuid(65534)
