@@ -21,7 +21,7 @@ from shala_central.commit import changing, recover, republish, republish_year
 from shala_central.failure import CentralError
 from shala_central.history import History
 from shala_central.listing import file_of
-from shala_central.objects import Objects, digest_of
+from shala_central.objects import Objects, holds
 from shala_central.publish import remove_tree
 from shala_central.versions import files_needed, files_sealed, newest_of_years, view_of
 
@@ -167,7 +167,7 @@ def _remove_plain(archive: Archive, name: str, history: History) -> int:
 def _is_whole(objects: Objects, name: str, stored: str) -> bool:
     """Return whether an age file can be had, as far as is known without a request."""
     if (place := objects.find(name, "", stored)) is not None:
-        return digest_of(place) == stored
+        return holds(place, stored)
     return objects.has_remote(name, "", stored)
 
 

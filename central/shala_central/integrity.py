@@ -25,7 +25,7 @@ from shala_central.failure import CentralError, unreadable
 from shala_central.history import HistoryError, RowDamaged
 from shala_central.listing import file_of, readable
 from shala_central.mending import kept, mend_earlier_years, mend_record, strays
-from shala_central.objects import SHARED, ObjectDamaged, Objects, digest_of
+from shala_central.objects import SHARED, ObjectDamaged, Objects, digest_of, holds
 from shala_central.publish import sync_file_system, sync_folder, write_file
 from shala_central.records import RecordDamaged, flaws, folders_of, is_whole, lists_are_whole
 from shala_central.remote import Local, Remote, in_parallel
@@ -376,9 +376,7 @@ def repair(archive: Archive, name: str, second: SecondCopy | None = None) -> Rep
         if is_whole(committed.record):
             mended += [f"{path} in encrypted.sqlite" for path in relearn(archive, name)]
         for path, _problem, file in list(_damaged(archive, name)):
-            if not archive.objects.on_demand and archive.objects.bring_back(
-                archive.objects.pool_of(name, path), file.sha256
-            ):
+            if _brought_back(archive.objects, name, path, file.sha256):
                 mended.append(path)
                 continue
             staged = archive.staging(name) / "mended"
@@ -411,6 +409,16 @@ def repair(archive: Archive, name: str, second: SecondCopy | None = None) -> Rep
     return Repaired(name, mended, lost, back, sorted(removed.difference(mended)), unsendable)
 
 
+def _brought_back(objects: Objects, name: str, path: str, sha256: str) -> bool:
+    """Make a good object of what the bucket has, or of what is packed; return whether there was any."""
+    if not objects.on_demand and objects.bring_back(objects.pool_of(name, path), sha256):
+        return True
+    try:
+        return objects.thaw(name, path, sha256)
+    except ColdDamaged:
+        return False
+
+
 def _record_flaws(archive: Archive, name: str) -> set[str]:
     """Return which files of the record of a server are not as they should be."""
     try:
@@ -430,10 +438,7 @@ def _send_anew(archive: Archive, pool: str, sha256: str) -> bool:
     Nothing is removed there: of a large content only one part may be damaged, and this may be cut.
     """
     remote, place = archive.objects.remote, archive.objects.root / pool / sha256[:2] / sha256
-    try:
-        if remote is None or digest_of(place) != sha256:
-            return False
-    except OSError:
+    if remote is None or not holds(place, sha256):
         return False
     remote.doubt(pool, sha256)
     archive.objects.send([Local(pool, sha256, place.stat().st_size, place)])
@@ -448,7 +453,7 @@ def _drop_packed(objects: Objects, pool: str, digests: Sequence[str]) -> list[st
     damaged = []
     for digest in digests:
         place = objects.root / pool / digest[:2] / digest
-        if place.is_file() and digest_of(place) == digest:
+        if holds(place, digest):
             if _packed_problem(objects, pool, digest):
                 damaged.append(f"{_name(pool, digest)}, packed")
             sync_folder(place.parent)

@@ -19,7 +19,7 @@ from shala_central.archive import Archive, Committed, Current, inode_of
 from shala_central.bag import BagRefused
 from shala_central.failure import CentralError
 from shala_central.listing import file_of, lines_of, merged, readable, select
-from shala_central.objects import digest_of, link
+from shala_central.objects import digest_of, holds, link
 from shala_central.publish import make_folders, remove_tree, sync_file_system, sync_folder, write_file
 from shala_central.records import (
     ENCRYPTED,
@@ -197,7 +197,7 @@ def strays(archive: Archive, name: str) -> list[str]:
         place = archive.objects.find(name, path, file.sha256)
         if path in told or (place is not None and inode_of(place) == inode_of(committed.tree / path)):
             continue
-        if not _holds(committed.tree / path, file.sha256):
+        if not holds(committed.tree / path, file.sha256):
             found.append(path)
     return found
 
@@ -225,7 +225,7 @@ def mend_earlier_years(archive: Archive, name: str) -> list[str]:
             place = archive.objects.find(name, path, file.sha256, file.size)
             if place is None or inode_of(place) == inode_of(tree / path):
                 continue
-            if not _holds(tree / path, file.sha256) and _holds(place, file.sha256):
+            if not holds(tree / path, file.sha256) and holds(place, file.sha256):
                 _replace(archive, name, place, tree / path)
                 mended.append(f"{year}: {path}")
     return mended
@@ -241,13 +241,6 @@ def _replace(archive: Archive, name: str, place: Path, target: Path) -> None:
         staged.rename(target)
     finally:
         target.parent.chmod(mode)
-
-
-def _holds(path: Path, sha256: str) -> bool:
-    try:
-        return digest_of(path) == sha256
-    except OSError:
-        return False
 
 
 def drop_damaged(archive: Archive, name: str, received: Path | None = None) -> int:
@@ -266,7 +259,7 @@ def drop_damaged(archive: Archive, name: str, received: Path | None = None) -> i
     for lines in lists:
         for file in map(file_of, readable(lines)):
             place = archive.objects.find(name, file.path.removeprefix("data/"), file.sha256)
-            if place is not None and digest_of(place) != file.sha256:
+            if place is not None and not holds(place, file.sha256):
                 place.unlink()
                 dropped += 1
     if committed is not None and archive.objects.on_demand:

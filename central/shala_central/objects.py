@@ -96,7 +96,7 @@ class Objects:
         """Move a file whose content was checked and is on the disk to its place; a good one there stays."""
         place = Path(os.fsdecode(self.place(server, path.encode(), sha256.encode())))
         source.chmod(FILE_MODE)
-        if place.exists() and digest_of(place) == sha256:
+        if holds(place, sha256):
             source.unlink()
             return
         try:
@@ -188,7 +188,10 @@ class Objects:
         """
         place = self.root / pool / sha256[:2] / sha256
         if place.is_file():
-            return place.read_bytes() if place.stat().st_size <= PATCHABLE else None
+            try:
+                return place.read_bytes() if place.stat().st_size <= PATCHABLE else None
+            except OSError:  # of the disk; it may be packed, too
+                return None
         if self.remote is None or not self.remote.has(pool, sha256):
             return None
         content = io.BytesIO()
@@ -259,7 +262,7 @@ class Objects:
         path = file.path.removeprefix("data/")
         place = self.find(server, path, file.sha256, file.size)
         if place is not None:
-            return place if digest_of(place) == file.sha256 else None
+            return place if holds(place, file.sha256) else None
         if not self.has_remote(server, path, file.sha256) and not self.cold.has(
             self.pool_of(server, path), file.sha256
         ):
@@ -271,11 +274,19 @@ class Objects:
         return spare
 
     def problem(self, server: str, file: File) -> str:
-        """Return why a content that is needed cannot be had as it should be, or ""."""
+        """Return why a content that is needed cannot be had as it should be, or "".
+
+        Raises FileNotFoundError where its object goes away meanwhile.
+        """
         path = file.path.removeprefix("data/")
         place = self.find(server, path, file.sha256)
         if place is not None:
-            whole = place.stat().st_size == file.size and digest_of(place) == file.sha256
+            try:
+                whole = place.stat().st_size == file.size and digest_of(place) == file.sha256
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                return f"cannot be read: {error.strerror} (its object)"
             return "" if whole else "has changed (sha256 of its object differs)"
         pool = self.pool_of(server, path)
         if self.on_demand and self.remote is not None and self.remote.has(pool, file.sha256):
@@ -317,6 +328,14 @@ def digest_of(path: Path | str) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def holds(path: Path, sha256: str) -> bool:
+    """Return whether a plain file is there, can be read, and has this digest."""
+    try:
+        return digest_of(path) == sha256
+    except OSError:
+        return False
 
 
 def link(place: Path, target: Path) -> None:

@@ -588,6 +588,53 @@ def test_a_damaged_packed_content_beside_a_good_plain_one_is_removed(
     assert scrub(archive, 1).damage == damaged_objects(archive, school.name) == []
 
 
+@pytest.fixture
+def unreadable(archive, school, day) -> Path:
+    """Pack an earlier collection, and let there be a plain object of a packed content that cannot be read."""
+    for number in range(3):
+        day({"gstudio/db/big": padded(number), "gstudio/logs/l": b"%d" % number})
+    prune(archive, keep_days=1000, keep_months=0)
+    digest = hashlib.sha256(padded(1)).hexdigest()
+    assert archive.objects.cold.has(school.name, digest)
+    place = archive.objects.root / school.name / digest[:2] / digest
+    same = archive.root / "same"
+    same.write_bytes(padded(1))
+    place.symlink_to(same)  # no link is followed there: to open it fails, as with a bad sector
+    return place
+
+
+def test_a_plain_object_that_cannot_be_read_is_named_and_mended_of_its_packed_copy(
+    archive, school, unreadable, tmp_path
+):
+    assert [found.problem.partition(":")[0] for found in damaged_objects(archive, school.name)] == [
+        "cannot be read"
+    ]
+    done = repair(archive, school.name)
+    assert (done.mended, done.lost) == (["gstudio/db/big"], [])
+    assert unreadable.read_bytes() == padded(1)
+    assert not unreadable.is_symlink()
+    for number in range(3):
+        checkout(archive, version_of(archive, school.name, number + 1), tmp_path / str(number))
+        assert (tmp_path / str(number) / "gstudio/db/big").read_bytes() == padded(number)
+
+
+def test_a_plain_object_that_cannot_be_read_and_nobody_needs_stops_no_repair(archive, school, unreadable):
+    with archive.history() as history:
+        history.forget(history.versions(school.name))
+    assert repair(archive, school.name).lost == []
+    assert unreadable.is_symlink()
+
+
+def test_a_second_copy_gives_back_a_plain_object_that_cannot_be_read(archive, school, unreadable, tmp_path):
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-a", str(archive.root), str(copy)], check=True)
+    (copy / unreadable.relative_to(archive.root)).unlink()
+    archive.objects.cold.remove(school.name, [unreadable.name])
+    assert repair(archive, school.name).lost == ["gstudio/db/big"]
+    assert repair(archive, school.name, SecondCopy(archive, copy)).mended == ["gstudio/db/big"]
+    assert damaged_objects(archive, school.name) == []
+
+
 def test_a_second_copy_whose_packed_contents_are_lost_still_gives_its_plain_ones(
     archive, school, day, tmp_path, caplog
 ):
