@@ -41,6 +41,7 @@ from shala_central.records import (
     RecordDamaged,
     chosen_in,
     folders_of,
+    has_pull,
     published_in,
     read_collection,
     read_pull,
@@ -374,7 +375,7 @@ class Archive:
         record: after a server was installed anew its numbers begin again, and earlier ones are higher.
         """
         with contextlib.suppress(RecordDamaged):
-            if (committed := self.committed(name)) is not None:
+            if (committed := self.committed(name)) is not None and has_pull(committed.record):
                 return committed.pull
         folder = self.hidden / "collections" / name
         records = folders_of(folder)

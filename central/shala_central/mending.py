@@ -29,11 +29,13 @@ from shala_central.records import (
     PULL_DIGEST,
     SEALED,
     VIEW,
+    PullRecord,
     RecordDamaged,
     chosen_in,
     digests_of_lists,
     flaws,
     folders_of,
+    has_pull,
     has_sealed_list,
     has_view,
     pull_files,
@@ -68,7 +70,8 @@ def mend_record(archive: Archive, name: str, others: Sequence[Path] = ()) -> boo
     if VIEW not in bad and bad & {ENCRYPTED, PUBLISHED} and _mend_published(archive, name, committed):
         bad -= {ENCRYPTED, PUBLISHED}
     good = (other for other in others if bad and not flaws(other))
-    for other in (other for other in good if read_pull(other).is_of_same_collection(pull)):
+    left = pull if has_pull(record) else what_is_left(record, pull.state)
+    for other in (other for other in good if _may_be_of(left, read_pull(other))):
         # What one damaged file hides of another is mended with it. A list and its digest belong together:
         # readers see what they saw in the copy.
         _copy_files(other, record, [*SEALED, *((*LISTS, PULL, PULL_DIGEST) if bad & {*LISTS, PULL} else ())])
@@ -87,11 +90,7 @@ def _mend_unreadable(archive: Archive, name: str, folder: Path, others: Sequence
     for other in (other for other in others if not flaws(other)):
         pull = read_pull(other)
         if here is not None:
-            left = what_is_left(here, pull.state)
-            fits = (left.year, left.sequence) == (pull.year, pull.sequence) and left.manifest_sha256 in (
-                "",
-                pull.manifest_sha256,
-            )
+            fits = _may_be_of(what_is_left(here, pull.state), pull)
         else:  # not one that was followed by others: those would be lost with it
             fits = all(version.pulled < pull.pulled for version in versions)
         if fits:
@@ -111,6 +110,12 @@ def _mend_unreadable(archive: Archive, name: str, folder: Path, others: Sequence
         for file, content in pull_files(pull).items():
             write_file(here / file, content)
     mend_pointer(archive, name)
+
+
+def _may_be_of(left: PullRecord, pull: PullRecord) -> bool:
+    """Return whether what is left of a damaged record may be of the same collection as a whole one."""
+    same = (left.year, left.sequence) == (pull.year, pull.sequence)
+    return same and left.manifest_sha256 in ("", pull.manifest_sha256)
 
 
 def mend_pointer(archive: Archive, name: str) -> None:

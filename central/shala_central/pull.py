@@ -294,10 +294,7 @@ class _ServerPull:
         self.watcher.step(server.name, "asking")
         await transport.settle()
         committed = await asyncio.to_thread(self._committed)
-        if committed is not None:
-            last: PullRecord | None = committed.pull
-        else:
-            last = await asyncio.to_thread(self.archive.last_known, server.name)
+        last = await asyncio.to_thread(self.archive.last_known, server.name)
         received = await _to_its_end(self._received_folder, committed)
         basis = committed.tree if committed is not None and committed.tree.is_dir() else None
         staged = self.archive.staging(server.name) / "data"

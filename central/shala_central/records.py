@@ -131,6 +131,7 @@ def _flaws(record: Path) -> Iterator[Flaw]:
         yield Flaw(PULL, "of the record cannot be read")
     if pull is not None and not has_pull(record):
         yield Flaw(PULL, f"of the record is not the one that {PULL_DIGEST} names")
+        pull = None  # what a damaged one says of the other files says nothing of them
     try:
         head = msgspec.json.decode((record / HEAD).read_bytes(), type=Head)
     except FileNotFoundError:

@@ -19,7 +19,7 @@ from shala_central.failure import CentralError, unreadable
 from shala_central.history import HistoryError
 from shala_central.listing import file_of
 from shala_central.objects import digest_of
-from shala_central.records import VIEW, RecordDamaged, flaws
+from shala_central.records import PULL, VIEW, RecordDamaged, flaws
 from shala_central.remote import in_parallel
 from shala_central.versions import NotRemembered, newest_of_years, view_of
 
@@ -72,7 +72,7 @@ def _damage(archive: Archive, committed: Committed, share: float) -> list[Damage
         ):
             damage.append(Damage(FILES, "of the record is not the one that was committed"))
         # What a damaged list names says nothing of the files.
-        if not told & {FILES, VIEW, "pull.json"}:
+        if not told & {FILES, VIEW, PULL}:
             if archive.objects.on_demand:
                 damage += _content_damage(archive, committed, share)
             else:
@@ -81,7 +81,8 @@ def _damage(archive: Archive, committed: Committed, share: float) -> list[Damage
     except (CentralError, ManifestError, BagRefused, OSError) as error:
         damage.append(_unreadable(committed, error))
     try:
-        damage += _damage_of_earlier_years(archive, committed, share)
+        if PULL not in told:  # by it the year of the newest is known
+            damage += _damage_of_earlier_years(archive, committed, share)
     except (HistoryError, NotRemembered):
         pass  # of all servers, and told once (shala_central.backup); or it says nothing of the files
     except (CentralError, ManifestError, OSError) as error:

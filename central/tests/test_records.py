@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -246,6 +247,52 @@ def test_a_pull_record_that_was_changed_is_named_and_mended_from_another_copy(fl
     assert (repaired.mended, repaired.lost) == (["pull.json"], [])
     assert (record_folder(fleet, school) / "pull.json").read_bytes() == good
     assert verify(fleet, school.name) == []
+
+
+def flip_pull(archive: Archive, school: School, field: str) -> None:
+    """Change a bit of the last character of a field of pull.json."""
+    pull = record_folder(archive, school) / "pull.json"
+    raw = bytearray(pull.read_bytes())
+    found = re.search(rb'"%s":"?([0-9a-f]+)' % field.encode(), raw)
+    assert found is not None
+    raw[found.end() - 1] ^= 4
+    overwrite(pull, bytes(raw))
+
+
+WHICH_ONE = ["sequence", "year", "manifest_sha256"]
+
+
+@pytest.mark.parametrize("field", WHICH_ONE)
+def test_a_pull_record_that_names_another_collection_is_the_one_to_blame_and_is_mended(
+    fleet, school, copy, field
+):
+    good = (record_folder(fleet, school) / "pull.json").read_bytes()
+    flip_pull(fleet, school, field)
+    assert [found.path for found in verify(fleet, school.name)] == ["pull.json"]
+    repaired = repair(fleet, school.name, SecondCopy(fleet, copy))
+    assert (repaired.mended, repaired.lost) == (["pull.json"], [])
+    assert (record_folder(fleet, school) / "pull.json").read_bytes() == good
+    assert verify(fleet, school.name) == []
+
+
+@pytest.mark.parametrize("field", WHICH_ONE)
+def test_the_next_collection_is_held_against_what_head_says_where_the_pull_record_was_changed(
+    fleet, school, field
+):
+    whole = fleet.last_known(school.name)
+    flip_pull(fleet, school, field)
+    assert fleet.committed(school.name).pull != whole
+    assert fleet.last_known(school.name).is_of_same_collection(whole)
+
+
+@pytest.mark.ssh
+def test_a_pull_record_with_too_high_a_number_lets_the_next_collection_in(centre, school, online):
+    online(school).seal(GOOD)
+    centre.pull()
+    flip_pull(centre.archive, school, "sequence")
+    assert centre.archive.committed(school.name).pull.sequence == 5
+    school.seal(NEWER)
+    assert centre.pull_here().result == "committed"
 
 
 def test_a_record_of_an_older_shala_without_the_digest_of_its_pull_is_whole(fleet, school):
