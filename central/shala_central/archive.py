@@ -28,6 +28,7 @@ from shala_agent.collection import Collection
 from shala_central.bag import FILES
 from shala_central.ciphertext import Ciphertexts, item_of
 from shala_central.config import ArchiveSettings
+from shala_central.copies import BEFORE, FOLDER, RECORDS
 from shala_central.failure import CentralError, UsageError, as_owner, refused, user_name
 from shala_central.fleet import SERVER_NAME
 from shala_central.history import History, HistoryError
@@ -392,6 +393,11 @@ class Archive:
         last = max(known, key=lambda pull: (pull.year, pull.sequence))
         key = next((pull.public_key for pull in (last, *left, *earlier) if pull.public_key), "")
         return msgspec.structs.replace(last, public_key=key)
+
+    def copied_records(self, name: str) -> list[Path]:
+        """Return the records of a server in the nightly copies, the newest copy first."""
+        copies = (self.hidden / FOLDER / f"{RECORDS}{end}" for end in ("", BEFORE))
+        return [record for copy in copies for record in folders_of(copy / name)]
 
     def knows(self, name: str) -> bool:
         """Return whether there is any trace of a server: a record, an earlier collection, content, a tree."""

@@ -1,8 +1,8 @@
 """Backup: copies of the archive's tables in `.shala/backup`, made every night, put back where one is damaged.
 
 A table is copied as a whole (SQLite's own way, also while others write) and read through before it takes
-the place of the copy before. Beside the history's copy stand the records that were the newest then, as hard
-links: each earlier collection is a way back from the one after it. Copies on this disk are none against its
+the place of the copy before. Beside the history's copy stand copies of the records that were the newest
+then: each earlier collection is a way back from the one after it. Copies on this disk are none against its
 loss.
 """
 
@@ -19,13 +19,14 @@ from pathlib import Path
 
 import msgspec
 
-from shala_central.archive import Archive
+from shala_central.archive import Archive, inode_of
 from shala_central.cold import ColdDamaged
 from shala_central.copies import (
     BEFORE,
     COLD,
     FOLDER,
     HISTORY,
+    RECORDS,
     TABLES,
     connect,
     copies_of,
@@ -36,10 +37,20 @@ from shala_central.copies import (
     problem_of,
     structure_problem_of,
 )
-from shala_central.failure import CentralError
+from shala_central.failure import CentralError, UsageError
 from shala_central.history import History, HistoryError
+from shala_central.objects import digest_of, holds
 from shala_central.publish import make_folders, remove_tree, sync_file_system, sync_folder
-from shala_central.records import PullRecord, flaws, folders_of, has_sealed_list, read_pull
+from shala_central.records import (
+    PULL,
+    PullRecord,
+    RecordDamaged,
+    flaws,
+    folders_of,
+    has_sealed_list,
+    is_whole,
+    read_pull,
+)
 from shala_central.remote import Remote
 from shala_central.row_mending import lost_rows, mend_rows
 from shala_central.rows import name_of, seal
@@ -48,7 +59,6 @@ from shala_central.versions import files_of, remember, versions_of
 
 # Of this one no copy is put back: what prune has removed from the bucket since would be believed to be there.
 REMOTE = "remote.sqlite"
-RECORDS = "records"
 # One run copies or puts back at a time: the names of what is not finished are the same.
 _TURN = ".backup"
 
@@ -77,7 +87,7 @@ class PutBack(msgspec.Struct, frozen=True):
 
 
 def back_up(archive: Archive, *, keep_packed: bool = True) -> list[Damage]:
-    """Copy every table that is whole; return those that are not, whose copies stay as they are.
+    """Copy every table and record that is whole; return those that are not, whose copies stay as they are.
 
     A table with rows that no copy has whole is copied all the same: they are all that the copies lack.
 
@@ -97,7 +107,7 @@ def back_up(archive: Archive, *, keep_packed: bool = True) -> list[Damage]:
                         continue
                 if table.exists():
                     seal(table)
-                    _copy(archive, folder, name, is_whole=not problem)
+                    damage += _copy(archive, folder, name, is_good=not problem)
                     if name == COLD and not keep_packed:
                         (folder / f"{name}{BEFORE}").unlink(missing_ok=True)
             except CentralError as error:
@@ -258,17 +268,19 @@ def _put_back(archive: Archive, table: Path, copy: Path) -> list[str]:
     return [f"what was {what} {since}: shala archive verify --deep names what is damaged by that"]
 
 
-def _copy(archive: Archive, folder: Path, name: str, *, is_whole: bool) -> None:
+def _copy(archive: Archive, folder: Path, name: str, *, is_good: bool) -> list[Damage]:
+    """Copy a table, with the history the records; return those that are damaged."""
+    damage: list[Damage] = []
     part, place = folder / f"{name}.part", folder / name
     _unlink(part)
     if name == HISTORY:  # before: a collection that is in both is in the table
-        _link_records(archive, folder)
+        damage = _copy_records(archive, folder)
     with (
         contextlib.closing(connect(archive.hidden / name)) as source,
         contextlib.closing(sqlite3.connect(part)) as target,
     ):
         source.backup(target)
-    if problem := problem_of(part) if is_whole else structure_problem_of(part):
+    if problem := problem_of(part) if is_good else structure_problem_of(part):
         raise OSError(0, f"the copy {problem}")
     sync_file_system(folder)
     if name == HISTORY:
@@ -280,22 +292,70 @@ def _copy(archive: Archive, folder: Path, name: str, *, is_whole: bool) -> None:
         place.replace(folder / f"{name}{BEFORE}")
     part.replace(place)
     sync_folder(folder)
+    return damage
 
 
-def _link_records(archive: Archive, folder: Path) -> None:
-    """Keep the records that are the newest now, which are whole, as hard links."""
+def _copy_records(archive: Archive, folder: Path) -> list[Damage]:
+    """Keep the records that are the newest now; return those that are damaged or gone."""
     part = folder / f"{RECORDS}.part"
     remove_tree(part)
     part.mkdir(mode=0o750)
-    for name in archive.servers():
-        with contextlib.suppress(FileNotFoundError, CentralError):  # a commit takes it away while we look
-            committed = archive.committed(name)
-            if committed is None or flaws(committed.record):
-                continue
-            target = part / name / committed.record.name
-            target.mkdir(mode=0o750, parents=True)
-            for file in committed.record.iterdir():
-                (target / file.name).hardlink_to(file)
+    damage = []
+    for name in archive.known():
+        if problem := _copy_record(archive, name, part / name):
+            damage.append(Damage(f"the record of {name}", problem))
+    return damage
+
+
+def _copy_record(archive: Archive, name: str, target: Path) -> str:
+    """Keep the newest record of a server in a folder; return what is wrong with it, or "".
+
+    Of one that is not whole that stays which was kept before: it may be the only good one.
+    """
+    before = archive.copied_records(name)
+    while True:
+        try:
+            committed = archive.require_committed(name)
+        except RecordDamaged as damaged:
+            problem = str(damaged).removeprefix(f"the record of {name} ")
+            break
+        except UsageError:  # its first one is being committed
+            problem = ""
+            break
+        found = flaws(committed.record)
+        if not found:
+            with contextlib.suppress(FileNotFoundError):
+                _duplicate(committed.record, before, target / committed.record.name)
+        # Unless a commit took it away while we looked.
+        if archive.is_readable(name) and archive.committed(name) == committed:
+            if not found:
+                return ""
+            problem = f"is damaged: {found[0].name} {found[0].problem} (shala archive repair {name})"
+            break
+        remove_tree(target)
+    if before:
+        kept = next(filter(is_whole, before), before[0])
+        _link(kept, target / kept.name)
+    return problem
+
+
+def _duplicate(record: Path, before: Sequence[Path], target: Path) -> None:
+    """Copy a record; one of which a good copy is there takes no room once more."""
+    for copy in before:
+        is_own = copy.name == record.name and inode_of(copy / PULL) != inode_of(record / PULL)
+        # pull.json tells when the collection came, and by their digests what else is there.
+        if is_own and holds(copy / PULL, digest_of(record / PULL)) and is_whole(copy):
+            _link(copy, target)
+            return
+    target.mkdir(mode=0o750, parents=True)
+    for file in record.iterdir():
+        shutil.copy2(file, target / file.name)
+
+
+def _link(record: Path, target: Path) -> None:
+    target.mkdir(mode=0o750, parents=True)
+    for file in record.iterdir():
+        (target / file.name).hardlink_to(file)
 
 
 def _exchange(table: Path, part: Path, aside: Path) -> None:
@@ -353,10 +413,8 @@ def _records_of(archive: Archive, name: str) -> list[tuple[PullRecord, Path]]:
     Those of both copies: a power cut may have left the new records beside the old copy. Also what a commit
     that was cut has left to be remembered.
     """
-    backup = archive.hidden / FOLDER
-    folders = (backup / f"{RECORDS}{BEFORE}", backup / RECORDS, archive.hidden / "collections")
     found: dict[tuple[str, int, int], tuple[PullRecord, Path]] = {}
-    for record in (record for folder in folders for record in folders_of(folder / name)):
+    for record in (*archive.copied_records(name), *folders_of(archive.hidden / "collections" / name)):
         if not flaws(record):
             pull = read_pull(record)
             found.setdefault((pull.manifest_sha256, pull.year, pull.sequence), (pull, record))

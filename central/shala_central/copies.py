@@ -21,6 +21,7 @@ TABLES = (HISTORY, COLD, ENCRYPTED)
 # unpacked again.
 NEVER_EMPTY = (HISTORY, ENCRYPTED)
 FOLDER = "backup"
+RECORDS = "records"  # beside the copy of the history: the newest record of each server
 BEFORE = ".1"  # the copy before the last good one
 _WAY_OF_ROWS = "shala archive repair puts back what a copy has whole, --give-up forgets what none has"
 BUSY_SECONDS = 60  # to wait for another process that writes a table

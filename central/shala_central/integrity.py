@@ -362,7 +362,7 @@ def repair(archive: Archive, name: str, second: SecondCopy | None = None) -> Rep
     before = _record_flaws(archive, name)
     with changing(archive, name):
         others = second.records(name) if second is not None else []
-        others += folders_of(archive.hidden / "backup" / "records" / name)  # as they were last night
+        others += archive.copied_records(name)  # as they were last night, and the night before
         if before and not mend_record(archive, name, others):
             left = _record_flaws(archive, name)
             told = ", ".join(sorted(left))

@@ -227,6 +227,8 @@ def has_pull(record: Path) -> bool:
         wanted = (record / PULL_DIGEST).read_bytes().strip()
     except FileNotFoundError:
         return True
+    except OSError:
+        return False
     return _digest_or_none(record / PULL).encode() == wanted
 
 

@@ -168,6 +168,60 @@ def test_a_record_that_is_gone_comes_back_as_it_was_last_night(fleet, school):
     assert verify(fleet, school.name) == []
 
 
+@pytest.mark.parametrize("deed", UNREADABLE)
+def test_a_lost_record_is_named_every_night_and_its_last_good_copy_stays(fleet, school, other, deed):
+    whole = fleet.committed(school.name).pull
+    assert back_up(fleet) == []
+    deed(fleet, school)
+    for _ in range(3):
+        (found,) = back_up(fleet)
+        assert (found.path, "is damaged" in found.problem) == (f"the record of {school.name}", True)
+        deliver(fleet, other, NEWER)
+    assert repair(fleet, school.name).lost == []
+    assert fleet.committed(school.name).pull == whole
+    assert verify(fleet, school.name) == back_up(fleet) == []
+
+
+@pytest.mark.parametrize("name", ["HEAD", "collection.json", "files.txt", "pull.json"])
+def test_a_bit_that_changes_in_a_record_is_mended_of_the_copy_of_any_night_before(fleet, school, name):
+    assert back_up(fleet) == []
+    path = record_folder(fleet, school) / name
+    whole = path.read_bytes()
+    overwrite(path, whole[:9] + bytes([whole[9] ^ 1]) + whole[10:])
+    for _ in range(3):
+        (found,) = back_up(fleet)
+        assert (found.path, name in found.problem) == (f"the record of {school.name}", True)
+    assert repair(fleet, school.name).lost == []
+    assert (record_folder(fleet, school) / name).read_bytes() == whole
+
+
+def test_where_the_last_copy_of_a_record_is_damaged_too_the_one_before_mends(fleet, school):
+    back_up(fleet)
+    copies = fleet.hidden / "backup"
+    shutil.copytree(copies / "records", copies / "records.1")
+    for folder in (copies / "records" / school.name, collections(fleet, school)):
+        (files,) = folder.glob("*/files.txt")
+        overwrite(files, files.read_bytes()[:-9])
+    assert repair(fleet, school.name).lost == []
+    assert verify(fleet, school.name) == []
+
+
+def test_a_copy_of_a_record_is_a_file_of_its_own_and_takes_room_once(fleet, school, other):
+    def inodes(end: str) -> set[int]:
+        return {path.stat().st_ino for path in (fleet.hidden / f"backup/records{end}").rglob("files.txt")}
+
+    own = {path.stat().st_ino for path in (fleet.hidden / "collections").rglob("files.txt")}
+    back_up(fleet)
+    back_up(fleet)
+    assert inodes("") == inodes(".1")
+    assert (len(inodes("")), own & inodes("")) == (2, set())
+    deliver(fleet, school, GOOD)
+    back_up(fleet)
+    assert len(inodes("") & inodes(".1")) == 1
+    (copied,) = fleet.copied_records(school.name)[:1]
+    assert (copied.name, flaws(copied)) == (record_folder(fleet, school).name, [])
+
+
 def test_a_damaged_record_of_the_second_copy_mends_nothing(fleet, school, copy):
     for root in (fleet.root, copy):
         inside = (record_folder(fleet, school) / "files.txt").relative_to(fleet.root)
