@@ -21,7 +21,7 @@ from shala_central.bag import FILES, Bag
 from shala_central.failure import CentralError, UsageError
 from shala_central.history import Version
 from shala_central.listing import lines_of, merged, readable, select
-from shala_central.mending import mend_pointer, mend_view
+from shala_central.mending import mend_pointer, mend_record, mend_view
 from shala_central.publish import (
     make_folders,
     publish,
@@ -41,6 +41,7 @@ from shala_central.records import (
     digests_of_lists,
     flaws,
     folders_of,
+    has_pull,
     is_whole,
     lists_are_whole,
     published_in,
@@ -105,7 +106,7 @@ def commit(
     for file in received.iterdir():
         if file.is_file():
             (record / file.name).hardlink_to(file)
-    previous = archive.committed(name) if archive.is_readable(name) else None
+    previous = _previous(archive, name, pull.state)
     if previous is None and any(
         (left / VIEW).exists() for left in folders_of(archive.hidden / "collections" / name)
     ):
@@ -126,6 +127,26 @@ def commit(
             pull = pull.received_before(previous.pull)
     _publish(archive, name, record, pull, fresh=fresh)
     close_release(archive, name)
+
+
+def _previous(archive: Archive, name: str, state: str) -> Committed | None:
+    """Return what is committed now, None where its record does not tell what was held back.
+
+    What a damaged pull.json says would be whole again with the next record, and in the history.
+    """
+    if not archive.is_readable(name):
+        return None
+    committed = archive.require_committed(name)
+    if has_pull(committed.record):
+        return committed
+    mend_record(archive, name, archive.copied_records(name))
+    committed = archive.require_committed(name)
+    if has_pull(committed.record):
+        logger.warning("%s of %s was damaged, and is again as the nightly copy has it", PULL, name)
+        return committed
+    if (committed.record / VIEW).exists():
+        return None
+    return msgspec.structs.replace(committed, pull=pull_of(committed.record, state))
 
 
 def accept(archive: Archive, name: str, items: Sequence[str] = ()) -> list[str]:

@@ -341,10 +341,11 @@ def what_is_left(record: Path, state: str) -> PullRecord:
 
 def pull_of(record: Path, state: str) -> PullRecord:
     """Return how the collection of a record came; of one that a disk has damaged what is left of it."""
-    try:
-        return read_pull(record)
-    except (FileNotFoundError, RecordDamaged):
-        return what_is_left(record, state)
+    with contextlib.suppress(FileNotFoundError, RecordDamaged):
+        pull = read_pull(record)
+        if has_pull(record):
+            return pull
+    return what_is_left(record, state)
 
 
 def read_collection(record: Path) -> Collection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -19,17 +20,21 @@ from shala_central.records import (
     ENCRYPTED,
     HEAD,
     PUBLISHED,
+    PULL,
     PULL_DIGEST,
     VIEW,
     PullRecord,
     RecordDamaged,
     digest_sealed,
     has_published_list,
+    has_pull,
     has_sealed_list,
     has_view,
     pull_of,
     read_pull,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class NotRemembered(CentralError):
@@ -290,6 +295,11 @@ def remember(history: History, name: str, record: Path, newest: Path) -> bool:
     old = old if has_sealed_list(record) else readable(old)
     back = changes_between(lines_of(newest / FILES), old)
     pull = pull_of(record, read_pull(newest).state)
+    if not has_pull(record):  # as it is it would be given a sum, and pass for good ever after
+        logger.warning(
+            "%s of collection %s of %s was damaged: in the history stands what its other files tell",
+            *(PULL, pull.sequence, name),
+        )
     if VIEW in files and not has_view(record):
         files[VIEW] = b"".join(readable(lines_in(files[VIEW])))
         pull = msgspec.structs.replace(pull, view_sha256=hashlib.sha256(files[VIEW]).hexdigest())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from central_school import School, deliver, overwrite
+from central_school import School, deliver, overwrite, tree_of
 from shala_central.archive import Archive
 from shala_central.backup import back_up
 from shala_central.checkout import checkout
@@ -23,7 +23,7 @@ from shala_central.mending import mend_earlier_years
 from shala_central.records import RecordDamaged, flaws
 from shala_central.retention import prune
 from shala_central.verify import verify
-from shala_central.versions import record_of, version_of, versions_of
+from shala_central.versions import pulls_of, record_of, version_of, versions_of
 
 GOOD = {"gstudio/db/a": b"good", "gstudio/qbank/q": b"q1"}
 NEWER = {"gstudio/db/a": b"newer", "gstudio/qbank/q": b"q1"}
@@ -307,10 +307,59 @@ def flip_pull(archive: Archive, school: School, field: str) -> None:
     """Change a bit of the last character of a field of pull.json."""
     pull = record_folder(archive, school) / "pull.json"
     raw = bytearray(pull.read_bytes())
-    found = re.search(rb'"%s":"?([0-9a-f]+)' % field.encode(), raw)
+    found = re.search(rb'"%s":"?([0-9a-f-]+)' % field.encode(), raw)
     assert found is not None
     raw[found.end() - 1] ^= 4
     overwrite(pull, bytes(raw))
+
+
+def pulled_in_history(archive: Archive, school: School) -> list[str]:
+    with archive.history() as history:
+        return [version.pulled for version in history.versions(school.name)]
+
+
+@pytest.mark.parametrize("field", ["pulled", "sequence", "manifest_sha256"])
+def test_a_changed_pull_record_is_put_back_of_the_nightly_copy_before_it_goes_into_the_history(
+    fleet, school, field, caplog
+):
+    back_up(fleet)
+    pull = fleet.committed(school.name).pull
+    flip_pull(fleet, school, field)
+    deliver(fleet, school, {"gstudio/db/a": b"newest"})
+    assert pulled_in_history(fleet, school)[-1] == pull.pulled
+    assert [version.sequence for version in versions_of(fleet, school.name)] == [1, 2, 3]
+    assert pulls_of(fleet, school.name)[1].is_of_same_collection(pull)
+    assert f"pull.json of {school.name} was damaged" in caplog.text
+
+
+@pytest.mark.parametrize("field", ["pulled", "sequence", "manifest_sha256"])
+def test_nothing_that_a_changed_pull_record_says_goes_into_the_history(fleet, school, field, caplog):
+    pull = fleet.committed(school.name).pull
+    flip_pull(fleet, school, field)
+    wrong = fleet.committed(school.name).pull
+    deliver(fleet, school, {"gstudio/db/a": b"newest"})
+    assert pulls_of(fleet, school.name)[1].is_of_same_collection(pull)
+    assert pulled_in_history(fleet, school)[-1] != wrong.pulled
+    assert f"pull.json of collection 2 of {school.name} was damaged" in caplog.text
+    assert verify(fleet, school.name) == []
+
+
+@pytest.mark.parametrize("is_copied", [True, False])
+def test_what_a_changed_pull_record_says_was_held_back_is_not_believed(fleet, school, is_copied, caplog):
+    deliver(fleet, school, {**NEWER, "gstudio/db/a": b"half"}, "db")
+    held = fleet.committed(school.name).pull.held
+    assert list(held) == ["gstudio/db"]
+    if is_copied:
+        back_up(fleet)
+    pull = record_folder(fleet, school) / "pull.json"
+    overwrite(pull, pull.read_bytes().replace(b'{"gstudio/db":"2@', b'{"gstudio/db":"1@'))
+    assert fleet.committed(school.name).pull.held != held
+    newest = {**NEWER, "gstudio/db/a": b"half again"}
+    deliver(fleet, school, newest, "db")
+    assert fleet.committed(school.name).pull.held == (held if is_copied else {})
+    assert (b"newer" in tree_of(fleet.committed(school.name).tree).values()) == is_copied
+    assert ("not known any more" in caplog.text) != is_copied
+    assert verify(fleet, school.name) == damaged_objects(fleet, school.name) == []
 
 
 WHICH_ONE = ["sequence", "year", "manifest_sha256"]
