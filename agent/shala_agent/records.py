@@ -617,8 +617,7 @@ class Records:
         self._set_meta("zone", zone)
         # Its changes are in the records that are written anew below; its counters are those of the old log.
         self._database.query("DELETE FROM tail")
-        # The other zone has not been told anything yet, and its list begins elsewhere.
-        self._database.query("DELETE FROM told")
+        # The list of the other zone begins elsewhere.
         self._database.query("DELETE FROM left_out")
         # A centre that both zones are of is where it was; another one's records do not go there.
         url = "kept url" if before is not None and before.centre == centre else ""
@@ -634,7 +633,18 @@ class Records:
             said = before.tables.written_by(logs)
             for page in _pages(Change(one.type, one.key, one.value, one.at) for one in said):
                 self._write(page, at=0)
+        self._forget_what_is_not_here()
         self._forget_left_zones()
+
+    def _forget_what_is_not_here(self) -> None:
+        """Have sources say again what the other zone has not been told. What is here was heard: of a record
+        that several servers write an old word would go before what others have said since.
+        """
+        self._database.query(
+            "DELETE FROM told WHERE NOT EXISTS (SELECT 1 FROM record r WHERE r.zone = ?"
+            " AND r.type = told.type AND r.key = told.key AND r.value IS NOT NULL)",
+            (self._require_store().zone,),
+        )
 
     def _forget_left_zones(self) -> None:
         """Forget what others wrote in zones that this server has left: it is of children whom nobody here

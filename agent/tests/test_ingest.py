@@ -346,6 +346,29 @@ def test_two_servers_settle_what_they_say_of_an_account_once_one_of_them_says_it
     assert not records.record("account", "administrator").conflict
 
 
+def test_in_another_zone_an_old_row_of_an_account_of_no_server_does_not_replace_what_was_said_since(
+    school: School, records: Records, hear
+):
+    derived.dump(school, [(1, "administrator", "Nipe", "Zora")])
+    hear()
+    records.write([Change("account", "administrator", {"first_name": "Vigu"})], 5)  # as if it were synced
+    records.enrol("rj", bytes(CENTRE.verify_key), records.store.own)
+    hear()
+    assert name_of(records, "administrator") == "Vigu"
+    derived.dump(school, [(1, "administrator", "Ravinder", "Zora")])
+    hear()
+    assert name_of(records, "administrator") == "Ravinder"
+
+
+def test_what_another_zone_does_not_have_is_heard_there_again(school: School, records: Records, hear):
+    comes_from_elsewhere(records, "ravi", {"username": "ravi", "first_name": "Ravi"})
+    derived.dump(school, [(7, "ravi", "Ravinder", "")])
+    assert hear().changed == {}
+    records.enrol("rj", bytes(CENTRE.verify_key), records.store.own)
+    assert hear().changed == {"account": 1}
+    assert name_of(records, "ravi") == "Ravinder"
+
+
 def test_a_course_adds_up_units_of_all_servers(school: School, records: Records, hear):
     derived.progress(school, [derived.progress_row(STUDENT, "Unit 0")], unit="eb-unit0")
     elsewhere = {"module_name": "[u'English Beginner']", "total_lessons": 6, "lessons_visited": 5}
