@@ -589,13 +589,18 @@ class Records:
                 new.append(change)
         return new
 
-    def _write(self, changes: Sequence[Change], at: int) -> int:
+    def _write(self, changes: Sequence[Change], at: int, *, settles: bool = True) -> int:
+        """Write changes. Who `settles` has looked at what others say: what he says goes before it, also where
+        one of them says it already.
+        """
         store = self._require_store()
         log, counter = self._own_log(), self.counter
         states = store.tables.states({(change.type, change.key) for change in changes})
         entries: list[tuple[int, bytes]] = []
         for change in _last_of_each(changes).values():
             state = states.get((change.type, change.key))
+            if not settles and state is not None and _is_said(change, state):
+                continue
             entry = _entry_of(change, state, log, at if change.at is None else change.at)
             if entry is not None:
                 counter += 1
@@ -632,7 +637,7 @@ class Records:
         if before is not None:
             said = before.tables.written_by(logs)
             for page in _pages(Change(one.type, one.key, one.value, one.at) for one in said):
-                self._write(page, at=0)
+                self._write(page, at=0, settles=False)
         self._forget_what_is_not_here()
         self._forget_left_zones()
 
@@ -851,6 +856,14 @@ def _entry_of(change: Change, state: State | None, log: bytes, at: int) -> Entry
         seen = {name: counter for name, counter in {**first, **state.seen}.items() if name != log}
         context = _bounded(seen) or None
     return Entry(change.type, change.key, known.schema, depth, at, value, context)
+
+
+def _is_said(change: Change, state: State) -> bool:
+    """Return whether one of those whose word counts says already what a change does."""
+    new, policy = change.value, TYPES[change.type].policy
+    return new is not None and any(
+        one.value is not None and next_value(one.value, new, policy) is None for one in state.siblings
+    )
 
 
 def _digest(change: Change) -> bytes:

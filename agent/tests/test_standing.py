@@ -204,6 +204,24 @@ def test_who_comes_back_to_a_zone_says_there_what_was_not_cut_when_it_left(here,
     assert says(there) == says(here) == {"account/zo": {"first_name": "Zo"}, "account/mary": {}}
 
 
+@pytest.mark.parametrize("shown", ["here", "there"])
+def test_who_comes_back_to_a_zone_settles_no_conflict_that_nobody_has_spoken_to(here, there, shown):
+    for server, name in ((here, "here"), (there, "there")):
+        for word in ("draft", name) if name == shown else (name,):
+            server.write([account("zo", first_name=word)], at=1)
+    (theirs,) = segments(there, OTHER)
+    here.accept(theirs, from_centre=False)  # by a carrier: it stays when the zone is left
+    give(there, *segments(here, OLD))
+    enrol(here, OLD, "rj", said("enrol", OLD, 1, "rj"))
+    told = [said("revoke", OLD, 2), said("enrol", OLD, 3)]
+    enrol(here, OLD, "mz", *told)
+    there.state(told)
+    give(there, *segments(here, OLD))
+    assert says(there) == says(here) == {"account/zo": {"first_name": shown}}
+    assert here.record("account", "zo").conflict
+    assert there.record("account", "zo").conflict
+
+
 # -- when the records are made anew --------------------------------------------------------------------------
 
 
