@@ -264,12 +264,14 @@ class Records:
         with self._transaction():
             before = self.store
             if before is None or before.name != zone:
-                self._move(before, zone, centre, key)
-            elif before.own != key:
-                self._renew(None, key)
+                self._move(before, zone, centre, key, statements)
+            else:
+                # First: by them it knows what of its logs was cut off, and names that as nobody else does.
+                self._state(statements)
+                if before.own != key:
+                    self._renew(None, key)
             # What was refused may have been so for want of this enrolment.
             self._database.query("UPDATE segment SET at_centre = ? WHERE at_centre = ?", (_LACKING, _REFUSED))
-            self._state(statements)
             if before is not None:
                 # Maybe because the centre was restored from a backup: it hears all that it said.
                 self.doubt_statements()
@@ -611,7 +613,9 @@ class Records:
             self._set_meta("counter", counter)
         return len(entries)
 
-    def _move(self, before: Store | None, zone: str, centre: bytes, key: bytes) -> None:
+    def _move(
+        self, before: Store | None, zone: str, centre: bytes, key: bytes, statements: Iterable[bytes]
+    ) -> None:
         """Become a device of another zone, and write there anew what was written here."""
         self._database.query(
             "INSERT INTO zone (name, centre) VALUES (?, ?) ON CONFLICT (name) DO UPDATE"
@@ -632,8 +636,13 @@ class Records:
         self._begin_epoch()
         self._set_meta("key", key)
         self._store = None
-        # Who comes back has only what is in segments: the rest is among the values that are written now.
-        self._require_store().rebuild()
+        # Who comes back has only what is in segments: the rest is among the values that are written now; what
+        # was cut off there is older than those, and comes first.
+        store = self._require_store()
+        with store.together():
+            self._state(statements)
+            store.stale = True
+        self._write_anew()
         if before is not None:
             said = before.tables.written_by(logs)
             for page in _pages(Change(one.type, one.key, one.value, one.at) for one in said):

@@ -277,16 +277,26 @@ def test_statements_that_come_together_make_all_anew_once(here, there, rebuilds)
     assert (says(there), len(rebuilds)) == ({}, 1)
 
 
-def test_who_goes_on_from_a_branch_that_was_cut_off_replaces_nothing_of_the_other_one(here, there, tmp_path):
-    restored = copy_of(here, tmp_path / "restored.sqlite")  # the disk is set back to this
+@pytest.fixture
+def restored(here, tmp_path) -> Records:
+    """The disk of the one that is here, set back to what it was in the beginning."""
+    return copy_of(here, tmp_path / "restored.sqlite")
+
+
+def cut_off_at(log: bytes, counter: int, *heads: bytes) -> bytes:
+    """Return a revocation by which of a log only these segments count, up to a counter."""
+    ids = [read_segment(head).id.hex() for head in heads]
+    return said("revoke", OLD, 2, cut_offs={log.hex(): counter}, heads={log.hex(): ids})
+
+
+def test_who_goes_on_from_a_branch_that_was_cut_off_replaces_nothing_of_the_other_one(here, there, restored):
     here.write([account("zo", first_name="Zo"), account("kim")], at=1)
     (lost,) = segments(here, OLD)
     give(there, lost)
     restored.write([account("mary", first_name="Mary"), account("lal")], at=2)
     restored.cut(OLD)
     restored.write([account("mary", first_name="Maria"), account("zo", first_name="Zodin")], at=3)
-    head, log = read_segment(lost).id.hex(), here.log.hex()
-    told = [said("revoke", OLD, 2, cut_offs={log: 2}, heads={log: [head]}), said("enrol", OLD, 3)]
+    told = [cut_off_at(here.log, 2, lost), said("enrol", OLD, 3)]
     for server in (restored, there):
         server.state(told)
     give(restored, lost)
@@ -295,6 +305,49 @@ def test_who_goes_on_from_a_branch_that_was_cut_off_replaces_nothing_of_the_othe
     assert there.record("account", "mary").value == {"first_name": "Maria"}
     assert not there.record("account", "mary").conflict
     assert there.record("account", "zo").conflict  # nobody who wrote one of the two has seen the other
+
+
+def test_who_gets_a_new_key_on_a_branch_that_was_cut_off_replaces_nothing_of_the_other_one(
+    here, there, restored
+):
+    here.write([account("zo", first_name="Zo")], at=1)
+    (lost,) = segments(here, OLD)
+    give(there, lost)
+    restored.write([account("mary", first_name="Mary")], at=2)
+    restored.cut(OLD)
+    restored.write([account("mary", first_name="Maria"), account("zo", first_name="Zodin")], at=3)
+    told = [cut_off_at(here.log, 1, lost), said("enrol", NEW, 1)]
+    enrol(restored, NEW, "mz", *told)
+    there.state(told)
+    give(restored, lost)
+    give(there, *segments(restored, NEW))
+    assert says(there) == says(restored)
+    assert [one.key for one in there.records() if one.conflict] == ["zo"]
+    assert there.record("account", "mary").value == {"first_name": "Maria"}
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_who_comes_back_to_a_branch_that_was_cut_off_replaces_nothing_of_the_other_one(
+    here, there, restored, known
+):
+    here.write([account("zo", first_name="Zo")], at=1)
+    (lost,) = segments(here, OLD)
+    give(there, lost)
+    restored.write([account("zo", first_name="Zodin"), account("mary"), account("kim")], at=2)
+    restored.cut(OLD)
+    told = [cut_off_at(here.log, 1, lost), said("enrol", OLD, 3)]
+    if known:
+        restored.state(told[:1])
+    enrol(restored, OLD, "rj", said("enrol", OLD, 1, "rj"))
+    restored.write([account("zo", first_name="Zodina"), Change("account", "kim", None)], at=3)
+    enrol(restored, OLD, "mz", *told)
+    there.state(told)
+    give(restored, lost)
+    give(there, *segments(restored, OLD))
+    assert says(there) == says(restored)
+    names = {one.value for one in there.record("account", "zo").siblings}
+    assert names == {'{"first_name":"Zo"}', '{"first_name":"Zodina"}'}
+    assert says(there).keys() == {"account/zo", "account/mary"}  # what was deleted in between stays so
 
 
 def test_what_was_cut_off_has_seen_what_counts_of_its_log(here, there):

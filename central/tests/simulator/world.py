@@ -872,9 +872,11 @@ class World:
             for name, row in state(school.file, old, types).items()
             if row.siblings[0].log in own and row.value is not None
         }
-        # What it has of the zone if it comes back: what it kept when it left.
-        kept = self.model.segments(school.file, new).values()
-        there = self.model.newest(one.id for held in kept for one in held.copies if self.model.counts(one))
+        # What it has of the zone if it comes back: what it kept when it left, and of what it has cut itself also
+        # what was cut off since, which it writes anew.
+        cut = {bytes(id_) for (id_,) in look(school.file).execute("SELECT id FROM segment WHERE ours > 0")}
+        kept = [one for held in self.model.segments(school.file, new).values() for one in held.copies]
+        there = self.model.newest(one.id for one in kept if one.segment in cut or self.model.counts(one))
         before = self.everywhere()
         if not self._ask_to_enter(school, chance, ""):
             return
