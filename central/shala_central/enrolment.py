@@ -259,10 +259,16 @@ def _holder(session: Session, name: str, id_: bytes) -> list[bytes]:
 def _answer(
     zones: Zones, session: Session, zone: Zone, key: bytes, url: str, *, everything: bool
 ) -> EnrolAnswer:
-    """Return what a device needs to know: online its own statements (the others come with the next sync),
-    in a file all of them.
+    """Return what a device needs to know: online the statements about it and about those that had its name
+    before, by which it knows what of its logs was cut off (the next sync has the others); in a file all.
     """
-    only, parameters = ("", (zone.id,)) if everything else (' AND s."key" = ?', (zone.id, key))
+    only = ""
+    parameters: tuple[object, ...] = (zone.id,)
+    if not everything:
+        only = (
+            ' AND s."key" IN (SELECT "key" FROM device WHERE name = (SELECT name FROM device WHERE id = ?))'
+        )
+        parameters += (hashlib.sha256(key).digest(),)
     rows = session.query(
         "SELECT s.data FROM statement s JOIN arrival a ON a.id = s.id"  # noqa: S608 - constants
         f" WHERE s.zone = ?{only} ORDER BY a.place",

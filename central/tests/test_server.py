@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import signal
@@ -728,6 +729,16 @@ def test_a_server_with_a_new_disk_replaces_the_old_device_and_the_old_records_st
     new.sync()
     assert new.values() == {("account", "zo"): {"first_name": "Zo"}}
     assert old.send("POST", "/v1/sync", msgspec.json.encode(old.sync_request())).status == 403
+
+
+def test_who_replaces_a_device_is_told_at_once_what_of_it_was_cut_off(served, join, tmp_path):
+    join("2031017-mz17")
+    join("2031018-mz18")
+    new = Device("2031017-mz17", tmp_path / "new-key", served)
+    answer = new.enrol(served.token("mz", "2031017-mz17", replaces=True))
+    told = [membership.decode_statement(base64.b64decode(one)) for one in answer.json["statements"]]
+    assert [one.kind for one in told] == ["enrol", "revoke", "enrol"]
+    assert told[0].key == told[1].key != told[2].key == new.key.verify_key.encode().hex()
 
 
 def test_a_device_that_was_enrolled_anew_goes_on_in_a_new_epoch(served, join):
