@@ -700,11 +700,12 @@ class Records:
         """
         store = self._require_store()
         member = store.member(store.own)
-        if not member.lives:
-            return
+        # Also who is not taken in again goes on in a log of which nothing was cut off.
         if self._own_log() in member.cut_offs:
             self._renew(None)
             store = self._require_store()
+        if not member.lives:
+            return
         # The newest first: what it has seen is not written again.
         for id_ in self._cut_off(store):
             if (segment := store.read(id_)) is None:

@@ -159,7 +159,8 @@ class Store:
         for log in self._forked():
             branches_of_it = {branch for branch in self._apart(log).branch.values() if branch is not None}
             found |= {branch_id(log, branch): found[log] for branch in branches_of_it if log in found}
-        return found
+        apart = {self._named(self.own, log, id_)[0] for id_, log in self._own_apart()}
+        return found | dict.fromkeys(apart, self.own)
 
     def to_be_forgotten(self, id_: bytes) -> set[int]:
         """Return the counters of those entries of a segment that the centre wants forgotten."""
@@ -216,6 +217,8 @@ class Store:
                     self._release(id_)
                 elif limit is not None and limit < last:
                     self.stale = True  # some of it was applied that counts no more
+            if key == self.own and self._own_apart():
+                self.stale = True  # some of it has another name now
 
     def limit(self, key: bytes, log: bytes, id_: bytes) -> int | None:
         """Return the greatest counter of a device's log that counts in one segment of it, None where all do;
@@ -256,8 +259,29 @@ class Store:
         entries: Iterable[tuple[int, bytes]] = segment.numbered()
         if limit is not None:
             entries = ((counter, entry) for counter, entry in entries if counter <= limit)
-        label, seen = self.label(segment.log, segment.id), self.seen_before(segment.log, segment.id)
+        label, seen = self._named(header.key, segment.log, segment.id)
         self.tables.apply(label, entries, self.clip, seen=seen)
+
+    def _named(self, key: bytes, log: bytes, id_: bytes) -> tuple[bytes, Vector]:
+        """Return by which log id the records name a segment, and what it has seen of its log besides.
+
+        What was cut off of this server itself goes on to count here while it does not belong to the zone, but
+        not as what others have of that log.
+        """
+        if key == self.own and not self.member(key).lives:
+            return self.named_by_author(log, id_)
+        return self.label(log, id_), self.seen_before(log, id_)
+
+    def _own_apart(self) -> list[tuple[bytes, bytes]]:
+        """Return id and log of the own segments that were cut off and go on to count here."""
+        member = self.member(self.own)
+        if member.lives:
+            return []
+        return [
+            (id_, log)
+            for id_, log, *_ in self._segments_of(self.own)
+            if log in member.heads and id_ not in self._below_heads(log, member)
+        ]
 
     def _below_heads(self, log: bytes, member: Member) -> set[bytes]:
         """Return the ids of the segments of a cut-off log that count: the ends that it had, and what they are

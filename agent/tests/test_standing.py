@@ -350,6 +350,38 @@ def test_who_comes_back_to_a_branch_that_was_cut_off_replaces_nothing_of_the_oth
     assert says(there).keys() == {"account/zo", "account/mary"}  # what was deleted in between stays so
 
 
+def test_a_revoked_server_that_begins_a_new_epoch_goes_on_from_what_was_cut_off_of_it(here, there, restored):
+    here.write([account("zo", first_name="Zo")], at=1)
+    (lost,) = segments(here, OLD)
+    give(there, lost)
+    restored.write([account("zo", first_name="Zodin"), account("kim"), account("mary")], at=2)
+    restored.cut(OLD)
+    restored.write([account("zo", first_name="Zodina"), Change("account", "kim", None)], at=3)
+    told = [cut_off_at(here.log, 1, lost), said("enrol", OLD, 3)]
+    restored.state(told[:1])
+    restored.renew()
+    assert says(restored) == {"account/zo": {"first_name": "Zodina"}, "account/mary": {}}
+    assert [one.key for one in restored.records() if one.conflict] == []
+    assert {restored.authors()[one.log] for one in restored.records()} == {"mz17"}
+    for server in (restored, there):
+        server.state(told)
+    give(restored, lost)
+    give(there, *segments(restored, OLD))
+    assert says(there) == says(restored)
+    assert there.record("account", "zo").conflict  # also what it has written since replaces nothing of others
+    assert says(there).keys() == {"account/zo", "account/mary"}
+
+
+def test_a_server_that_moves_after_its_revocation_takes_along_what_was_cut_off(here, there, restored):
+    here.write([account("zo", first_name="Zo")], at=1)
+    (lost,) = segments(here, OLD)
+    restored.write([account("mary")], at=2)
+    restored.cut(OLD)
+    restored.state([cut_off_at(here.log, 1, lost)])
+    enrol(restored, OLD, "rj", said("enrol", OLD, 1, "rj"))
+    assert says(restored) == {"account/mary": {}}
+
+
 def test_what_was_cut_off_has_seen_what_counts_of_its_log(here, there):
     here.write([account("zo"), account("kim")], at=1)
     (head,) = segments(here, OLD)
