@@ -18,15 +18,25 @@ from simulator.world import ACTIONS, Violation, World
 _COPIES = (
     "restore",
     "clone",
+    "go_on_alone",
     "restore_centre",
     "forget_session",
 )  # after which ids of segments decide about names
 # What a run is about: these actions are so many times as likely in it.
 _THEMES: tuple[dict[str, float], ...] = (
     {},
-    {"backup": 3, "restore": 3, "clone": 4, "cut": 3, "load": 2, "unload": 2},
+    {"backup": 3, "restore": 3, "clone": 4, "cut": 3, "load": 2, "unload": 2, "go_on_alone": 3},
     {"backup_centre": 2, "restore_centre": 2, "forget_session": 3, "sync": 2},
-    {"revoke": 5, "enrol_again": 5, "move": 5, "redact": 4, "replace_disk": 3, "new_school": 2},
+    {
+        "revoke": 5,
+        "enrol_again": 5,
+        "move": 5,
+        "redact": 4,
+        "replace_disk": 3,
+        "new_school": 2,
+        "new_key": 3,
+        "go_on_alone": 3,
+    },
 )
 Mutation = Callable[[], AbstractContextManager[object]]
 

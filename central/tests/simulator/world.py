@@ -399,7 +399,13 @@ class World:
         """Have a school write some changes."""
         if (school := self._some(chance)) is None:
             return
+        self._write_some(school, chance)
+
+    def _write_some(self, school: School, chance: random.Random, *users: str) -> None:
         changes = {}
+        for user in users:
+            self._number += 1
+            changes["account", user] = Change("account", user, {"w": self._number})
         for _ in range(chance.choice((1, 1, 2, 3, 8))):
             change = self._change(school, chance)
             changes[change.type, change.key] = change
@@ -595,12 +601,38 @@ class World:
         ]
         if not pairs:
             return
-        school, backup = chance.choice(pairs)
+        self._set_back(*chance.choice(pairs))
+
+    def _set_back(self, school: School, backup: Backup) -> None:
+        # A revocation may name a head that this disk has no more: it cannot tell what came before that.
+        segments = self.model.segments(backup.folder / school.file.name).values()
+        self.model.copied |= {one.id for held in segments if held.key == school.public for one in held.copies}
         with self._destroying():
             self._put_on(school, backup)
         self.set_back.add(school.public)
         self.faults["restored backups"] += 1
         self.note("restore", school.name, school.syncs)
+
+    def do_go_on_alone(self, chance: random.Random) -> None:
+        """Set a disk back after a sync, and have the school write and cut from there, so that its log goes on in
+        one way at the centre and in another one here; then it gets a new key, or leaves its zone and comes back.
+        """
+        school = self._some(chance, living=True)
+        if school is None or school.public in self.clones:
+            return
+        backup, user = self._copied(school), chance.choice(self._users)
+        self._write_some(school, chance, user)
+        self.sync(school, chance)
+        self._set_back(school, backup)
+        self._write_some(school, chance, user)
+        self._as(school, chance, lambda: school.records.cut(school.key))
+        self._write_some(school, chance, user)
+        if chance.random() < 0.5:
+            self._change_key(school, chance)
+            return
+        for _ in range(2):
+            self._move(school, chance)
+            self._write_some(school, chance, user)
 
     def _put_on(self, school: School, backup: Backup) -> None:
         file = backup.folder / school.file.name
@@ -829,6 +861,17 @@ class World:
         if self._enrol(school, chance, replaces=False):
             self.faults["enrolled again"] += 1
 
+    def do_new_key(self, chance: random.Random) -> None:
+        """A school loses its key, or has it made anew, and keeps its records: its old device is replaced."""
+        school = self._some(chance, living=True)
+        if school is not None and school.public not in self.clones:
+            self._change_key(school, chance)
+
+    def _change_key(self, school: School, chance: random.Random) -> None:
+        school.key = SigningKey(chance.randbytes(32))
+        if self._enrol(school, chance, replaces=True):
+            self.faults["new keys"] += 1
+
     def do_redact(self, chance: random.Random) -> None:
         """Have all that is known of a record forgotten for good."""
         zone = chance.choice(self.zones)
@@ -846,13 +889,16 @@ class World:
         self.note("redact", zone, *name)
 
     def do_move(self, chance: random.Random) -> None:
-        """Move a school to another zone; what it has written goes along."""
-        if len(self.zones) < 2 or (school := self._some(chance, living=True)) is None:
+        """Move a school to another zone."""
+        if (school := self._some(chance, living=True)) is not None and school.public not in self.clones:
+            self._move(school, chance)
+
+    def _move(self, school: School, chance: random.Random) -> None:
+        """Move a school to the other zone, if there is one; what it has written goes along."""
+        if len(self.zones) < 2:
             return
         old, key = school.zone, school.public
         own = {held.log for held in self.model.segments(school.file, old).values() if held.key == key}
-        if key in self.clones:
-            return
         new = next(zone for zone in self.zones if zone != old)
         device = hashlib.sha256(key).digest().hex()
 
@@ -1054,5 +1100,5 @@ ACTIONS = {
     "write": 28, "sync": 28, "load": 7, "unload": 7, "cut": 3, "backup": 4, "restore": 3.5, "clone": 1,
     "revoke": 0.8, "replace_disk": 0.6, "new_school": 0.8, "update": 1, "backup_centre": 2.5,
     "restore_centre": 2, "forget_session": 2, "restart_centre": 1, "jump": 3, "late": 4, "hear_again": 1, "forge": 1, "poison": 1,
-    "redact": 0.5, "move": 0.8, "enrol_again": 1,
+    "redact": 0.5, "move": 0.8, "enrol_again": 1, "new_key": 0.8, "go_on_alone": 0.5,
 }  # fmt: skip
