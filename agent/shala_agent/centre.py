@@ -212,7 +212,7 @@ class Centre:
             self.traffic.requests += 1
             self.traffic.up += len(method) + len(request.url.raw_path) + 12 + _size(request.headers)
             response = client.send(request, stream=True)
-        except (httpx.TransportError, httpx.InvalidURL, OSError) as error:
+        except (httpx.TransportError, httpx.InvalidURL, UnicodeError, OSError) as error:
             raise self._explained(error) from None
         self.traffic.down += 15 + len(response.reason_phrase) + _size(response.headers)
         return response
@@ -296,7 +296,7 @@ class Centre:
 
         self.close()
         reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL):
+        if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL | UnicodeError):
             return CentreRefuses(f"{self.url} is no address of a centre: {reason}")
         if "CERTIFICATE_VERIFY_FAILED" in reason:
             return CentreRefuses(

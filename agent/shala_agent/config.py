@@ -47,9 +47,11 @@ State = Annotated[
     str, msgspec.Meta(pattern=r"^[a-z]{2,8}\Z", description='a state code in small letters, such as "mz"')
 ]
 
+# As the role central takes them (tasks/serve.yml): names in an inventory have underscores.
+HOST = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])"
 # Without TLS only to the machine itself: names of children travel here.
 PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
-TLS = rf"https://[A-Za-z0-9.-]+(:{PORT})?"
+TLS = rf"https://{HOST}(:{PORT})?"
 LOOPBACK = rf"http://(127\.0\.0\.1|localhost|\[::1\])(:{PORT})?"
 Url = Annotated[
     str,

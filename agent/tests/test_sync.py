@@ -614,6 +614,22 @@ def test_nobody_there_is_said_in_one_line_and_nothing_is_lost(hill: Server, cent
     assert last_sync(hill.records) == result
 
 
+@pytest.mark.parametrize("name", ["shala..example", "a" * 64, "xn--a", "[::1::]"])
+def test_what_is_no_name_of_a_host_is_said_in_one_line(hill: Server, centre: LittleCentre, name: str):
+    centre.url = f"https://{name}"
+    result = hill.sync()
+    assert result.outcome == "refused"
+    assert f"https://{name} is no address of a centre: " in result.reason
+
+
+@pytest.mark.parametrize("name", ["shala_centre.invalid", "[::1]", "[::ffff:127.0.0.1]"])
+def test_a_name_with_underscores_and_an_address_of_ipv6_are_asked(
+    hill: Server, centre: LittleCentre, name: str
+):
+    centre.url = f"https://{name}:1"
+    assert hill.sync().reason.startswith(f"https://{name}:1 does not answer: ")
+
+
 @pytest.mark.parametrize(
     "answer",
     [

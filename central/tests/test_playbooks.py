@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,7 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from shala_agent.config import SyncConfig
+from shala_central.config import ZoneSettings, read_config
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -237,3 +244,42 @@ def test_the_roles_certificate_is_good_whatever_a_schools_clock_says_and_made_on
         )
         assert done.returncode == 0, (clock, done.stderr)
     assert "changed=0 " in make_certificates(tmp_path, "fd00::17").stdout
+
+
+def test_a_centre_reads_what_the_role_writes_whatever_it_is_called_in_the_inventory(tmp_path):
+    hosts = {
+        "shala_centre": {},
+        "named.by.address": {"ansible_host": "2001:db8::1", "central_zones_port": 8443},
+        "of no zones": {"central_zones_enabled": False},
+    }
+    defaults = yaml.safe_load((REPOSITORY / "roles/central/defaults/main.yml").read_text())
+    said = {**defaults, "ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    (tmp_path / "hosts.yml").write_text(json.dumps({"all": {"vars": said, "hosts": hosts}}))
+    (tmp_path / "write.yml").write_text(
+        f"""
+- hosts: all
+  gather_facts: false
+  vars_files: [{REPOSITORY}/roles/central/vars/main.yml]
+  tasks:
+    - ansible.builtin.template:
+        src: {REPOSITORY}/roles/central/templates/central.toml.j2
+        dest: "{tmp_path}/{{{{ inventory_hostname }}}}.toml"
+        mode: "0644"
+"""
+    )
+    done = run("-i", str(tmp_path / "hosts.yml"), str(tmp_path / "write.yml"))
+    assert done.returncode == 0, done.stdout
+    assert {path.stem: read_config(path).zones.url for path in tmp_path.glob("*.toml")} == {
+        "shala_centre": "https://shala_centre",
+        "named.by.address": "https://[2001:db8::1]:8443",
+        "of no zones": "",
+    }
+
+
+@given(st.data())
+def test_an_address_of_each_name_that_the_role_takes_is_one_that_centre_and_servers_take(data):
+    rule = re.search(r"match\('(.*)\$'\)", (REPOSITORY / "roles/central/tasks/serve.yml").read_text())
+    name = data.draw(st.from_regex(rule[1], fullmatch=True, alphabet=st.characters(codec="ascii")))
+    url = f"https://[{name}]:8443" if ":" in name else f"https://{name}"
+    assert msgspec.convert({"url": url}, ZoneSettings).url == url
+    assert msgspec.convert({"url": url}, SyncConfig).url == url
