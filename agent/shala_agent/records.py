@@ -109,6 +109,7 @@ COMMIT;
 
 DISK_WAY_OUT = "is the disk full or read-only?: free some space, then run this again"
 MALFORMED = "database disk image is malformed"  # as SQLite says it
+_NO_TEXT = "Could not decode to UTF-8"  # what sqlite3 says then goes on with the text
 _TAIL_LEVEL = 1  # of zstd: what is cut soon after need not be small, but leaves its place in the file behind
 _tail_decoder = msgspec.msgpack.Decoder(list[bytes])
 
@@ -123,20 +124,30 @@ class RecordsUnavailable(AgentError):
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name the file, and the way out, where SQLite says that it cannot be used, whenever it does."""
+    """Name the file, and the way out, where SQLite or what reads its columns says that it cannot be used,
+    whenever it does. Nothing of what is in it is said: the words go to the centre.
+    """
     try:
         yield
+    except (msgspec.DecodeError, zstandard.ZstdError):
+        raise _damaged(path, MALFORMED) from None
     except sqlite3.DatabaseError as error:
+        if _NO_TEXT in str(error):
+            raise _damaged(path, MALFORMED) from None
         if disk.is_at_fault(error):
             raise RecordsUnavailable(f"{path}: {error} ({DISK_WAY_OUT})") from None
         if "is locked" in str(error):
             raise RecordsUnavailable(f"{path}: {error} (wait for it, then run this again)") from None
         if type(error) is not sqlite3.DatabaseError:  # a mistake of ours is no damage
             raise
-        raise RecordsDamaged(
-            f"{path}: {error} (update shala; if the file is damaged, move it away, then shala-agent enrol"
-            " --url CENTRE: the zone's records come again, one's own are heard anew)"
-        ) from None
+        raise _damaged(path, str(error)) from None
+
+
+def _damaged(path: Path, reason: str) -> RecordsDamaged:
+    return RecordsDamaged(
+        f"{path}: {reason} (update shala; if the file is damaged, move it away, then shala-agent enrol"
+        " --url CENTRE: the zone's records come again, one's own are heard anew)"
+    )
 
 
 class Change(NamedTuple):
@@ -203,10 +214,15 @@ class Records:
             self._follow_types()
 
     def check(self) -> None:
-        """Read every page of the file. Raises RecordsDamaged, or what `naming` names; takes a while."""
+        """Read every page of the file, records and tail as who needs them does. Raises RecordsDamaged, or
+        what `naming` names; takes a while.
+        """
         ((said,),) = self._database.query("PRAGMA quick_check(1)")
         if said != "ok":
             raise sqlite3.DatabaseError(f"{MALFORMED}: {' '.join(said.split())}")
+        self._require_store().tables.check()
+        for _ in self._tail_entries():
+            pass
 
     def close(self) -> None:
         """Close the file."""

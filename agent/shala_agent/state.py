@@ -195,6 +195,12 @@ class Tables:
                 return
             last = (rows[-1][0], rows[-1][1])
 
+    def check(self) -> None:
+        """Read all that is kept of each record. Raises what the decoders do where it is damaged."""
+        names = [(one.type, one.key) for one in self.records(everything=True)]
+        for start in range(0, len(names), AT_ONCE):
+            self._find(names[start : start + AT_ONCE])
+
     def written_by(self, logs: Collection[bytes]) -> Iterator[Record]:
         """Yield the records that some logs have written at some time: as they are shown, but in a conflict
         what these logs say of it.

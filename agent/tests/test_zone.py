@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -8,6 +9,7 @@ import random
 import re
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -621,6 +623,37 @@ def test_records_that_are_damaged_in_the_middle_are_named_with_the_way_out(agent
     assert way_out in said
     agent("run")
     assert f"{records}: database disk image is malformed" in agent("status").output
+
+
+@pytest.mark.parametrize(
+    ("damage", "command"),
+    [
+        ("UPDATE record SET value = value || X'FF'", "records list"),
+        ("UPDATE record SET value = value || X'FF'", "records show account/zodin-mz17"),
+        ("UPDATE record SET value = value || X'FF'", "progress --user zodin-mz17"),
+        ("UPDATE record SET value = value || X'FF'", "sync"),
+        ("UPDATE record SET value = value || '}'", "records list"),
+        ("UPDATE record SET rest = X'C1'", "records show account/zodin-mz17"),
+        ("UPDATE tail SET entries = X'00'", "sync"),
+    ],
+)
+def test_a_record_that_is_damaged_is_named_with_the_way_out_and_without_what_is_in_it(
+    agent, hill: School, quiet_steps, damage: str, command: str
+):
+    records = hill.root / "state/records.sqlite"
+    with changing(hill.config, "test") as opened:
+        opened.write([Change("account", "zodin-mz17", {"first_name": "Zodinpuii"})], 1)
+        opened.write([Change("progress", "zodin-mz17/unit0", {"unit_name": "Unit 0"})], 1)
+    with contextlib.closing(sqlite3.connect(records)) as db, db:
+        db.execute(damage)
+    named = f"{records}: database disk image is malformed"
+    said = str(agent(*command.split()).exception)
+    assert said.startswith(f"{named} (update shala; if the file is damaged, move it away, then")
+    assert named in (doctor := agent("doctor").output)
+    agent("run")
+    assert not any(
+        "Zodin" in one for one in (said, doctor, agent("status").output, agent("status", "--json").output)
+    )
 
 
 def test_empty_records_beside_a_key_are_a_problem_and_stay_as_they_are(agent, hill: School):
