@@ -123,9 +123,10 @@ class RecordsUnavailable(AgentError):
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(path: Path, *, opening: bool = False) -> Iterator[None]:
     """Name the file, and the way out, where SQLite or what reads its columns says that it cannot be used,
-    whenever it does. Nothing of what is in it is said: the words go to the centre.
+    whenever it does. Nothing of what is in it is said: the words go to the centre. Whatever is wrong at its
+    `opening` is wrong with the file: there it is another program's, too.
     """
     try:
         yield
@@ -138,7 +139,7 @@ def naming(path: Path) -> Iterator[None]:
             raise RecordsUnavailable(f"{path}: {error} ({DISK_WAY_OUT})") from None
         if "is locked" in str(error):
             raise RecordsUnavailable(f"{path}: {error} (wait for it, then run this again)") from None
-        if type(error) is not sqlite3.DatabaseError:  # a mistake of ours is no damage
+        if not opening and type(error) is not sqlite3.DatabaseError:  # a mistake of ours is no damage
             raise
         raise _damaged(path, str(error)) from None
 
@@ -199,7 +200,7 @@ class Records:
     """
 
     def __init__(self, path: Path, *, only_read: bool = False) -> None:
-        with naming(path):
+        with naming(path, opening=True):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 path.touch(mode=0o600)  # names of children are in it

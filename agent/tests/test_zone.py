@@ -596,6 +596,18 @@ def test_records_that_cannot_be_opened_are_a_line_and_not_a_trace(hill: School, 
         Records(hill.root / "state/records.sqlite")
 
 
+def test_another_programs_database_in_the_place_of_the_records_is_named_with_the_way_out(agent, hill: School):
+    records = hill.root / "state/records.sqlite"
+    remove_store(records)
+    with contextlib.closing(sqlite3.connect(records)) as db, db:
+        db.execute("CREATE TABLE meta (cell TEXT)")
+    for command in (("records", "list"), ("sync",)):
+        said = str(agent(*command).exception)
+        assert said.startswith(
+            f"{records}: table meta already exists (update shala; if the file is damaged, move"
+        )
+
+
 def test_the_status_says_of_damaged_records_what_the_doctor_says(agent, hill: School):
     records = hill.root / "state/records.sqlite"
     remove_store(records)
