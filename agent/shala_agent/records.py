@@ -510,15 +510,16 @@ class Records:
         return [bytes(id_) for (id_,) in rows]
 
     def damaged(self) -> int:
-        """Return how many segments are damaged on the disk here, and not mended yet."""
+        """Return how many segments of its zone are damaged on the disk here, and not mended yet."""
         return self._held_for(DAMAGED)
 
     def hollow(self) -> int:
-        """Return how many segments lack entries that nobody has ordered to be forgotten."""
+        """Return how many segments of its zone lack entries that nobody has ordered to be forgotten."""
         return self._held_for(HOLLOW)
 
     def _held_for(self, reason: str) -> int:
-        return int(self._database.query("SELECT count(*) FROM segment WHERE held = ?", (reason,))[0][0])
+        query = "SELECT count(*) FROM segment WHERE zone = ? AND held = ?"
+        return int(self._database.query(query, (self._zone, reason))[0][0])
 
     def read(self, id_: bytes) -> Segment | None:
         """Return a segment, None if it is not here or damaged: it is not offered then, but asked for."""

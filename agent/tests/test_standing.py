@@ -437,6 +437,17 @@ def test_of_what_a_carrier_has_left_entries_out_nothing_counts_until_they_come(h
     assert (says(there), there.left_out()) == (says(here), 0)
 
 
+def test_what_lacks_entries_in_a_zone_that_this_server_has_left_is_asked_of_nobody_and_not_counted(
+    there, whole
+):
+    there.accept(without(whole, 1, 2), from_centre=False)
+    assert (there.hollow(), there.left_out()) == (1, 1)
+    enrol(there, OTHER, "rj", said("enrol", OTHER, 1, "rj"))
+    assert (there.hollow(), there.left_out()) == (0, 0)
+    enrol(there, OTHER, "mz", said("enrol", OTHER, 2))
+    assert (there.hollow(), there.left_out()) == (1, 1)
+
+
 def test_what_is_gone_need_not_come_when_the_centre_has_ordered_it_to_be_forgotten(
     here, there, whole, rebuilds
 ):
