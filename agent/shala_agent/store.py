@@ -66,6 +66,8 @@ class Store:
     _forks: set[bytes] | None = None  # the logs that have forked, once somebody has asked
     _branches: dict[bytes, Branches] = field(default_factory=dict)  # of those that were looked at
     _below: dict[bytes, set[bytes]] = field(default_factory=dict)  # of logs that were cut off at heads
+    # Of the same, as `_cut_from` has it of what it has met: else a long chain is walked once for each of it.
+    _begins: dict[bytes, dict[bytes, tuple[bytes, Link | None]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.tables = Tables(self.database, self.zone, TYPES, NEEDED)
@@ -198,6 +200,7 @@ class Store:
         self.member(key).add(statement)
         for log in statement.heads:
             self._below.pop(bytes.fromhex(log), None)
+            self._begins.pop(bytes.fromhex(log), None)
         with self.together():
             if statement.kind == "redact":
                 self._redact(bytes.fromhex(statement.segment))
@@ -342,16 +345,23 @@ class Store:
         """Return the first segment that a revocation has cut off of the chain that ends with one, None where
         that counts, and the segment before it, if it is here.
         """
-        begin: bytes | None = None
+        known = self._begins.setdefault(log, {})
+        met: list[bytes] = []
+        before: Link | None = None
         query = 'SELECT id, "first", "last", previous, "key" FROM segment WHERE id = ? AND zone = ?'
-        while rows := self.database.query(query, (id_, self.zone)):
+        while id_ not in known and (rows := self.database.query(query, (id_, self.zone))):
             *row, key = rows[0]
-            member = self.member(bytes(key))
+            link, member = _link(row), self.member(bytes(key))
             if log not in member.heads or id_ in self._below_heads(log, member):
-                return begin, _link(row)
-            link = _link(row)
-            begin, id_ = id_, link.previous
-        return begin, None
+                before = link
+                break
+            met.append(id_)
+            id_ = link.previous
+        if not met:
+            return known.get(id_, (None, before))
+        found = known.get(id_, (met[-1], before))
+        known.update(dict.fromkeys(met, found))
+        return found
 
     def clip(self, context: Vector) -> Vector:
         """Forget what a context says of a forked log beyond the dispute: which branch is meant is unknown."""
@@ -366,6 +376,7 @@ class Store:
 
     def _insert(self, segment: Segment, reason: str) -> None:
         header = segment.header
+        self._begins.pop(segment.log, None)  # it may be what was missing of a chain
         self.database.query(
             'INSERT INTO segment (id, zone, "key", epoch, log, "first", "last", previous, size, held, data)'
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -15,6 +15,7 @@ from shala_agent.segment import (
     MAGIC,
     NONE,
     Entry,
+    branch_id,
     encode_entry,
     log_id,
     make_segment,
@@ -596,3 +597,35 @@ def test_what_the_head_does_not_continue_is_written_anew_by_its_own_server(here,
     there.state(statements)
     give(there, *segments(here, OLD))
     assert says(there)["account/zo"] == {"first_name": "Zo"}
+
+
+def statements_to_write_anew(path: Path, number: int) -> int:
+    """Return how many statements a server's database runs to write so many cut-off segments anew."""
+    here = enrolled(path, OLD)
+    made = run(OLD, number + 1)
+    give(here, *made)
+    here._database.query("UPDATE segment SET ours = 1")
+    ran: list[str] = []
+    here._db.set_trace_callback(ran.append)
+    here.state([revoked_at(OLD, made[0]), said("enrol", OLD, 3)])
+    here._db.set_trace_callback(None)
+    assert here.uncut() == number
+    return len(ran)
+
+
+def test_a_segment_that_was_cut_off_costs_the_same_however_many_were(tmp_path):
+    few = statements_to_write_anew(tmp_path / "few.sqlite", 10)
+    assert statements_to_write_anew(tmp_path / "many.sqlite", 40) < 4 * few
+
+
+def test_where_a_cut_off_begins_is_looked_up_anew_when_what_was_missing_comes_and_when_it_counts(there):
+    made = run(OLD, 4)
+    second, third, last = (read_segment(data) for data in made[1:])
+    there.state([revoked_at(OLD, made[0])])
+    give(there, made[0], made[2], made[3])
+    log = last.log
+    assert there.store.named_by_author(log, last.id) == (branch_id(log, third.id), {})
+    give(there, made[1])
+    assert there.store.named_by_author(log, last.id) == (branch_id(log, second.id), {log: 1})
+    there.state([revoked_at(OLD, made[2], generation=3)])
+    assert there.store.named_by_author(log, last.id) == (branch_id(log, last.id), {log: 3})
