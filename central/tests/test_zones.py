@@ -212,18 +212,14 @@ def test_a_url_that_names_no_database_of_ours_is_refused(url):
 
 
 @pytest.mark.parametrize(
-<<<<<<< HEAD
     "url",
     [
         "http://example.org",
         "https://sync.example.org/shala",
-        "https://a_b",
+        "https://a b",
         "ftp://localhost",
         "https://a:70000",
     ],
-=======
-    "url", ["http://example.org", "https://sync.example.org/shala", "https://a b", "ftp://localhost"]
->>>>>>> 240967f (Take an address of the centre with underscores or of IPv6, as the role does)
 )
 def test_an_address_that_no_server_would_take_is_refused(tmp_path, url):
     path = tmp_path / "central.toml"
