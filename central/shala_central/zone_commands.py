@@ -30,15 +30,16 @@ if TYPE_CHECKING:
     from shala_central.zones import Zones
 
 
-def open_zones(config: CentralConfig, *, make: bool = False) -> Zones:
+def open_zones(config: CentralConfig, *, make: bool = False, anew: bool = False) -> Zones:
     """Return the database of zones, upgraded if that is needed. Raises CentralError.
 
-    Only where it may be the first command is it made: elsewhere its path is a slip.
+    Only where it may be the first command is it made: elsewhere its path is a slip. `anew`: the centre's
+    key has had one that is lost.
     """
     # Only now: SQLAlchemy takes longer to import than most commands take.
     from shala_central.zones import Zones
 
-    return Zones.open(config.zones, make=make)
+    return Zones.open(config.zones, make=make, anew=anew)
 
 
 # -- organizations -------------------------------------------------------------------------------------------
@@ -56,16 +57,19 @@ def org_group() -> None:
 
 @org_group.command("create", short_help="Make an organization.")
 @click.argument("name")
+@click.option(
+    "--new-database", is_flag=True, help="Make a database though the centre's key has one: it is lost."
+)
 @config_option
 @json_option
-def org_create(name: str, config: CentralConfig, as_json: bool) -> int:
+def org_create(name: str, new_database: bool, config: CentralConfig, as_json: bool) -> int:
     """Make an organization.
 
     \b
     Example:
       shala org create mizoram
     """
-    zones = open_zones(config, make=True)
+    zones = open_zones(config, make=True, anew=new_database)
     with zones.database.writing() as session:
         zones.create_organization(session, name)
     if as_json:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -81,10 +82,12 @@ class Zones:
         self._remade = 0  # the zone of the last step
 
     @classmethod
-    def open(cls, settings: ZoneSettings, *, make: bool = True) -> Zones:
-        """Open (make if it may be, or upgrade) what a configuration names. Raises CentralError."""
-        if make:
-            _require_known_folder(settings)
+    def open(cls, settings: ZoneSettings, *, make: bool = True, anew: bool = False) -> Zones:
+        """Open (make if it may be, or upgrade) what a configuration names; `anew`: also where the centre has
+        had one. Raises CentralError.
+        """
+        if make and not anew:
+            _require_no_lost_one(settings)
         database = Database(settings.database, make=make).open()
         with database.reading() as session:
             known = _meta(session, "centre")
@@ -429,16 +432,28 @@ def names_user(type_: str, key: str, user: str) -> bool:
     return key == user if type_ == "account" else key.partition("/")[0] == user
 
 
-def _require_known_folder(settings: ZoneSettings) -> None:
-    """Raise UsageError where a centre that has its key already would make its database in a folder that is
-    not there: a slip of the pen, and an empty centre would be served.
+def _require_no_lost_one(settings: ZoneSettings) -> None:
+    """Raise UsageError where a centre that has its key already would make its database: by a slip of the pen,
+    or beside a disk that is not mounted, an empty centre would be served.
     """
-    path = sqlite_file(settings.database)
-    if path is not None and os.path.lexists(settings.key_file) and not os.path.lexists(path.parent):
+    # The key is made after the database: who sees it looks for that only then.
+    path, has_key = sqlite_file(settings.database), os.path.lexists(settings.key_file)
+    if path is not None and has_key and not _holds_anything(path):
         raise UsageError(
-            f"no database at {path}, and {settings.key_file} is the key of one (correct zones.database; for a"
-            f" new one: mkdir -p {path.parent})"
+            f"no database at {path}, and {settings.key_file} is the key of one (correct zones.database, mount"
+            " its disk, or put a backup there; to begin anew with this key: shala org create NAME"
+            " --new-database)"
         )
+
+
+def _holds_anything(path: Path) -> bool:
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # what is in the way is said when it is opened
+    return found.st_size > 0 or not stat.S_ISREG(found.st_mode)
 
 
 def _counters_of(segment: Segment, type_: str, key: str, *, dependents: bool) -> list[int]:

@@ -67,6 +67,29 @@ def test_nothing_new_is_one_request_of_less_than_a_kilobyte(school):
     assert result.bytes_up + result.bytes_down < 1000
 
 
+def test_a_centre_that_has_lost_its_database_begins_anew_with_its_key_and_gets_all_back(
+    school, served: ZoneCentre
+):
+    if served.postgres:
+        pytest.skip("a database of PostgreSQL is made by its own commands")
+    hill, lake = school("2031017-mz17"), school("2031018-mz18")
+    hill.records.write([account("green-apple-mz17")], 1000)
+    for one in (hill, lake):
+        one.sync()
+    served.stop()
+    for path in Path(served.database.removeprefix("sqlite:///")).parent.glob("zones.sqlite*"):
+        path.unlink()
+    assert served.shala("org", "create", "clix").returncode == 2
+    assert served.shala("org", "create", "clix", "--new-database").returncode == 0
+    assert served.shala("zone", "create", "mz", "--org", "clix").returncode == 0
+    served.start()
+    lake.records.write([account("red-pear-mz18")], 1000)
+    for one in (hill, lake, hill):
+        assert one.sync().outcome == "done"
+    assert lake.says() == hill.says()
+    assert len(hill.says()) == 2
+
+
 def test_a_centre_restored_from_a_backup_gets_back_what_it_has_lost(school, served: ZoneCentre):
     hill, lake = school("2031017-mz17"), school("2031018-mz18")
     for one in (hill, lake):

@@ -270,19 +270,35 @@ def test_a_mistyped_path_makes_no_database(tmp_path, command):
 
 
 @pytest.mark.parametrize("command", [("serve",), ("org", "create", "clix")])
-def test_who_has_its_key_makes_no_database_in_a_folder_that_is_not_there(tmp_path, command):
+@pytest.mark.parametrize(
+    "slip", ["typo/zones.sqlite", "srv/zone.sqlite", "srv/empty.sqlite", "srv/dangling.sqlite"]
+)
+def test_who_has_its_key_makes_no_database_where_it_has_none(tmp_path, command, slip):
     place = tmp_path / "srv"
     centre = ZoneCentre(tmp_path, f"sqlite:///{place}/zones.sqlite")
     centre.shala("org", "create", "first")  # who has none yet makes its folder, too
     assert place.is_dir()
-    centre.database = f"sqlite:///{tmp_path}/typo/zones.sqlite"
-    done = centre.shala(*command)
-    assert (done.returncode, done.stdout) == (2, "")
+    (place / "empty.sqlite").touch()
+    (place / "dangling.sqlite").symlink_to(tmp_path / "unmounted/zones.sqlite")
+    before = sorted(tmp_path.rglob("*"))
+    centre.database = f"sqlite:///{tmp_path}/{slip}"
+    with mock.patch("uvicorn.run") as served:
+        done = centre.shala(*command)
+    assert (done.returncode, done.stdout, served.called) == (2, "", False)
     assert done.stderr == (
-        f"shala: no database at {tmp_path}/typo/zones.sqlite, and {centre.key_file} is the key of one"
-        f" (correct zones.database; for a new one: mkdir -p {tmp_path}/typo)\n"
+        f"shala: no database at {tmp_path}/{slip}, and {centre.key_file} is the key of one (correct"
+        " zones.database, mount its disk, or put a backup there; to begin anew with this key: shala org create"
+        " NAME --new-database)\n"
     )
-    assert not (tmp_path / "typo").exists()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("step", ["database.Database.open", "centre_key.durable.sync", "zones._set_meta"])
+def test_a_centre_that_is_cut_off_while_it_is_made_is_made_by_the_next_command(tmp_path, step):
+    centre = ZoneCentre(tmp_path, f"sqlite:///{tmp_path}/zones.sqlite")
+    with mock.patch(f"shala_central.{step}", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        Zones.open(centre.settings)
+    assert centre.shala("org", "create", "clix").returncode == 0
 
 
 def test_a_database_without_tables_is_none_to_read_from(zone_centre, tmp_path):
