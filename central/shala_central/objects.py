@@ -276,14 +276,14 @@ class Objects:
     def problem(self, server: str, file: File) -> str:
         """Return why a content that is needed cannot be had as it should be, or "".
 
-        Raises FileNotFoundError where its object goes away meanwhile.
+        Raises FileNotFoundError where its object goes away meanwhile, PermissionError where it is shut.
         """
         path = file.path.removeprefix("data/")
         place = self.find(server, path, file.sha256)
         if place is not None:
             try:
                 whole = place.stat().st_size == file.size and digest_of(place) == file.sha256
-            except FileNotFoundError:
+            except (FileNotFoundError, PermissionError):
                 raise
             except OSError as error:
                 return f"cannot be read: {error.strerror} (its object)"
@@ -331,9 +331,14 @@ def digest_of(path: Path | str) -> str:
 
 
 def holds(path: Path, sha256: str) -> bool:
-    """Return whether a plain file is there, can be read, and has this digest."""
+    """Return whether a plain file is there, can be read, and has this digest.
+
+    Raises PermissionError: what is shut is not damaged.
+    """
     try:
         return digest_of(path) == sha256
+    except PermissionError:
+        raise
     except OSError:
         return False
 
