@@ -282,6 +282,8 @@ def test_who_has_its_key_makes_no_database_where_it_has_none(tmp_path, command, 
     (place / "dangling.sqlite").symlink_to(tmp_path / "unmounted/zones.sqlite")
     before = sorted(tmp_path.rglob("*"))
     centre.database = f"sqlite:///{tmp_path}/{slip}"
+    if command == ("serve",):
+        command += ("--listen", f"127.0.0.1:{free_port()}")
     with mock.patch("uvicorn.run") as served:
         done = centre.shala(*command)
     assert (done.returncode, done.stdout, served.called) == (2, "", False)
