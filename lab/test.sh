@@ -49,7 +49,7 @@ try_roles() {
   step "molecule: all roles done"
 }
 set -m; try_roles > build/roles.log 2>&1 < /dev/null & beside=$!; set +m
-step "Packages on real parts: ssh, rsync, docker exec, HTTP, PostgreSQL; 300 simulated runs (the roles beside them)"; python -m pytest -q -n 2 --dist loadfile --durations=5 -m "(docker or ssh or http or postgres or simulator) and not faults and not fleet"
+step "Packages on real parts: ssh, rsync, docker exec, HTTP, PostgreSQL; 300 simulated runs (the roles beside them)"; python -m pytest -q -n 2 --dist loadfile --durations=5 -m "(docker or ssh or http or postgres or simulator or plays) and not faults and not fleet"
 step "Faults: the agent killed, starved and misled (the roles beside it)"; lab/faults.sh
 roles_status=0; wait "$beside" || roles_status=$?
 beside=; cat build/roles.log; [ $roles_status -eq 0 ] || exit 1

@@ -183,6 +183,7 @@ def restore(play, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[s
 GOOD = {"gstudio/db": "ok", "gstudio/media": "accepted"}
 
 
+@pytest.mark.plays
 def test_what_the_centre_doubts_is_restored_only_when_it_is_asked_for(restore):
     kept = {"4": None, "3": {**GOOD, "gstudio/db": "held"}, "2": GOOD}
     assert "collection 2 of mz17" in restore(kept, "--check").stdout
@@ -197,6 +198,7 @@ def test_where_every_collection_is_in_doubt_the_operator_is_to_name_one(restore)
     assert "-e restore_collection=NUMBER" in done.stdout
 
 
+@pytest.mark.plays
 def test_a_restore_after_which_the_platform_does_not_come_up_has_failed(restore):
     done = restore({"2": GOOD}, restart_needed=True)
     assert done.returncode not in (0, 3)
@@ -204,6 +206,7 @@ def test_a_restore_after_which_the_platform_does_not_come_up_has_failed(restore)
     assert "None is left" not in done.stdout
 
 
+@pytest.mark.plays
 def test_a_restore_after_which_nothing_is_to_be_read_anew_is_done(restore):
     done = restore({"2": GOOD}, restart_needed=False)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -230,6 +233,7 @@ def make_certificates(folder: Path, host: str, *arguments: str) -> subprocess.Co
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="the role makes files of root's")
+@pytest.mark.plays
 def test_the_roles_certificate_is_good_whatever_a_schools_clock_says_and_made_once(tmp_path):
     done = make_certificates(tmp_path, "fd00::17", "--check")  # on a new host, of which nothing is there yet
     assert done.returncode == 0, done.stdout
